@@ -1,0 +1,257 @@
+"""Every setting of the plugin: its default, its meaning, its check.
+
+Settings are resolved in three layers, later ones win: the defaults below, the ``"cfcl"`` block of the plan's
+configuration, the JSON file named by the environment variable ``nnUNet_cfcl_config``. Keys are nested
+(``{"pretrain": {"epochs": 100}}``) or dotted (``{"pretrain.epochs": 100}``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from nnunet_cfcl.errors import UserError
+
+CONFIG_VARIABLE = "nnUNet_cfcl_config"
+
+
+class SettingsError(UserError):
+    """An unknown key, a wrong type or a value out of range; the message names the key."""
+
+
+def setting(default: Any, meaning: str, low: float | None = None, high: float | None = None) -> Any:
+    """A dataclass field with its meaning and its inclusive range (for a pair, of both its members)."""
+    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """Phase 1: contrastive pretraining (method sections 3 and 4)."""
+
+    enabled: bool = setting(True, "false: no pretraining, the trainer only fine-tunes")
+    epochs: int = setting(200, "length of the pretraining in epochs", 1)
+    iterations_per_epoch: int = setting(250, "optimiser steps per epoch", 1)
+    images_per_step: int = setting(8, "images B contrasted with each other in one step", 1)
+    points_per_image: int = setting(1000, "points P sampled per image and pair of views", 1)
+    patches_per_pass: int | None = setting(
+        None, "patches in one forward pass; null: the plan's batch size. More patches than that in a step (B times "
+        "views) are processed in several passes with cached gradients", 1)
+    temperature: float = setting(0.7, "temperature of the contrastive loss", 0.001, 100)
+    projection_hidden: int = setting(256, "hidden width of the projection head", 1)
+    projection_dim: int = setting(128, "width d of the embeddings", 2)
+    initial_lr: float = setting(3e-3, "AdamW learning rate after the warm-up", 0)
+    final_lr: float = setting(1e-6, "learning rate at the end of the cosine", 0)
+    weight_decay: float = setting(1e-2, "AdamW weight decay", 0)
+    warmup_fraction: float = setting(0.25, "share of the run with a linearly rising rate, at least one step", 0, 1)
+    clip_norm: float = setting(1.0, "maximal gradient norm", 1e-12)
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """Random views of an image (method section 2)."""
+
+    rotation_deg: float = setting(15.0, "rotation is uniform within +- this many degrees, in millimetres", 0, 180)
+    crop_fraction: tuple[float, float] = setting(
+        (0.08, 1.0), "range of the view's area (2D) or volume (3D) relative to the patch", 1e-4, 1)
+    aspect_ratio: tuple[float, float] = setting((0.75, 4 / 3), "range of the aspect ratio of the view", 0.1, 10)
+    min_overlap: float = setting(
+        0.1, "smallest share of the smaller of two views that lies in the other; views are redrawn below it", 0, 0.9)
+    jitter_probability: float = setting(0.8, "probability of brightness and contrast changes", 0, 1)
+    brightness: float = setting(0.4, "brightness factor is uniform in 1 +- this", 0, 1)
+    contrast: float = setting(0.4, "contrast factor is uniform in 1 +- this", 0, 1)
+    blur_probability: float = setting(0.5, "probability of a Gaussian blur", 0, 1)
+    blur_sigma: tuple[float, float] = setting((0.1, 2.0), "range of the blur's sigma in pixels of the view", 0, 20)
+    solarise_probability: float = setting(0.2, "probability of solarising a counterfactual view", 0, 1)
+    solarise_threshold: float = setting(0.5, "intensities above this share of the range are inverted", 0, 1)
+
+
+@dataclass(frozen=True)
+class CounterfactualSettings:
+    """Where the counterfactuals come from."""
+
+    source: Literal["auto", "acquisition", "precomputed"] = setting(
+        "auto", "auto: a store of counterfactuals where there is one, else acquisition")
+    store: str | None = setting(None, "folder of a counterfactual store; null: the dataset's own, if there is one")
+    count: int = setting(3, "counterfactuals per image; the number of views is one more", 1, 31)
+
+
+@dataclass(frozen=True)
+class AcquisitionSettings:
+    """Analytic interventions on the acquisition (no attributes needed)."""
+
+    probability: float = setting(0.75, "probability of each of the four effects", 0, 1)
+    matching: tuple[float, float] = setting(
+        (0.0, 1.0), "how far the transfer curve moves towards another case's intensity distribution", 0, 1)
+    gamma: tuple[float, float] = setting((0.5, 2.0), "range of the transfer curve's exponent (log-uniform)", 0.05, 20)
+    point_spread: tuple[float, float] = setting((0.0, 1.0), "sigma of the point spread in in-plane voxels", 0, 20)
+    noise_level: tuple[float, float] = setting((0.0, 0.05), "noise SD as a share of the intensity range", 0, 1)
+    noise_correlation: tuple[float, float] = setting(
+        (0.0, 1.0), "sigma of the noise's own point spread (its texture) in in-plane voxels", 0, 20)
+    bias_field: tuple[float, float] = setting((0.0, 0.4), "amplitude of the log bias field", 0, 3)
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Phase 2: nnU-Net's own training. ``null`` keeps the value of the nnU-Net trainer underneath."""
+
+    epochs: int | None = setting(None, "epochs", 1)
+    iterations_per_epoch: int | None = setting(None, "training iterations per epoch", 1)
+    val_iterations_per_epoch: int | None = setting(None, "validation iterations per epoch", 1)
+    initial_lr: float | None = setting(
+        None, "learning rate after the warm-up; null: a tenth of the nnU-Net trainer's own", 0)
+    warmup_fraction: float = setting(0.05, "share of the epochs with a linearly rising rate", 0, 1)
+    mirror_axes: tuple[int, ...] | None = setting(
+        None, "axes mirrored in training and prediction, [] for none (labels defined by side need that)", 0, 2)
+    rotation_deg: float | None = setting(None, "rotation augmentation is uniform within +- this many degrees", 0, 180)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings. ``seed`` rules every random draw of both phases."""
+
+    seed: int = setting(0, "seed of the initialisation, the pretraining's draws and the fine-tuning", 0)
+    pretrain: PretrainSettings = field(default_factory=PretrainSettings)
+    views: ViewSettings = field(default_factory=ViewSettings)
+    counterfactual: CounterfactualSettings = field(default_factory=CounterfactualSettings)
+    acquisition: AcquisitionSettings = field(default_factory=AcquisitionSettings)
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested, JSON-ready dictionary of all settings."""
+        text = json.dumps(self, default=lambda node: {f.name: getattr(node, f.name) for f in fields(node)})
+        nested = json.loads(text)
+        assert isinstance(nested, dict)
+        return nested
+
+
+def settings_keys() -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, default, meaning) of every setting, for tables and messages."""
+    for top in fields(Settings):
+        section = getattr(Settings(), top.name)
+        if is_dataclass(section):
+            for f in fields(section):
+                yield f"{top.name}.{f.name}", getattr(section, f.name), f.metadata["meaning"]
+        else:
+            yield top.name, section, top.metadata["meaning"]
+
+
+def digest(content: Any) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of a JSON-ready object; equal content, equal digest."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def resolve_settings(
+    plan_block: Mapping[str, Any] | None = None, file: str | os.PathLike[str] | None = None
+) -> Settings:
+    """Settings from the defaults, the plan's ``"cfcl"`` block and a JSON file, later ones winning.
+
+    Args:
+        plan_block: the ``"cfcl"`` block of the plan's configuration, or None.
+        file: a JSON file; None reads the one named by the environment variable ``nnUNet_cfcl_config``, if set.
+
+    Raises:
+        SettingsError: unknown key (the nearest valid one is named), wrong type, value out of range, unreadable file.
+    """
+    settings = Settings()
+    file = file if file is not None else os.environ.get(CONFIG_VARIABLE)
+    layers = [("the plan's cfcl block", plan_block or {})]
+    if file:
+        layers.append((f"{file}", _read_json(Path(file))))
+    for origin, layer in layers:
+        for key, value in _flatten(layer, origin):
+            settings = _with_value(settings, key, value, origin)
+    return settings
+
+
+def _read_json(file: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except OSError as error:
+        reason = f"cannot read the settings file {file} ({error.strerror}); {CONFIG_VARIABLE} names it"
+        raise SettingsError(reason) from error
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"the settings file {file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"the settings file {file} must hold a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _flatten(layer: Any, origin: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(layer, Mapping):
+        raise SettingsError(f"{origin} must be an object with settings, found {layer!r}")
+    for key, value in layer.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flatten(value, origin, f"{dotted}.")
+        else:
+            yield dotted, value
+
+
+def _with_value(settings: Settings, key: str, value: Any, origin: str) -> Settings:
+    known = [name for name, _, _ in settings_keys()]
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        raise SettingsError(f"unknown setting '{key}' in {origin}; the nearest valid one is '{near[0]}'")
+    section_name, _, name = key.rpartition(".")
+    section = getattr(settings, section_name) if section_name else settings
+    checked = _checked(section, name, value, f"setting '{key}' in {origin}")
+    changed: Any = replace(section, **{name: checked})
+    whole: dict[str, Any] = {section_name: changed}
+    return replace(settings, **whole) if section_name else changed
+
+
+def _checked(section: Any, name: str, value: Any, what: str) -> Any:
+    hint = get_type_hints(type(section))[name]
+    converted = _converted(value, hint, what)
+    metadata = next(f.metadata for f in fields(section) if f.name == name)
+    members = converted if isinstance(converted, tuple) else (converted,)
+    for member in members:
+        if isinstance(member, (int, float)) and not isinstance(member, bool):
+            _check_range(member, metadata["low"], metadata["high"], what)
+    if get_origin(hint) is tuple and Ellipsis not in get_args(hint) and converted[0] > converted[1]:
+        raise SettingsError(f"{what} must be [low, high] with low <= high, found {list(converted)}")
+    return converted
+
+
+def _check_range(value: float, low: float | None, high: float | None, what: str) -> None:
+    # written so that NaN, which compares false with everything, is refused too
+    if (low is not None and not value >= low) or (high is not None and not value <= high) or value != value:
+        bounds = " and ".join(f"{sign} {bound:g}" for sign, bound in ((">=", low), ("<=", high)) if bound is not None)
+        raise SettingsError(f"{what} must be {bounds}, found {value}")
+
+
+def _converted(value: Any, hint: Any, what: str) -> Any:
+    """``value`` as the annotated type; JSON lists become tuples, integers are accepted as floats."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        inner = next(argument for argument in arguments if argument is not type(None))
+        return None if value is None else _converted(value, inner, what)
+    if origin is Literal:
+        if value not in arguments:
+            raise SettingsError(f"{what} must be one of {', '.join(map(repr, arguments))}, found {value!r}")
+        return value
+    if origin is tuple:
+        return _converted_tuple(value, arguments, what)
+    accepted = (int, float) if hint is float else (hint,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+        raise SettingsError(f"{what} must be {_name_of(hint)}, found {value!r}")
+    return hint(value)
+
+
+def _converted_tuple(value: Any, arguments: tuple[Any, ...], what: str) -> tuple[Any, ...]:
+    length = None if Ellipsis in arguments else len(arguments)
+    if not isinstance(value, (list, tuple)) or (length is not None and len(value) != length):
+        raise SettingsError(f"{what} must be a list{f' of {length} numbers' if length else ''}, found {value!r}")
+    return tuple(_converted(member, arguments[0], what) for member in value)
+
+
+def _name_of(hint: type) -> str:
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}.get(hint, hint.__name__)

@@ -1,0 +1,82 @@
+"""Settings: layers, types, ranges, messages."""
+
+import json
+
+import pytest
+
+from nnunet_cfcl.config import Settings, SettingsError, digest, resolve_settings, settings_keys
+
+
+def test_the_file_wins_over_the_plan_which_wins_over_the_defaults(tmp_path):
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"pretrain": {"epochs": 3}}))
+    settings = resolve_settings({"pretrain": {"epochs": 2, "images_per_step": 5}}, file)
+    assert (settings.pretrain.epochs, settings.pretrain.images_per_step) == (3, 5)
+    assert settings.pretrain.points_per_image == Settings().pretrain.points_per_image
+
+
+def test_the_environment_variable_names_the_file(tmp_path, monkeypatch):
+    file = tmp_path / "settings.json"
+    file.write_text('{"seed": 7}')
+    monkeypatch.setenv("nnUNet_cfcl_config", str(file))
+    assert resolve_settings().seed == 7
+
+
+def test_dotted_keys_equal_nested_ones():
+    assert resolve_settings({"finetune.mirror_axes": []}) == resolve_settings({"finetune": {"mirror_axes": []}})
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"pretrain": {"epoch": 2}}, ["pretrain.epoch", "nearest", "pretrain.epochs"]),
+        ({"pretrian": {"epochs": 2}}, ["pretrian.epochs", "pretrain.epochs"]),
+        ({"pretrain": {"epochs": 2.5}}, ["pretrain.epochs", "integer", "2.5"]),
+        ({"pretrain": {"epochs": "2"}}, ["pretrain.epochs", "integer", "'2'"]),
+        ({"pretrain": {"epochs": 0}}, ["pretrain.epochs", ">= 1"]),
+        ({"pretrain": {"epochs": None}}, ["pretrain.epochs", "integer"]),
+        ({"seed": True}, ["seed", "integer"]),
+        ({"pretrain": {"temperature": float("nan")}}, ["pretrain.temperature"]),
+        ({"views": {"crop_fraction": 0.1}}, ["views.crop_fraction", "list of 2"]),
+        ({"views": {"crop_fraction": [0.5, 0.1]}}, ["views.crop_fraction", "low <= high"]),
+        ({"counterfactual": {"source": "magic"}}, ["counterfactual.source", "acquisition"]),
+        ({"finetune": {"mirror_axes": [3]}}, ["finetune.mirror_axes", "<= 2"]),
+        ({"pretrain": 3}, ["pretrain"]),
+    ],
+)
+def test_a_wrong_setting_is_an_error_that_names_it(block, words):
+    with pytest.raises(SettingsError) as error:
+        resolve_settings(block)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3"])
+def test_a_file_that_holds_no_settings_is_an_error_that_names_it(tmp_path, content):
+    file = tmp_path / "settings.json"
+    file.write_text(content)
+    with pytest.raises(SettingsError, match="settings.json"):
+        resolve_settings(None, file)
+
+
+def test_a_missing_file_is_an_error_that_names_the_variable(tmp_path):
+    with pytest.raises(SettingsError, match="nnUNet_cfcl_config"):
+        resolve_settings(None, tmp_path / "none.json")
+
+
+def test_null_keeps_an_optional_setting_open():
+    assert resolve_settings({"finetune": {"epochs": None}}).finetune.epochs is None
+
+
+def test_settings_survive_a_round_trip_through_json():
+    settings = resolve_settings({"views": {"crop_fraction": [0.2, 0.9]}, "finetune": {"mirror_axes": [0, 1]}})
+    assert resolve_settings(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+def test_equal_content_has_an_equal_digest_whatever_the_order():
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+
+
+def test_every_setting_states_its_meaning_and_has_a_valid_default():
+    keys = list(settings_keys())
+    assert all(meaning for _, _, meaning in keys)
+    assert resolve_settings({key: default for key, default, _ in keys}) == Settings()
