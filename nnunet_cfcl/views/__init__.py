@@ -1,0 +1,39 @@
+"""Random views of an image: affine geometry with known coordinates, corresponding points, intensity effects.
+
+Everything random is drawn on the CPU with a given ``torch.Generator`` (functions ``draw_*``, returning plain
+tensors); everything deterministic is batched and runs on any device (functions ``apply_*``, ``read_features``).
+"""
+
+from nnunet_cfcl.views.crop_box import CropBox, draw_crop_box, read_crop
+from nnunet_cfcl.views.geometry import (
+    ViewGeometry,
+    apply_affine_views,
+    check_patch,
+    crop_size,
+    draw_affine_views,
+    overlap_share,
+    to_canonical,
+    to_view,
+)
+from nnunet_cfcl.views.intensity import IntensityParameters, apply_intensity, draw_intensity
+from nnunet_cfcl.views.sampling import draw_corresponding_points, read_features, tissue_box
+
+__all__ = [
+    "CropBox",
+    "IntensityParameters",
+    "ViewGeometry",
+    "apply_affine_views",
+    "apply_intensity",
+    "check_patch",
+    "crop_size",
+    "draw_affine_views",
+    "draw_corresponding_points",
+    "draw_crop_box",
+    "draw_intensity",
+    "overlap_share",
+    "read_crop",
+    "read_features",
+    "tissue_box",
+    "to_canonical",
+    "to_view",
+]

@@ -1,0 +1,67 @@
+"""One crop, at the same place in a case and in its counterfactuals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+
+@dataclass(frozen=True)
+class CropBox:
+    """A box of voxels that may reach beyond the image, where it is padded.
+
+    Args:
+        start: first voxel per spatial axis (Z, Y, X), negative where the crop is larger than the image.
+        size: crop size per axis; 1 along Z for two-dimensional crops.
+        shape: the image's spatial shape.
+        dim: 2 or 3.
+    """
+
+    start: tuple[int, ...]
+    size: tuple[int, ...]
+    shape: tuple[int, ...]
+    dim: int
+
+    @property
+    def inside(self) -> tuple[slice, ...]:
+        """The part of the box that lies in the image."""
+        bounds = zip(self.start, self.size, self.shape, strict=True)
+        return tuple(slice(max(0, s), min(n, s + size)) for s, size, n in bounds)
+
+    @property
+    def valid_range(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Voxel ranges [low, high) of real image inside the crop, for its ``dim`` last axes."""
+        pairs = [(part.start - s, part.stop - s) for part, s in zip(self.inside, self.start, strict=True)][-self.dim :]
+        return tuple(low for low, _ in pairs), tuple(high for _, high in pairs)
+
+    def pad(self, part: np.ndarray) -> Tensor:
+        """(C, *crop) from the part inside the image (C, z, y, x): padded with zeros, as nnU-Net's loader pads."""
+        before = [low.start - s for low, s in zip(self.inside, self.start, strict=True)]
+        padded = np.zeros((part.shape[0], *self.size), dtype=np.float32)
+        padded[(slice(None), *(slice(b, b + n) for b, n in zip(before, part.shape[1:], strict=True)))] = part
+        return torch.from_numpy(padded if self.dim == 3 else padded[:, 0])
+
+
+def draw_crop_box(generator: Generator, shape: Sequence[int], crop_size: Sequence[int]) -> CropBox:
+    """Uniform position inside the image; centred along an axis on which the image is smaller than the crop.
+
+    Args:
+        generator: random numbers; three are used, whatever the sizes.
+        shape: spatial shape (Z, Y, X) of the case.
+        crop_size: D numbers; for D = 2 one of the Z slices is chosen.
+    """
+    dim = len(crop_size)
+    size = tuple(crop_size) if dim == 3 else (1, *crop_size)
+    position = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+    room = [n - s for n, s in zip(shape, size, strict=True)]
+    start = tuple(int(u * (r + 1)) if r >= 0 else r // 2 for u, r in zip(position, room, strict=True))
+    return CropBox(start, size, tuple(shape), dim)
+
+
+def read_crop(box: CropBox, read: Callable[[tuple[slice, ...]], np.ndarray]) -> Tensor:
+    """The crop (C, *crop) of whatever ``read`` gives for a box inside the image."""
+    return box.pad(read(box.inside))

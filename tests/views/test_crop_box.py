@@ -1,0 +1,44 @@
+"""Crops: inside the image where it is large enough, padded with known validity where it is not."""
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_cfcl.views import CropBox, draw_crop_box, read_crop
+
+FITTING = [((30, 20, 25), (10, 12, 9)), ((1, 40, 50), (16, 20)), ((7, 40, 50), (16, 20))]
+
+
+@pytest.mark.parametrize(("shape", "size"), FITTING)
+def test_a_crop_that_fits_lies_inside_the_image(shape, size):
+    image = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    for seed in range(50):
+        box = draw_crop_box(torch.Generator().manual_seed(seed), shape, size)
+        crop = read_crop(box, lambda part: image[(slice(None), *part)])
+        assert crop.shape == (2, *size)
+        assert box.valid_range == ((0,) * len(size), tuple(size))
+        expected = image[(slice(None), *(slice(s, s + n) for s, n in zip(box.start, box.size, strict=True)))]
+        np.testing.assert_array_equal(crop.numpy().reshape(expected.shape), expected)
+
+
+def test_every_position_is_drawn_equally_often():
+    starts = [draw_crop_box(torch.Generator().manual_seed(s), (1, 8, 8), (6, 8)).start[1] for s in range(1500)]
+    counts = np.bincount(starts, minlength=3)
+    assert len(counts) == 3 and counts.min() > 400
+
+
+def test_a_crop_larger_than_the_image_is_centred_and_padded_with_zeros():
+    image = np.ones((1, 5, 6, 20), dtype=np.float32)
+    box = draw_crop_box(torch.Generator().manual_seed(0), (5, 6, 20), (9, 9, 8))
+    crop = read_crop(box, lambda part: image[(slice(None), *part)])
+    low, high = box.valid_range
+    assert [b - a for a, b in zip(low, high, strict=True)] == [5, 6, 8]
+    assert abs(low[0] - (9 - high[0])) <= 1 and abs(low[1] - (9 - high[1])) <= 1
+    assert crop.sum() == 5 * 6 * 8
+    assert crop[0, low[0] : high[0], low[1] : high[1], low[2] : high[2]].min() == 1
+
+
+def test_a_slice_of_a_volume_is_the_slice_that_was_drawn():
+    volume = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((1, 4, 5, 5), dtype=np.float32)
+    box = CropBox((2, 0, 0), (1, 5, 5), (4, 5, 5), 2)
+    assert read_crop(box, lambda part: volume[(slice(None), *part)]).unique().tolist() == [2.0]
