@@ -1,0 +1,156 @@
+"""The seam for everything that makes counterfactuals: what is random is drawn in a worker, applied on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from nnunet_cfcl.config import AcquisitionSettings
+from nnunet_cfcl.counterfactual.acquisition import AcquisitionParameters, apply_acquisition, draw_acquisition
+from nnunet_cfcl.counterfactual.quantiles import intensity_quantiles
+from nnunet_cfcl.counterfactual.store import CounterfactualStore
+from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.views.crop_box import CropBox, read_crop
+
+
+class CaseReader(Protocol):
+    """Boxes of preprocessed cases; spatial boxes have three slices, 2D data one or more slices along Z."""
+
+    @property
+    def cases(self) -> Sequence[str]:
+        """The cases to use."""
+
+    @property
+    def known(self) -> Sequence[str]:
+        """All cases of the dataset, those that are not used included."""
+
+    def shape(self, case: str) -> tuple[int, ...]:
+        """(C, Z, Y, X) in voxels."""
+
+    def read(self, case: str, box: tuple[slice, ...]) -> np.ndarray:
+        """Intensities (C, z, y, x), float32."""
+
+
+class CounterfactualSource(Protocol):
+    """Counterfactuals of a crop. Picklable; `draw` runs in workers, `apply` on the training device."""
+
+    name: str
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two sources the same, JSON-ready; part of the settings' hash."""
+
+    def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> Any:
+        """Parameters of ``count`` counterfactuals of a case: a NamedTuple of tensors with leading dimension count."""
+
+    def apply(self, originals: Tensor, drawn: Any, spacing: Sequence[float]) -> Tensor:
+        """Counterfactuals of crops (N, C, *crop), N drawn rows, spacing in mm; same shape."""
+
+
+class AcquisitionSource:
+    """Analytic interventions on the acquisition: every counterfactual is a newly drawn scanner.
+
+    Args:
+        reader: the cases; another case's intensities are the target of a transfer curve.
+        settings: ranges of the effects.
+        schemes: nnU-Net's normalisation scheme of each channel.
+        dim: 2 or 3.
+    """
+
+    name = "acquisition"
+
+    def __init__(self, reader: CaseReader, settings: AcquisitionSettings, schemes: Sequence[str], dim: int) -> None:
+        self._reader, self._settings, self._schemes, self._dim = reader, settings, tuple(schemes), dim
+        # after these normalisations an intensity is exactly zero only outside the mask and in padding
+        self._zero_is_outside = set(schemes) <= {"ZScoreNormalization", "CTNormalization"}
+        self._tables: dict[str, Tensor] = {}
+
+    def identity(self) -> dict[str, Any]:
+        """The ranges are part of the settings already, the normalisation decides what is done about the moments."""
+        return {"source": self.name, "schemes": list(self._schemes)}
+
+    def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> AcquisitionParameters:
+        """One scanner per counterfactual; its transfer curve may aim at the intensities of another case."""
+        others = torch.randint(len(self._reader.cases), (count,), generator=generator).tolist()
+        targets = torch.stack([self._table(self._reader.cases[other]) for other in others])
+        return draw_acquisition(
+            generator, self._settings, self._table(case), targets, self._dim, self._schemes, count
+        )
+
+    def apply(self, originals: Tensor, drawn: AcquisitionParameters, spacing: Sequence[float]) -> Tensor:
+        """See `apply_acquisition`; padding and what masked normalisation set to zero stay as they are."""
+        inside = (originals != 0).any(dim=1, keepdim=True) if self._zero_is_outside else None
+        return apply_acquisition(originals, drawn, spacing, inside)
+
+    def _table(self, case: str) -> Tensor:
+        # kept per worker: tables are small, and a case is met again in every round through the data
+        if case not in self._tables:
+            spatial = self._reader.shape(case)[1:]
+            boxes = [_spread_box(spatial, position) for position in np.linspace(0, 1, 5)]
+            parts = [self._reader.read(case, box) for box in boxes]
+            joined = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+            inside = (joined != 0).any(axis=0) if self._zero_is_outside else None
+            self._tables[case] = intensity_quantiles(joined, inside=inside)
+        return self._tables[case]
+
+
+def _spread_box(spatial: Sequence[int], position: float) -> tuple[slice, ...]:
+    """One of a few boxes spread along the slices; bounded in size, so that a table costs little on a large case."""
+    depth, sides = 4, [min(n, 256) for n in spatial[1:]]
+    first = round(position * max(0, spatial[0] - depth))
+    corners = [round(position * (n - side)) for n, side in zip(spatial[1:], sides, strict=True)]
+    planes = slice(first, min(first + depth, spatial[0]))
+    return (planes, *(slice(c, c + side) for c, side in zip(corners, sides, strict=True)))
+
+
+class StoredImages(NamedTuple):
+    """Counterfactual crops (count, C, *crop); a NamedTuple, so that torch's collate stacks them."""
+
+    images: Tensor
+
+
+class PrecomputedSource:
+    """Counterfactuals that lie in a store; which of its interventions, and in which order, is drawn."""
+
+    name = "precomputed"
+
+    def __init__(self, store: CounterfactualStore) -> None:
+        self._store = store
+
+    def identity(self) -> dict[str, Any]:
+        """The store's own description."""
+        return {"source": self.name, "interventions": list(self._store.interventions)}
+
+    def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> StoredImages:
+        """The same crop of ``count`` interventions, which repeat only where the store has fewer."""
+        names = self._store.interventions
+        order = torch.cat([torch.randperm(len(names), generator=generator) for _ in range(-(-count // len(names)))])
+        chosen = [names[index] for index in order[:count].tolist()]
+        return StoredImages(torch.stack([read_crop(box, partial(self._read, case, name)) for name in chosen]))
+
+    def apply(self, originals: Tensor, drawn: StoredImages, spacing: Sequence[float]) -> Tensor:
+        """The stored crops themselves."""
+        return drawn.images.to(originals)
+
+    def _read(self, case: str, name: str, box: tuple[slice, ...]) -> np.ndarray:
+        part = self._store.read(case, name, box)
+        require_finite(part, f"counterfactual '{name}' of case '{case}'", box)
+        return part
+
+
+def require_finite(part: np.ndarray, what: str, box: tuple[slice, ...]) -> None:
+    """Refuse NaN and infinite intensities, which would spoil every weight of the network.
+
+    Raises:
+        UserError: names ``what`` and the voxels.
+    """
+    if not np.isfinite(part).all():
+        where = ", ".join(f"{axis.start}:{axis.stop}" for axis in box)
+        raise UserError(
+            f"{what} holds values that are not finite (NaN or infinite) in voxels [{where}]; "
+            "`nnunet_cfcl doctor -d DATASET -c CONFIGURATION --data` lists every such case"
+        )

@@ -1,0 +1,247 @@
+"""Precomputed counterfactuals on disk, one blosc2 file per case and intervention (docs/counterfactual-store.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_cfcl.errors import UserError
+
+FORMAT = 1
+SEPARATOR = "__"
+MANIFEST = "manifest.json"
+# memory mapping fails on Windows, where nnU-Net does without it too
+_OPEN_OPTIONS: dict[str, Any] = {} if os.name == "nt" else {"mmap_mode": "r"}
+
+
+class CounterfactualStore:
+    """A folder of counterfactuals; holds no open file, so it can be pickled and used in worker processes.
+
+    Attributes:
+        folder: the store.
+        interventions: names of the interventions, in the manifest's order.
+        source: what made the counterfactuals, free text.
+        data_identifier: nnU-Net's name of the preprocessed data they belong to, or "".
+        preprocessing: hash or free text that identifies the preprocessing they went through.
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.interventions: tuple[str, ...] = tuple(manifest["interventions"])
+        self.source: str = manifest["source"]
+        self.data_identifier: str = manifest.get("data_identifier", "")
+        self.preprocessing: str = manifest.get("preprocessing", "")
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | os.PathLike[str],
+        interventions: Sequence[str],
+        source: str,
+        data_identifier: str = "",
+        preprocessing: str = "",
+    ) -> CounterfactualStore:
+        """A new store, or the one that is there if its manifest says the same but for further interventions.
+
+        Raises:
+            UserError: an invalid name of an intervention, or a store of something else in this folder.
+        """
+        names = list(dict.fromkeys(interventions))
+        for name in names:
+            _check_intervention(name)
+        wanted = {"format": FORMAT, "source": source, "data_identifier": data_identifier,
+                  "preprocessing": preprocessing}
+        path = Path(folder)
+        if (path / MANIFEST).exists():
+            found = _read_manifest(path)
+            differing = [key for key, value in wanted.items() if found.get(key) != value]
+            if differing:
+                key = differing[0]
+                raise UserError(f"{path} already holds a counterfactual store with another {key} ({found.get(key)!r}, "
+                                f"not {wanted[key]!r}); delete it or choose another folder")
+            names = list(dict.fromkeys([*found["interventions"], *names]))
+        (path / "cases").mkdir(parents=True, exist_ok=True)
+        manifest = {**wanted, "interventions": names}
+        _write_atomically(path / MANIFEST, json.dumps(manifest, indent=2))
+        return cls(path, manifest)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> CounterfactualStore:
+        """The store in ``folder``.
+
+        Raises:
+            UserError: no store there, an unreadable manifest or an unknown format.
+        """
+        return cls(Path(folder), _read_manifest(Path(folder)))
+
+    def path(self, case: str, intervention: str) -> Path:
+        """The file of a counterfactual, there or not."""
+        return self.folder / "cases" / f"{case}{SEPARATOR}{intervention}.b2nd"
+
+    def write(
+        self,
+        case: str,
+        intervention: str,
+        array: NDArray[np.floating],
+        chunks: Sequence[int] | None = None,
+        blocks: Sequence[int] | None = None,
+    ) -> None:
+        """Write (or replace) one counterfactual; an interrupted write leaves the store as it was.
+
+        Args:
+            case: nnU-Net's case identifier.
+            intervention: one of the store's.
+            array: (C, Z, Y, X) preprocessed intensities, the shape of the case's preprocessed data; saved as float32.
+            chunks: chunk shape of the case's own file; None lets blosc2 choose.
+            blocks: block shape of the case's own file.
+
+        Raises:
+            UserError: not an intervention of this store, or not a 4D array.
+        """
+        if intervention not in self.interventions:
+            raise UserError(f"the store {self.folder} has the interventions {', '.join(self.interventions)}; "
+                            f"found '{intervention}'")
+        if array.ndim != 4:
+            raise UserError(f"counterfactual '{intervention}' of case {case} must be (C, Z, Y, X), "
+                            f"found shape {array.shape}")
+        final = self.path(case, intervention)
+        temporary = final.with_name(f"{final.name}.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        layout = {"chunks": tuple(chunks) if chunks else None, "blocks": tuple(blocks) if blocks else None}
+        try:
+            blosc2.asarray(np.ascontiguousarray(array, dtype=np.float32), urlpath=str(temporary), mode="w",
+                           cparams={"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 1}, **layout)
+            os.replace(temporary, final)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def read(self, case: str, intervention: str, box: tuple[slice, ...] | None = None) -> NDArray[np.float32]:
+        """A box of a counterfactual; only the blocks that it touches are read.
+
+        Args:
+            case: nnU-Net's case identifier.
+            intervention: one of the store's.
+            box: slices of the spatial axes (Z, Y, X); None: the whole image. All channels are read.
+
+        Returns:
+            (C, z, y, x) float32.
+
+        Raises:
+            UserError: the file is missing or cannot be read.
+        """
+        region = (slice(None), *(box or ()))
+        return np.asarray(self._open_array(case, intervention)[region], dtype=np.float32)
+
+    def shape(self, case: str, intervention: str) -> tuple[int, ...]:
+        """(C, Z, Y, X) of a counterfactual, from the file's header; raises as :meth:`read` does."""
+        return tuple(self._open_array(case, intervention).shape)
+
+    def _open_array(self, case: str, intervention: str) -> blosc2.NDArray:
+        path = self.path(case, intervention)
+        if not path.is_file():
+            raise UserError(f"the counterfactual '{intervention}' of case {case} is missing: no file {path}")
+        try:
+            return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **_OPEN_OPTIONS)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UserError(f"{path} is not a readable blosc2 file ({error}); delete it and make it again") from error
+
+    def check(self, cases: Mapping[str, tuple[int, ...]], known: Iterable[str] = ()) -> None:
+        """Make sure that every case has every intervention in its own shape, and nothing foreign is there.
+
+        Args:
+            cases: shape (C, Z, Y, X) of the preprocessed data of every case that needs counterfactuals.
+            known: further cases of the dataset, whose counterfactuals may be there or not.
+
+        Raises:
+            UserError: names the first files that are missing, of another shape or of an unknown case.
+        """
+        present = {path.name for path in (self.folder / "cases").glob("*.b2nd")}
+        allowed = {self.path(case, name).name for case in {*cases, *known} for name in self.interventions}
+        if unknown := sorted(present - allowed):
+            raise UserError(f"{self.folder / 'cases'} holds {len(unknown)} files of cases not in the dataset or "
+                            f"interventions not in the manifest: {_first(unknown)}; delete or rename them")
+        wanted = {self.path(case, name).name: (case, name) for case in cases for name in self.interventions}
+        if missing := sorted(wanted.keys() - present):
+            raise UserError(f"{self.folder / 'cases'} lacks {len(missing)} of {len(wanted)} files: {_first(missing)}; "
+                            "every case needs every intervention: make the missing ones")
+        for name, (case, intervention) in wanted.items():
+            found, expected = self.shape(case, intervention), tuple(cases[case])
+            if found != expected:
+                raise UserError(f"{self.folder / 'cases' / name} has shape {found}, expected {expected} as the "
+                                f"preprocessed case {case}; make it again with the current preprocessing")
+
+
+def split_name(stem: str) -> tuple[str, str]:
+    """(case, intervention) of ``CASE__INTERVENTION``, split at the last double underscore.
+
+    Raises:
+        UserError: there is none, or one of the two parts is empty.
+    """
+    case, _, intervention = stem.rpartition(SEPARATOR)
+    if not case or not intervention:
+        raise UserError(f"'{stem}' must be named CASE{SEPARATOR}INTERVENTION")
+    return case, intervention
+
+
+def default_store_root(preprocessed_folder: str | os.PathLike[str]) -> Path:
+    """Folder of the stores of nnUNet_preprocessed/DATASET/<data_identifier>: its sibling <data_identifier>_cfcl_cf."""
+    folder = Path(preprocessed_folder)
+    return folder.with_name(f"{folder.name}_cfcl_cf")
+
+
+def find_store(preprocessed_folder: str | os.PathLike[str]) -> Path | None:
+    """The store of a dataset's preprocessed data, None without one.
+
+    Raises:
+        UserError: there are several; setting ``counterfactual.store`` must name one.
+    """
+    stores = sorted(path.parent for path in default_store_root(preprocessed_folder).glob(f"*/{MANIFEST}"))
+    if len(stores) > 1:
+        raise UserError(f"there are {len(stores)} counterfactual stores: {_first([str(path) for path in stores])}; "
+                        "name one in the setting counterfactual.store, or delete those out of date")
+    return stores[0] if stores else None
+
+
+def _check_intervention(name: str) -> None:
+    if not name or SEPARATOR in name or any(mark in name for mark in "/\\") or name != name.strip("_"):
+        raise UserError(f"an intervention's name is part of a file name and must not contain '{SEPARATOR}', slashes or "
+                        f"outer underscores, found '{name}'")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{folder} is not a counterfactual store: cannot read {path} ({error.strerror})") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise UserError(f"{path} must be of counterfactual store format {FORMAT}, found {found!r}")
+    names = manifest.get("interventions")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} must list the names of the interventions under 'interventions', found {names!r}")
+    if not isinstance(manifest.get("source"), str):
+        raise UserError(f"{path} must name the 'source' of the counterfactuals, found {manifest.get('source')!r}")
+    for name in names:
+        _check_intervention(name)
+    return manifest
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _first(names: Sequence[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
