@@ -1,0 +1,64 @@
+"""A picture of what the network is asked to match: views of a few images with corresponding points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from nnunet_cfcl.views import to_view
+
+POINTS_SHOWN = 6
+COLOURS = ("#e41a1c", "#ffd92f", "#4daf4a", "#00c5ff", "#ff7f00", "#f781bf")
+
+
+def plot_views(batch: Mapping[str, Any], views: Tensor, file: Path) -> None:
+    """One row per image: the original's view, then its counterfactuals', as PNG.
+
+    Points of the same colour are the same place of the patient. A volume is shown by its middle slice, with the points
+    projected onto it.
+
+    Args:
+        batch: collated samples, with ``matrices`` (B, V, D, D+1), and ``points`` (B, V-1, P, D) in canonical mm.
+        views: (B, V, C, *patch); the first channel is shown.
+        file: where the picture goes.
+    """
+    images, count = views.shape[:2]
+    figure = Figure(figsize=(2.2 * count, 2.3 * images), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = np.atleast_2d(figure.subplots(images, count, squeeze=False))
+    for image in range(images):
+        shown = _points_in_all_views(batch, image)
+        for view in range(count):
+            _show(axes[image, view], views[image, view, 0], shown[view])
+            if image == 0:
+                axes[image, view].set_title("original" if view == 0 else f"counterfactual {view}", fontsize=9)
+    figure.suptitle("Views of the first images; points of one colour are one place", fontsize=10)
+    figure.savefig(file, dpi=100, format="png")
+
+
+def _points_in_all_views(batch: Mapping[str, Any], image: int) -> Tensor:
+    """(V, K, D) normalised coordinates of up to `POINTS_SHOWN` sampled points that most views hold."""
+    candidates = batch["points"][image].flatten(0, 1)[batch["valid"][image].flatten()]
+    matrices = batch["matrices"][image]
+    coordinates = torch.stack([to_view(candidates, matrix) for matrix in matrices])
+    seen = (coordinates.abs() <= 1).all(-1).sum(0)
+    return coordinates[:, seen.argsort(descending=True, stable=True)[:POINTS_SHOWN]]
+
+
+def _show(axis: Any, volume: Tensor, points: Tensor) -> None:
+    picture = volume if volume.ndim == 2 else volume[volume.shape[0] // 2]
+    low, high = np.percentile(picture, [0.5, 99.5])
+    axis.imshow(picture, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+    inside = (points.abs() <= 1).all(-1)
+    # pixel k of n lies at (2k+1)/n - 1
+    rows, columns = ((points[:, -2:] + 1) * torch.tensor(picture.shape) - 1).div(2).unbind(1)
+    colours = [COLOURS[k % len(COLOURS)] for k in range(len(points)) if inside[k]]
+    axis.scatter(columns[inside], rows[inside], c=colours, s=18, edgecolors="black", linewidths=0.5)
+    axis.set_axis_off()

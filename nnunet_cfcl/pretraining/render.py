@@ -1,0 +1,51 @@
+"""Renders the views of a batch on the training device, only those asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_cfcl.config import ViewSettings
+from nnunet_cfcl.counterfactual.source import CounterfactualSource
+from nnunet_cfcl.views import ViewGeometry, apply_affine_views, apply_intensity
+
+Row = tuple[int, int]
+
+
+def render_views(
+    batch: Mapping[str, Any],
+    rows: Sequence[Row],
+    source: CounterfactualSource,
+    geometry: ViewGeometry,
+    settings: ViewSettings,
+    device: torch.device,
+) -> Tensor:
+    """Views (len(rows), C, *patch) of a collated batch, float32 on ``device``.
+
+    Deterministic: the same rows give the same views, so that gradient caching need not keep them.
+
+    Args:
+        batch: collated samples of `PretrainingDataset`.
+        rows: (image, view) pairs; view 0 is the original, view i its i-th counterfactual.
+        source: makes the counterfactuals from their drawn parameters.
+        geometry: patch size and spacing.
+        settings: of the intensity effects.
+        device: where the views are computed.
+    """
+    images, views = torch.tensor(rows).unbind(1)
+    crops = batch["image"][images].to(device, non_blocking=True)
+    altered = views > 0
+    if altered.any():
+        drawn = _take(batch["counterfactual"], images[altered], views[altered] - 1)
+        chosen = altered.nonzero()[:, 0].to(device)
+        crops[chosen] = source.apply(crops[chosen], drawn, geometry.spacing)
+    patches = apply_affine_views(crops, batch["matrices"][images, views].to(device), geometry)
+    return apply_intensity(patches, _take(batch["intensity"], images, views), settings, geometry.spacing)
+
+
+def _take(parameters: Any, images: Tensor, views: Tensor) -> Any:
+    """Rows of a NamedTuple of tensors with leading dimensions (image, view)."""
+    return type(parameters)(*(field[images, views] for field in parameters))

@@ -1,0 +1,149 @@
+"""The pretraining loop: exact resumption, several passes, files, messages."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.pretraining.checkpoint import load_checkpoint
+from nnunet_cfcl.pretraining.loop import Pretraining
+from nnunet_cfcl.pretraining.monitor import CURVES
+
+
+def _train(task, network, resume=False):
+    pretraining = Pretraining(network, 6, task)
+    pretraining.run(resume)
+    return network
+
+
+def _same_weights(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_run_killed_in_its_second_epoch_and_resumed_ends_with_the_same_weights(make_task, network, tmp_path, dropout):
+    whole = _train(make_task(folder=tmp_path / "whole"), network(dropout=dropout))
+    task = make_task(folder=tmp_path / "killed")
+
+    def killer(line: str) -> None:
+        if "epoch 1" in line:
+            raise Killed
+
+    with pytest.raises(Killed):
+        _train(dataclasses.replace(task, log=killer), network(dropout=dropout))
+    (task.folder / "log.jsonl").open("a").write('{"epoch": 1, "cut sho')
+    resumed = _train(task, network(dropout=dropout), resume=True)
+    assert _same_weights(whole, resumed)
+    lines = [json.loads(line) for line in (task.folder / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1]
+
+
+def test_pretraining_changes_the_weights_and_lowers_the_loss(make_task, network):
+    settings = {"pretrain": {"epochs": 4, "iterations_per_epoch": 10, "initial_lr": 0.01}}
+    task = make_task(settings)
+    trained = _train(task, network())
+    losses = [json.loads(line)["loss"] for line in (task.folder / "log.jsonl").read_text().splitlines()]
+    assert not _same_weights(trained, network())
+    assert losses[-1] < losses[0] < 2 * math.log(3 * 20) + 0.1
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_several_passes_give_the_gradients_of_one(make_task, network, dim):
+    gradients = []
+    for patches in (100, 4, 2, 1):
+        net = network(dim).double()
+        pretraining = Pretraining(net, 6, make_task(dim=dim, patches_per_pass=patches))
+        pretraining.encoder.double()
+        pretraining._render = lambda batch, rows, render=pretraining._render: render(batch, rows).double()
+        pretraining._encode = lambda batch, rows, p=pretraining: p.encoder(
+            p._render(batch, rows), [p.task.objective.coordinates(batch, *row).double() for row in rows]
+        )
+        batch = next(pretraining._batches(0))
+        pretraining.backward(batch)
+        gradients.append(torch.cat([p.grad.flatten() for p in pretraining.parameters]))
+    assert gradients[0].abs().max() > 1e-4
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-5, atol=1e-12)
+
+
+def test_the_run_leaves_its_files(make_task, network):
+    task = make_task()
+    _train(task, network())
+    assert {file.name for file in task.folder.iterdir()} == {
+        "checkpoint_final.pth", "log.jsonl", "progress.png", "views.png"
+    }
+    content = load_checkpoint(task.folder / "checkpoint_final.pth")
+    assert set(content["network_weights"]) == set(network().state_dict())
+    assert content["identity"] == task.identity
+    line = json.loads((task.folder / "log.jsonl").read_text().splitlines()[0])
+    assert set(line) >= {key for key, _ in CURVES}
+    assert line["positives"] == 1
+
+
+def test_nothing_is_saved_where_checkpoints_are_switched_off(make_task, network):
+    task = make_task(checkpoints=False)
+    _train(task, network())
+    assert not list(task.folder.glob("*.pth"))
+
+
+def test_resuming_with_other_settings_is_refused_with_the_differences(make_task, network):
+    task = make_task()
+
+    def killer(line: str) -> None:
+        if "epoch 1" in line:
+            raise Killed
+
+    with pytest.raises(Killed):
+        _train(dataclasses.replace(task, log=killer), network())
+    changed = make_task({"pretrain": {"temperature": 0.1}})
+    with pytest.raises(UserError, match=r"pretrain.temperature: 0.7 then, 0.1 now.*--c"):
+        _train(changed, network(), resume=True)
+
+
+def test_batch_norm_is_refused_only_where_several_passes_are_needed(make_task):
+    net = nn.Sequential(nn.Conv2d(1, 6, 1), nn.BatchNorm2d(6))
+    with pytest.raises(UserError, match="BatchNorm2d"):
+        Pretraining(net, 6, make_task(patches_per_pass=4))
+    Pretraining(net, 6, make_task(patches_per_pass=9))
+
+
+def test_a_patch_too_small_for_the_views_is_refused_before_training(make_task, network):
+    task = make_task()
+    tiny = dataclasses.replace(task.geometry, patch_size=(6, 6))
+    with pytest.raises(UserError, match=r"views.crop_fraction"):
+        Pretraining(network(), 6, dataclasses.replace(task, geometry=tiny))
+
+
+def test_steps_without_finite_gradients_are_skipped_and_an_epoch_of_them_is_an_error(make_task, network):
+    net = network()
+    with torch.no_grad():
+        net[0].weight.fill_(np.inf)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(UserError, match="finite gradients"):
+        _train(make_task(), net)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_segmentation_layers_are_not_trained(make_task):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Conv2d(1, 6, 1)
+            self.seg_layers = nn.ModuleList([nn.Conv2d(6, 2, 1)])
+
+        def forward(self, x):
+            return self.body(x)
+
+    net = Net()
+    ids = {id(p) for p in Pretraining(net, 6, make_task()).parameters}
+    assert {id(p) for p in net.body.parameters()} <= ids
+    assert not {id(p) for p in net.seg_layers.parameters()} & ids
