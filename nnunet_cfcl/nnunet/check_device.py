@@ -1,0 +1,90 @@
+"""The doctor's checks of the device and of memory. All needs are rough."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nnunet_cfcl.nnunet.finding import Finding
+
+GIB = 2**30
+
+
+def check_device(device: str) -> Finding:
+    """``device`` (``cuda``, ``cpu`` or ``mps``) is there."""
+    import torch
+
+    if device == "cpu":
+        return Finding("ok", f"device cpu, {os.cpu_count()} cores")
+    is_there = torch.cuda.is_available() if device == "cuda" else torch.backends.mps.is_available()
+    if not is_there:
+        return Finding("FAIL", f"PyTorch finds no {device} device, which nnU-Net uses unless told otherwise"
+                       if device == "cuda" else f"PyTorch finds no {device} device",
+                       "-device cpu (slow), or install the driver and a PyTorch built for it")
+    return Finding("ok", f"device {torch.cuda.get_device_name(0)}" if device == "cuda" else f"device {device}")
+
+
+def check_memory(device: str, training_need: float | None) -> Iterator[Finding]:
+    """Free memory of the machine and of the GPU against a rough need.
+
+    Args:
+        device: ``cuda``, ``cpu`` or ``mps``.
+        training_need: GiB of network, gradients and activations of one nnU-Net step (see `training_gib`); None if no
+            plan is known.
+    """
+    import torch
+
+    need = 3.0 + 0.7 * data_loading_processes()
+    if device == "cpu":
+        need += 2 * (training_need or 0.0)  # nnU-Net computes in single precision there, in half precision on a GPU
+    yield _compared("memory", free_memory_gib(), need, "nnUNet_n_proc_DA=2, or a plan with a smaller patch")
+    if device == "cuda" and torch.cuda.is_available() and training_need is not None:
+        yield _compared("GPU memory", torch.cuda.mem_get_info(0)[0] / GIB, training_need,
+                        "end what else runs on the GPU, or plan with -gpu_memory_target")
+
+
+def _compared(what: str, free: float | None, need: float, mend: str) -> Finding:
+    if free is None:
+        return Finding("warn", f"free {what} unknown, about {need:.0f} GiB are needed")
+    text = f"{what}: {free:.1f} GiB free, about {need:.1f} GiB needed"
+    return Finding("ok", text) if free >= need else Finding("warn", text, mend)
+
+
+def data_loading_processes() -> int:
+    """Worker processes that nnU-Net will start for loading data."""
+    from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+    return int(get_allowed_n_proc_DA())
+
+
+def free_memory_gib() -> float | None:
+    """GiB this process may still allocate (what the machine and its control group leave free); None if unknown."""
+    free = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        group = Path("/sys/fs/cgroup")
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # no Linux, no control group, or one without a limit ("max")
+    return min(free) / GIB if free else None
+
+
+def training_gib(block: dict[str, Any], input_channels: int, output_channels: int) -> float:
+    """Rough GiB of one training step, by the measure nnU-Net's planner uses.
+
+    The planner (``ExperimentPlanner``) counts feature map elements and takes 560 million for a batch of 2 volumes, or
+    85 million for a batch of 12 images, as 8 GB.
+    """
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    # the planner's own function cannot be called: it fails where nnUNet_n_proc_DA is 0
+    architecture = block["architecture"]
+    network: Any = get_network_from_plans(
+        architecture["network_class_name"], architecture["arch_kwargs"], architecture["_kw_requires_import"],
+        input_channels, output_channels, allow_init=False)
+    elements = float(network.compute_conv_feature_map_size(tuple(block["patch_size"])))
+    reference, batch = (85e6, 12) if len(block["patch_size"]) == 2 else (560e6, 2)
+    return 8 * (elements / reference) * (block["batch_size"] / batch)

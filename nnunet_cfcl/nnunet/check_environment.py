@@ -1,0 +1,158 @@
+"""The doctor's checks that need no dataset: versions, torchvision, nnU-Net's folders, the trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.metadata
+import io
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from nnunet_cfcl.nnunet.finding import Finding
+from nnunet_cfcl.nnunet.installation import EXPORT_COMMAND, plugin_trainers
+
+# nnU-Net's own requirement is the same; newer major versions may move what this package relies on
+NNUNET_VERSIONS = ((2, 8), (3, 0))
+TORCH_MENDED = "pip install --force-reinstall torch torchvision (one command, so that both come from the same place)"
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: ``"2.15.0+cu132"`` -> ``(2, 15, 0)``, ``"3.0rc1"`` -> ``(3, 0)``."""
+    numbers = []
+    for part in version.partition("+")[0].split("."):
+        digits = part[:next((i for i, letter in enumerate(part) if not letter.isdigit()), len(part))]
+        if digits:
+            numbers.append(int(digits))
+        if digits != part:
+            break
+    return tuple(numbers)
+
+
+def check_nnunet() -> Finding:
+    """The installed nnU-Net is of a supported version."""
+    low, high = (".".join(map(str, version)) for version in NNUNET_VERSIONS)
+    mend = f"pip install 'nnunetv2>={low},<{high}'"
+    try:
+        version = importlib.metadata.version("nnunetv2")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("FAIL", "nnU-Net is not installed for this Python", mend)
+    if not NNUNET_VERSIONS[0] <= version_numbers(version) < NNUNET_VERSIONS[1]:
+        return Finding("FAIL", f"nnU-Net {version}, supported are {low} up to, not including, {high}", mend)
+    return Finding("ok", f"nnU-Net {version}, Python {platform.python_version()}")
+
+
+def check_torch() -> Finding:
+    """torch and torchvision work together; nnU-Net's look-up of trainers imports both."""
+    try:
+        import torch
+        import torchvision
+        torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
+    # a broken pair fails in many ways: ImportError, OSError from the loader, RuntimeError from an unknown operator
+    except Exception as error:
+        versions = " with ".join(f"{name} {_version_of(name)}" for name in ("torchvision", "torch"))
+        return Finding("FAIL", f"{versions} does not work ({first_line(error)})", TORCH_MENDED)
+    what = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+    builds = {version.partition("+")[2] for version in (str(torch.__version__), str(torchvision.__version__))}
+    if len(builds) > 1:
+        return Finding("warn", f"{what} are of different builds", TORCH_MENDED)
+    return Finding("ok", what)
+
+
+def _version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def first_line(error: BaseException) -> str:
+    """Type and first line of an error's message."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def check_folders() -> Iterator[Finding]:
+    """nnU-Net's three folders are named by environment variables, exist and are writable."""
+    yield _check_folder("nnUNet_raw", "planning and preprocessing", is_needed=False, is_made_by_nnunet=False)
+    yield _check_folder("nnUNet_preprocessed", "training", is_needed=True, is_made_by_nnunet=False)
+    yield _check_folder("nnUNet_results", "training and prediction", is_needed=True, is_made_by_nnunet=True)
+
+
+def _check_folder(variable: str, purpose: str, is_needed: bool, is_made_by_nnunet: bool) -> Finding:
+    value = os.environ.get(variable)
+    if not value:
+        return Finding("FAIL" if is_needed else "warn", f"{variable} is not set, {purpose} needs it",
+                       f"export {variable}=/path/to/{variable}")
+    folder = Path(value)
+    if not folder.is_dir():
+        is_fatal = folder.exists() or (is_needed and not is_made_by_nnunet)
+        return Finding("FAIL" if is_fatal else "warn", f"{variable}={value} is not an existing folder",
+                       f"mkdir -p {value}, or export {variable}=/path/to/{variable}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return Finding("FAIL" if is_needed else "warn", f"{variable}={value} is not writable", f"chmod u+w {value}")
+    return Finding("ok", f"{variable}={value}")
+
+
+def check_trainer(name: str) -> Finding:
+    """The trainer is found by nnU-Net's own look-up, as ``nnUNetv2_train -tr`` would find it."""
+    try:
+        found = look_up_trainer(name)
+    except AssertionError:
+        return Finding("FAIL", f"{name} is found, but is no trainer of nnU-Net", "derive the class from nnUNetTrainer")
+    if found is not None:
+        return Finding("ok", f"trainer {name} found ({found.__module__})")
+    missing = [path for path in _external_folders() if not os.path.exists(path)]
+    where = f" (nnUNet_extTrainer names {', '.join(missing)}, which does not exist)" if missing else ""
+    return Finding("FAIL", f"nnU-Net finds no trainer {name}{where}", _way_to_trainer(name))
+
+
+def look_up_trainer(name: str) -> type | None:
+    """nnU-Net's own look-up, silent; None if it finds nothing.
+
+    Raises:
+        AssertionError: the class found is no trainer.
+    """
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found: type = recursive_find_trainer_class_by_name(name)
+        except RuntimeError as error:
+            if "Could not find requested nnunet trainer" not in str(error):
+                raise
+            return None
+    return found
+
+
+def _way_to_trainer(name: str) -> str:
+    """The command that makes ``name`` known if it is ours, else the nearest name there is."""
+    ours = plugin_trainers()
+    if name in ours:
+        return _export_command()
+    near = difflib.get_close_matches(name, {*_known_trainers(), *ours}, n=1, cutoff=0.0)[0]
+    return f"-tr {near}" + (f", after {_export_command()}" if near in ours and look_up_trainer(near) is None else "")
+
+
+def _external_folders() -> list[str]:
+    return [path for path in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if path.strip()]
+
+
+def _export_command() -> str:
+    kept = "".join(path + os.pathsep for path in _external_folders() if os.path.exists(path))
+    return EXPORT_COMMAND.replace("=", f"={kept}", 1)
+
+
+def _known_trainers() -> set[str]:
+    """Names of all trainers loaded so far; a look-up that found nothing has loaded every module there is."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    names, classes = set(), [nnUNetTrainer]
+    while classes:
+        current = classes.pop()
+        names.add(current.__name__)
+        classes += current.__subclasses__()
+    return names

@@ -1,0 +1,55 @@
+"""The last decoder map of an nnU-Net network, tapped instead of re-implemented (method section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_cfcl.errors import UserError
+
+
+def plain_network(network: nn.Module) -> nn.Module:
+    """The network without DistributedDataParallel and torch.compile around it."""
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
+    if isinstance(network, OptimizedModule):
+        network = network._orig_mod
+    return network
+
+
+def decoder_width(network: nn.Module) -> int:
+    """Channels F of the last decoder map.
+
+    Raises:
+        UserError: the network has no decoder of nnU-Net's kind (``decoder.seg_layers``).
+    """
+    decoder: Any = getattr(plain_network(network), "decoder", None)
+    if not hasattr(decoder, "seg_layers") or not hasattr(decoder, "deep_supervision"):
+        raise UserError(
+            f"{type(plain_network(network)).__name__} has no decoder of nnU-Net's U-Net kind (decoder.seg_layers), "
+            "expected a PlainConvUNet or ResidualEncoderUNet: choose a plan with one of these architectures"
+        )
+    return int(decoder.seg_layers[-1].in_channels)
+
+
+@contextmanager
+def last_decoder_map(network: nn.Module) -> Iterator[nn.Module]:
+    """Within the block the yielded network returns its last decoder map (N, F, *patch); afterwards it is as before.
+
+    The last segmentation layer is swapped for an identity and deep supervision is off. Swap before compiling:
+    torch.compile does not see later changes. Keys of the state dict lack that one layer within the block.
+    """
+    decoder_width(network)
+    plain = plain_network(network)
+    decoder: Any = plain.decoder
+    segmentation_layer, deep_supervision = decoder.seg_layers[-1], decoder.deep_supervision
+    decoder.seg_layers[-1], decoder.deep_supervision = nn.Identity(), False
+    try:
+        yield plain
+    finally:
+        decoder.seg_layers[-1], decoder.deep_supervision = segmentation_layer, deep_supervision

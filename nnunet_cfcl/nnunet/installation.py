@@ -1,0 +1,187 @@
+"""Make the trainers known to nnU-Net: the drop-in folder, or a shim inside an nnU-Net installation.
+
+nnU-Net looks a trainer up in its own folder ``training/nnUNetTrainer`` first, then in the folders named by
+``nnUNet_extTrainer`` (``nnunetv2.utilities.find_objects``). The variable is the better way; the shim is for
+installations in which it cannot be set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nnunet_cfcl
+from nnunet_cfcl.errors import UserError
+
+EXPORT_COMMAND = "export nnUNet_extTrainer=$(nnunet_cfcl trainers-path)"
+SHIM_FOLDER = "nnunet_cfcl_plugin"
+
+_PACKAGE_SOURCE = '"""Written by `nnunet_cfcl install` {version}; `nnunet_cfcl uninstall` removes this folder."""\n'
+_SHIM_SOURCE = '''"""Hands the trainers of the installed package nnunet_cfcl to nnU-Net's look-up.
+
+The package is imported only when one of its trainers is asked for: whatever is wrong with it, stock nnU-Net goes on.
+"""
+
+import sys
+
+TRAINERS = {trainers}
+
+
+def __getattr__(name):
+    if name not in TRAINERS:
+        raise AttributeError(name)
+    try:
+        import nnunet_cfcl
+    except ModuleNotFoundError:
+        print(f"{{name}} belongs to nnunet_cfcl, which is not installed here any more: install it again, or remove "
+              f"the folder {{__file__.rpartition('trainer_shim')[0]}}", file=sys.stderr)
+        raise AttributeError(name) from None
+    import nnunet_cfcl.trainers
+    return getattr(nnunet_cfcl.trainers, name)
+'''
+
+
+def trainers_path() -> Path:
+    """The folder for ``nnUNet_extTrainer``, in an editable installation as in a wheel.
+
+    Raises:
+        UserError: the package is not installed (only its source folder is importable).
+    """
+    spec = importlib.util.find_spec("nnunet_cfcl._dropin")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{Path(nnunet_cfcl.__file__).parent} is importable but not installed, so that its drop-in "
+                        "folder cannot be found; pip install -e . in the checkout mends it")
+    return Path(next(iter(spec.submodule_search_locations))).resolve()
+
+
+def plugin_trainers() -> tuple[str, ...]:
+    """Names of the package's trainers that ``nnUNetv2_train -tr`` accepts. Imports torch and nnU-Net."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    trainers = importlib.import_module("nnunet_cfcl.trainers")
+    classes = {name: getattr(trainers, name) for name in trainers.__all__}
+    return tuple(sorted(name for name, found in classes.items()
+                        if isinstance(found, type) and issubclass(found, nnUNetTrainer)))
+
+
+def shim_folder() -> Path:
+    """Where the shim lies, or would lie, in the nnU-Net installation of this interpreter.
+
+    Raises:
+        UserError: nnU-Net is not installed, or its trainers lie elsewhere than in the supported versions.
+    """
+    spec = importlib.util.find_spec("nnunetv2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("nnU-Net is not installed for this Python; pip install nnunetv2 mends it")
+    variants = Path(next(iter(spec.submodule_search_locations))) / "training" / "nnUNetTrainer" / "variants"
+    if not variants.is_dir():
+        raise UserError(f"this nnU-Net has no folder {variants}; {EXPORT_COMMAND} works without it")
+    return variants / SHIM_FOLDER
+
+
+def install() -> Path:
+    """Writes the shim into the nnU-Net installation; done again, it is brought up to date.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        UserError: no nnU-Net, or its folder is not writable.
+    """
+    folder = shim_folder()
+    files = _shim_files()
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(exist_ok=True)
+        for name, text in files.items():
+            _write(folder / name, text)
+    except OSError as error:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(f"cannot write {folder} ({error.strerror}); run this with the rights of the installation's "
+                        f"owner, or use the variable instead: {EXPORT_COMMAND}") from error
+    return folder
+
+
+def uninstall() -> Path | None:
+    """Takes the shim out again, with the byte code Python made of it.
+
+    Returns:
+        The folder removed; None if there was none.
+
+    Raises:
+        UserError: the folder holds files that `install` did not write, or is not writable.
+    """
+    folder = shim_folder()
+    if not folder.exists():
+        return None
+    ours = (*_SHIM_NAMES, "__pycache__")
+    foreign = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(ours))
+    if foreign:
+        raise UserError(f"{folder} also holds {', '.join(foreign)}, not written by nnunet_cfcl; move it away first")
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise UserError(f"cannot remove {folder} ({error.strerror}); run this with the rights of the installation's "
+                        "owner") from error
+    return folder
+
+
+_SHIM_NAMES = ("__init__.py", "trainer_shim.py")
+
+
+def _shim_files() -> dict[str, str]:
+    sources = _PACKAGE_SOURCE.format(version=nnunet_cfcl.__version__), _SHIM_SOURCE.format(trainers=plugin_trainers())
+    return dict(zip(_SHIM_NAMES, sources))
+
+
+def _write(file: Path, text: str) -> None:
+    # a training that starts meanwhile must see the old file or the new one, never half of it
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def add_trainers_path_parser(subparsers: Any) -> None:
+    """Adds ``trainers-path``: prints the drop-in folder and nothing else on stdout."""
+    parser = subparsers.add_parser(
+        "trainers-path", help="print the folder for nnUNet_extTrainer", description=f"Use: {EXPORT_COMMAND}")
+    parser.set_defaults(run=_run_trainers_path)
+
+
+def add_install_parser(subparsers: Any) -> None:
+    """Adds ``install``."""
+    parser = subparsers.add_parser(
+        "install", help="put the trainers into this nnU-Net installation",
+        description="Writes a shim into the nnU-Net installation of this Python, for where nnUNet_extTrainer cannot be "
+                    "set. `nnunet_cfcl uninstall` takes it out again.")
+    parser.set_defaults(run=_run_install)
+
+
+def add_uninstall_parser(subparsers: Any) -> None:
+    """Adds ``uninstall``."""
+    parser = subparsers.add_parser("uninstall", help="take them out again, without a trace",
+                                   description="Removes what `nnunet_cfcl install` wrote.")
+    parser.set_defaults(run=_run_uninstall)
+
+
+def _run_trainers_path(arguments: argparse.Namespace) -> int:
+    print(trainers_path())
+    return 0
+
+
+def _run_install(arguments: argparse.Namespace) -> int:
+    folder = install()
+    print(f"nnU-Net now finds {', '.join(plugin_trainers())} by itself (written: {folder})")
+    return 0
+
+
+def _run_uninstall(arguments: argparse.Namespace) -> int:
+    folder = uninstall()
+    print(f"removed {folder}" if folder else "nothing to remove: the trainers are not in this nnU-Net installation")
+    return 0

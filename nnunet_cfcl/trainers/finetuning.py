@@ -1,0 +1,109 @@
+"""Phase 2: nnU-Net's own training, with settings suited to pretrained weights and checkpoints that survive a kill."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nnunet_cfcl.config import Settings, digest, resolve_settings
+from nnunet_cfcl.nnunet.plan import settings_block
+from nnunet_cfcl.nnunet.warmup import WarmUp
+from nnunet_cfcl.pretraining.checkpoint import replace_atomically
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Trainer
+else:
+    # a mixin: the nnU-Net trainer comes after it in the list of base classes, whichever it is
+    Trainer = object
+
+
+class FineTuning(Trainer):
+    """Mixin: reads the settings, applies the ``finetune`` section to the nnU-Net trainer beside it, seeds it."""
+
+    # nnU-Net's, set by the trainer underneath
+    num_epochs: int
+    num_iterations_per_epoch: int
+    num_val_iterations_per_epoch: int
+    initial_lr: float
+    my_init_kwargs: dict[str, Any]
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this signature
+    ) -> None:
+        self._continues = bool(plans.get("continue_training", False))
+        self._holds_checkpoint = False
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.settings: Settings = resolve_settings(settings_block(self.configuration_manager))
+        self._apply_finetune_settings()
+        self._sign_checkpoints()
+
+    def _apply_finetune_settings(self) -> None:
+        chosen = self.settings.finetune
+        self.num_epochs = chosen.epochs or self.num_epochs
+        self.num_iterations_per_epoch = chosen.iterations_per_epoch or self.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = chosen.val_iterations_per_epoch or self.num_val_iterations_per_epoch
+        self.initial_lr = 0.1 * self.initial_lr if chosen.initial_lr is None else chosen.initial_lr
+        self.save_every = 1
+
+    def initialize(self) -> None:
+        """nnU-Net's, from the settings' seed: two trainers with the same seed start from the same weights."""
+        self._seed(0)
+        super().initialize()
+
+    def on_train_start(self) -> None:
+        """nnU-Net's, seeded; with ``nnUNet_n_proc_DA=0`` the whole fine-tuning is reproducible, while nnU-Net's worker
+        processes draw their augmentations unseeded."""
+        self._seed(1 + self.current_epoch)
+        super().on_train_start()
+
+    def configure_optimizers(self, *arguments: Any, **named: Any) -> tuple[torch.optim.Optimizer, Any]:
+        """The nnU-Net trainer's own, with a linear warm-up."""
+        optimizer, schedule = super().configure_optimizers(*arguments, **named)
+        if not isinstance(schedule, WarmUp):
+            schedule = WarmUp(schedule, optimizer, self.num_epochs, self.settings.finetune.warmup_fraction)
+        return optimizer, schedule
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, Any, Any, Any]:
+        """nnU-Net's, with ``finetune.rotation_deg`` and ``finetune.mirror_axes`` (also for prediction)."""
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        chosen = self.settings.finetune
+        if chosen.rotation_deg is not None:
+            angle = float(np.deg2rad(chosen.rotation_deg))
+            rotation = (-angle, angle)
+        if chosen.mirror_axes is not None:
+            dim = len(self.configuration_manager.patch_size)
+            mirror_axes = tuple(axis for axis in chosen.mirror_axes if axis < dim)
+            self.inference_allowed_mirroring_axes = mirror_axes
+        return rotation, dummy_2d, initial_patch_size, mirror_axes
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's, to a temporary file that is then renamed: a kill while writing loses nothing."""
+        save = super().save_checkpoint
+        replace_atomically(filename, lambda temporary: save(str(temporary)))
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """nnU-Net's; afterwards `run_training` knows that phase 2 has begun."""
+        super().load_checkpoint(filename_or_checkpoint)
+        self._holds_checkpoint = True
+        self._sign_checkpoints()
+
+    def _sign_checkpoints(self) -> None:
+        # init_args is the one part of nnU-Net's checkpoint that a trainer can add to without writing the file twice
+        settings = self.settings.to_dict()
+        self.my_init_kwargs = {**self.my_init_kwargs, "cfcl": {"settings": settings, "hash": digest(settings)}}
+
+    def _seed(self, part: int) -> None:
+        seeds = np.random.SeedSequence([self.settings.seed, part]).generate_state(3)
+        random.seed(int(seeds[0]))
+        np.random.seed(int(seeds[1]))  # noqa: NPY002 - batchgenerators draws from the global state
+        torch.manual_seed(int(seeds[2]))
