@@ -1,0 +1,52 @@
+# `make demo` and `make test` do all the set-up themselves; `make help` lists everything.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Holds the folder the environment was made for: a copied or moved checkout must not run the original's code.
+STAMP := $(VENV)/.installed-for
+# nnU-Net's commands are found as if the environment were activated
+ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-fast lint types clean distclean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
+
+venv: $(STAMP)  ## the environment alone (.venv), made or brought up to date
+
+$(STAMP): pyproject.toml setup.py
+	@echo "==> Setting up $(VENV) (nnU-Net, PyTorch and the tools; the first time several GB are downloaded)"
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed, found $$($(BIN)/python -V); remove $(VENV) and set PYTHON=python3.x"; exit 1; }
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	@printf '%s' '$(CURDIR)' > $(STAMP)
+
+demo: $(STAMP)  ## make synthetic patients, train 2d and 3d_fullres briefly, predict, draw; results in ./demo
+	@echo "==> Running the demo into ./demo (under 10 minutes on two cores)"
+	@$(ACTIVATED) nnunet_cfcl demo --out demo
+
+test: $(STAMP)  ## all tests, the end-to-end runs of the real commands included
+	@echo "==> Running all tests, end-to-end runs included ('make test-fast' leaves those out)"
+	@$(ACTIVATED) python -m pytest
+
+test-fast: $(STAMP)  ## the tests without the end-to-end runs
+	@echo "==> Running the tests without the end-to-end runs"
+	@$(ACTIVATED) python -m pytest -m "not end_to_end"
+
+lint: $(STAMP)  ## style and common mistakes (ruff)
+	@$(BIN)/ruff check
+
+types: $(STAMP)  ## type check (mypy)
+	@$(BIN)/mypy
+
+clean:  ## remove what demo, tests and builds left; keeps .venv
+	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find nnunet_cfcl trainers tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean  ## as clean, and remove .venv too
+	rm -rf $(VENV)
