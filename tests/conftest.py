@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 class CasesInMemory:
@@ -37,15 +33,6 @@ def cases_in_memory():
         return CasesInMemory({f"case_{n}": random.normal(size=shape).cumsum(-1).cumsum(-2) / 20 for n in range(count)})
 
     return make
-
-
-@pytest.fixture
-def test_data() -> Path:
-    """The folder of real images; tests that need it are skipped where it is absent."""
-    folder = Path(os.environ.get("CFCL_TEST_DATA", CHECKOUT.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real images at {folder}: set CFCL_TEST_DATA to a folder with them (README, 'Development')")
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -15,13 +15,13 @@ def add_demo_parser(subparsers: SubParsers) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="plan, train, predict and draw a picture, on synthetic patients or on a dataset of yours",
-        description="Runs nnU-Net's own commands with nnUNetTrainerDVDCL, briefly, and leaves a picture to look at. The "
-        "training is far too short for good masks: it shows that everything works.",
+        description="Runs nnU-Net's own commands with nnUNetTrainerDVDCL, briefly, and leaves a picture to look at. "
+        "The training is far too short for good masks: it shows that everything works.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", default="demo", metavar="DIR", help="everything is written here")
-    parser.add_argument("--raw", default=None, metavar="DATASET_FOLDER", help="a raw dataset DatasetXXX_Name in nnU-Net's "
-                        "format (it is only read); synthetic patients if not given")
+    parser.add_argument("--raw", default=None, metavar="DATASET_FOLDER", help="a raw dataset DatasetXXX_Name in "
+                        "nnU-Net's format (it is only read); synthetic patients if not given")
     parser.add_argument("-device", default="cpu", choices=("cpu", "cuda", "mps"), help="as nnU-Net's")
     parser.set_defaults(run=run_demo_command)
 

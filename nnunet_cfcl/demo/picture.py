@@ -39,8 +39,9 @@ def draw_demo(dataset: Path, examples: Sequence[Example], picture: Path) -> None
     FigureCanvasAgg(figure)
     bands = figure.subfigures(len(examples), 1, squeeze=False)[:, 0]
     for band, example in zip(bands, examples, strict=True):
-        band.suptitle(f"{dataset.name}, {example.configuration}, {example.fold.parent.name.split('__')[0]}", fontsize=13)
-        left, right = band.subfigures(1, 2, width_ratios=[2.6, 1.2 + 0.4])
+        trainer = example.fold.parent.name.split("__")[0]
+        band.suptitle(f"{dataset.name}, {example.configuration}, {trainer}", fontsize=13)
+        left, right = band.subfigures(1, 2, width_ratios=[2.6, 1.6])
         _draw_results(left, dataset, example)
         axis = right.subplots()
         axis.imshow(imread(example.fold / "cfcl" / "pretraining" / "views.png"))

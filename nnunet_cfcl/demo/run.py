@@ -24,7 +24,9 @@ from nnunet_cfcl.phantom.dataset import write_phantom_dataset
 TRAINER = "nnUNetTrainerDVDCL"
 PLANS = "demoPlans"
 CONFIGURATIONS = ("2d", "3d_fullres")
-PHANTOM: dict[str, Any] = {"dataset_id": 900, "name": "Phantom3D", "dim": 3, "patients": 10, "test_patients": 4, "seed": 0}
+PHANTOM: dict[str, Any] = {
+    "dataset_id": 900, "name": "Phantom3D", "dim": 3, "patients": 10, "test_patients": 4, "seed": 0
+}
 # gigabytes; nnU-Net sizes patch and batch for a GPU, which a CPU need not fill
 MEMORY_TARGET = "2"
 SETTINGS: dict[str, Any] = {
@@ -103,8 +105,8 @@ def run_demo(out: Path, raw: Path | None, device: str) -> Path:
         with _step(f"{configuration}: prediction (nnUNetv2_predict)"):
             images, labels = _images_to_predict(dataset, out)
             predictions = out / "predictions" / configuration
-            commands.run("nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-d", number, "-c", configuration,
-                         "-f", "0", "-tr", TRAINER, "-p", PLANS, "-device", device)
+            commands.run("nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-d", number, "-f", "0",
+                         "-c", configuration, "-tr", TRAINER, "-p", PLANS, "-device", device)
         model = out / "nnUNet_results" / dataset.name / f"{TRAINER}__{PLANS}__{configuration}" / "fold_0"
         examples.append(Example(configuration, model, images, labels, predictions))
     with _step("drawing"):

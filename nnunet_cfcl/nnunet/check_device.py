@@ -36,10 +36,11 @@ def check_memory(device: str, training_need: float | None) -> Iterator[Finding]:
     """
     import torch
 
-    need = 3.0 + 0.7 * data_loading_processes()
+    # measured: nnU-Net's main process holds about 1.5 GiB beside the network, each of its workers 0.65
+    need = 2.0 + 0.65 * worker_processes()
     if device == "cpu":
         need += 2 * (training_need or 0.0)  # nnU-Net computes in single precision there, in half precision on a GPU
-    yield _compared("memory", free_memory_gib(), need, "nnUNet_n_proc_DA=2, or a plan with a smaller patch")
+    yield _compared("memory", free_memory_gib(), need, "export nnUNet_n_proc_DA=2 nnUNet_def_n_proc=2")
     if device == "cuda" and torch.cuda.is_available() and training_need is not None:
         yield _compared("GPU memory", torch.cuda.mem_get_info(0)[0] / GIB, training_need,
                         "end what else runs on the GPU, or plan with -gpu_memory_target")
@@ -52,11 +53,12 @@ def _compared(what: str, free: float | None, need: float, mend: str) -> Finding:
     return Finding("ok", text) if free >= need else Finding("warn", text, mend)
 
 
-def data_loading_processes() -> int:
-    """Worker processes that nnU-Net will start for loading data."""
+def worker_processes() -> int:
+    """Worker processes of nnU-Net at one time: for loading data in training, for writing predictions afterwards."""
+    from nnunetv2.configuration import default_num_processes
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-    return int(get_allowed_n_proc_DA())
+    return max(int(get_allowed_n_proc_DA()), int(default_num_processes))
 
 
 def free_memory_gib() -> float | None:

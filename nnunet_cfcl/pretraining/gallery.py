@@ -53,12 +53,12 @@ def _points_in_all_views(batch: Mapping[str, Any], image: int) -> Tensor:
 
 
 def _show(axis: Any, volume: Tensor, points: Tensor) -> None:
-    picture = volume if volume.ndim == 2 else volume[volume.shape[0] // 2]
+    picture = (volume if volume.ndim == 2 else volume[volume.shape[0] // 2]).numpy()
     low, high = np.percentile(picture, [0.5, 99.5])
     axis.imshow(picture, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
     inside = (points.abs() <= 1).all(-1)
     # pixel k of n lies at (2k+1)/n - 1
     rows, columns = ((points[:, -2:] + 1) * torch.tensor(picture.shape) - 1).div(2).unbind(1)
     colours = [COLOURS[k % len(COLOURS)] for k in range(len(points)) if inside[k]]
-    axis.scatter(columns[inside], rows[inside], c=colours, s=18, edgecolors="black", linewidths=0.5)
+    axis.scatter(columns[inside].numpy(), rows[inside].numpy(), c=colours, s=18, edgecolors="black", linewidths=0.5)
     axis.set_axis_off()

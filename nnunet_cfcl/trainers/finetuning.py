@@ -82,7 +82,8 @@ class FineTuning(Trainer):
             rotation = (-angle, angle)
         if chosen.mirror_axes is not None:
             dim = len(self.configuration_manager.patch_size)
-            mirror_axes = tuple(axis for axis in chosen.mirror_axes if axis < dim)
+            # nnU-Net's prediction takes None for no mirroring and fails on an empty tuple
+            mirror_axes = tuple(axis for axis in chosen.mirror_axes if axis < dim) or None
             self.inference_allowed_mirroring_axes = mirror_axes
         return rotation, dummy_2d, initial_patch_size, mirror_axes
 

@@ -1,0 +1,162 @@
+"""Other configurations, networks and trainers, in this process, on real preprocessed volumes."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.trainers import CounterfactualPretraining, nnUNetTrainerDVDCL
+
+pytestmark = pytest.mark.end_to_end
+
+DATASET = "Dataset004_Hippocampus"
+
+
+@pytest.fixture
+def make_trainer(hippocampus, monkeypatch, tmp_path):
+    """Factory of trainers in nnU-Net's folders; ``plan`` changes the plan, ``settings`` the settings file."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+
+    def make(trainer=nnUNetTrainerDVDCL, configuration="3d_fullres", plan=None, continues=False, **settings):
+        hippocampus.settings(**{"pretrain": {"epochs": 1}, "finetune": {"epochs": 1}, **settings})
+        for variable, value in hippocampus.environment.items():
+            if variable.startswith("nnUNet"):
+                monkeypatch.setenv(variable, value)
+        monkeypatch.setenv("nnUNet_results", str(tmp_path))
+        monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+        folder = hippocampus.folder("preprocessed") / DATASET
+        plans = json.loads((folder / "shortPlans.json").read_text())
+        if plan is not None:
+            plan(plans["configurations"])
+        plans["continue_training"] = continues
+        description = json.loads((folder / "dataset.json").read_text())
+        return trainer(plans, configuration, 0, description, torch.device("cpu"))
+
+    return make
+
+
+def _finished(trainer) -> None:
+    trainer.run_training()
+    assert os.path.exists(trainer.pretraining_folder / "checkpoint_final.pth")
+    assert os.path.exists(os.path.join(trainer.output_folder, "checkpoint_final.pth"))
+    assert all(torch.isfinite(value).all() for value in trainer.network.state_dict().values())
+
+
+def _residual_encoder(configurations) -> None:
+    network = configurations["3d_fullres"]["architecture"]
+    network["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+    network["arch_kwargs"]["n_blocks_per_stage"] = network["arch_kwargs"].pop("n_conv_per_stage")
+
+
+def test_a_residual_encoder_plan_trains(make_trainer):
+    _finished(make_trainer(plan=_residual_encoder))
+
+
+def test_3d_lowres_trains(make_trainer):
+    _finished(make_trainer(configuration="3d_lowres"))
+
+
+def _other_trainers():
+    from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
+    from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
+        nnUNetTrainerNoDeepSupervision,
+    )
+
+    return nnUNetTrainerDA5, nnUNetTrainerNoDeepSupervision
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_other_peoples_trainers_are_pretrained_by_the_mixin(make_trainer, number):
+    class Mine(CounterfactualPretraining, _other_trainers()[number]):
+        pass
+
+    _finished(make_trainer(Mine))
+
+
+def test_the_network_is_the_stock_one_again_after_phase_1(make_trainer):
+    trainer = make_trainer()
+    trainer.initialize()
+    before = list(trainer.network.state_dict())
+    heads = trainer.network.decoder.seg_layers[-1]
+    trainer.was_initialized = False
+    trainer.initialize = lambda: setattr(trainer, "was_initialized", True)
+    trainer._start()
+    assert list(trainer.network.state_dict()) == before
+    assert trainer.network.decoder.seg_layers[-1] is heads and trainer.network.decoder.deep_supervision
+
+
+def test_two_runs_with_one_seed_end_with_the_same_weights(make_trainer, tmp_path):
+    def run():
+        trainer = make_trainer()
+        trainer.run_training()
+        return trainer.network.state_dict()
+
+    first = run()
+    for file in (tmp_path / DATASET).rglob("*.pth"):
+        file.unlink()
+    second = run()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_finetuning_settings_reach_nnunet(make_trainer):
+    finetune = {"epochs": 7, "iterations_per_epoch": 3, "val_iterations_per_epoch": 2, "initial_lr": 0.02,
+                "mirror_axes": [1], "rotation_deg": 10, "warmup_fraction": 0.5}
+    trainer = make_trainer(finetune=finetune)
+    trainer.initialize()
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (7, 3, 2)
+    rotation, _, _, mirror = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    assert mirror == trainer.inference_allowed_mirroring_axes == (1,)
+    assert rotation == pytest.approx((-0.1745, 0.1745), abs=1e-4)
+    rates = []
+    for epoch in range(7):
+        trainer.lr_scheduler.step(epoch)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(0.02 / 5) and rates[0] < rates[1] < rates[2] < rates[3]
+    assert rates[6] == pytest.approx(0.02 * (1 - 6 / 7) ** 0.9)
+
+
+def test_without_settings_finetuning_is_nnunets_with_a_tenth_of_its_rate(make_trainer):
+    trainer = make_trainer(finetune={"epochs": None, "iterations_per_epoch": None, "mirror_axes": None})
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == (1000, 250)
+    assert trainer.initial_lr == pytest.approx(1e-3)
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0, 1, 2)
+
+
+def test_no_mirroring_is_none_to_nnunet(make_trainer):
+    trainer = make_trainer(finetune={"mirror_axes": []})
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] is None
+    assert trainer.inference_allowed_mirroring_axes is None
+
+
+def _batch_norm(configurations) -> None:
+    arguments = configurations["3d_fullres"]["architecture"]["arch_kwargs"]
+    arguments["norm_op"] = "torch.nn.modules.batchnorm.BatchNorm3d"
+
+
+def _small_patch(configurations) -> None:
+    configurations["3d_fullres"]["patch_size"] = [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"), [(_batch_norm, "BatchNorm3d.*instance norm"), (_small_patch, "patch.*views.crop_fraction")]
+)
+def test_plans_that_cannot_be_pretrained_are_refused_before_training(make_trainer, plan, words):
+    trainer = make_trainer(plan=plan)
+    with pytest.raises(UserError, match=words):
+        trainer.run_training()
+    assert not (trainer.pretraining_folder / "log.jsonl").exists()
+
+
+def test_precomputed_counterfactuals_without_a_store_are_refused_with_the_command_that_makes_one(make_trainer):
+    with pytest.raises(UserError, match="nnunet_cfcl counterfactuals import"):
+        make_trainer(counterfactual={"source": "precomputed"}).run_training()
+
+
+def test_weights_given_and_lost_are_not_replaced_by_a_silent_pretraining(make_trainer):
+    trainer = make_trainer(continues=True)
+    trainer.pretraining_folder.mkdir(parents=True)
+    (trainer.pretraining_folder / "skipped.json").write_text("{}")
+    with pytest.raises(UserError, match="-pretrained_weights"):
+        trainer.run_training()
