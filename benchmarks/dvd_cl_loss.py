@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -188,6 +189,7 @@ def run(arguments: argparse.Namespace, problem: Problem) -> dict:
         "problem": asdict(problem),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "load_average": os.getloadavg()[0],
         "processor": platform.processor() or platform.machine(),
         "time": times,
         "added_peak_bytes": memory,

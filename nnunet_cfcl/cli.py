@@ -10,32 +10,43 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import nnunet_cfcl
 from nnunet_cfcl.errors import UserError
 
+# verb: the function that adds its parser, its line in the list of verbs (the room's own; a test compares them)
 VERBS = {
-    "trainers-path": "nnunet_cfcl.nnunet.installation:add_trainers_path_parser",
-    "install": "nnunet_cfcl.nnunet.installation:add_install_parser",
-    "uninstall": "nnunet_cfcl.nnunet.installation:add_uninstall_parser",
-    "doctor": "nnunet_cfcl.nnunet.doctor:add_doctor_parser",
-    "export-stock": "nnunet_cfcl.nnunet.export_stock:add_export_stock_parser",
-    "counterfactuals": "nnunet_cfcl.nnunet.counterfactual_import:add_counterfactuals_parser",
-    "demo": "nnunet_cfcl.demo.command:add_demo_parser",
-    "phantom": "nnunet_cfcl.phantom.command:add_phantom_parser",
+    "trainers-path": ("nnunet_cfcl.nnunet.installation:add_trainers_path_parser",
+                      "print the folder for nnUNet_extTrainer"),
+    "install": ("nnunet_cfcl.nnunet.installation:add_install_parser",
+                "put the trainers into this nnU-Net installation"),
+    "uninstall": ("nnunet_cfcl.nnunet.installation:add_uninstall_parser", "take them out again, without a trace"),
+    "doctor": ("nnunet_cfcl.nnunet.doctor:add_doctor_parser", "check installation, plan, data and device"),
+    "settings": ("nnunet_cfcl.config:add_settings_parser", "print every setting, its default and its meaning"),
+    "export-stock": ("nnunet_cfcl.nnunet.export_stock:add_export_stock_parser",
+                     "write a trained fold as a stock nnU-Net model"),
+    "counterfactuals": ("nnunet_cfcl.nnunet.counterfactual_import:add_counterfactuals_parser",
+                        "bring in counterfactual images made elsewhere"),
+    "demo": ("nnunet_cfcl.demo.command:add_demo_parser",
+             "plan, train, predict and draw a picture, on synthetic patients or on a dataset of yours"),
+    "phantom": ("nnunet_cfcl.phantom.command:add_phantom_parser",
+                "write a dataset of synthetic patients with true counterfactuals"),
 }
 
 
-def build_parser(verbs: Iterable[str] = tuple(VERBS)) -> argparse.ArgumentParser:
-    """The parser with the sub-parsers of ``verbs`` (all of them by default, as ``--help`` needs)."""
+def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """The parser that can parse ``verb``; with None the one that only lists the verbs and imports no room."""
     parser = argparse.ArgumentParser(
         prog="nnunet_cfcl", description="Counterfactual contrastive pretraining for nnU-Net v2.",
         epilog="Training itself is nnU-Net's own command: nnUNetv2_train DATASET CONFIG FOLD -tr nnUNetTrainerDVDCL")
     parser.add_argument("--version", action="version", version=f"%(prog)s {nnunet_cfcl.__version__}")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in verbs:
-        module, function = VERBS[verb].split(":")
+    if verb is None:
+        for name, (_, line) in VERBS.items():
+            subparsers.add_parser(name, help=line)
+    else:
+        module, function = VERBS[verb][0].split(":")
         getattr(importlib.import_module(module), function)(subparsers)
     return parser
 
@@ -51,9 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with 2, as argparse does.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    typed = argv[0] if argv else ""
-    needed = () if typed == "--version" else (typed,) if typed in VERBS else tuple(VERBS)
-    arguments = build_parser(needed).parse_args(argv)
+    verb = argv[0] if argv and argv[0] in VERBS else None
+    arguments = build_parser(verb).parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except UserError as error:

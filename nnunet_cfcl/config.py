@@ -142,6 +142,12 @@ def settings_keys() -> Iterator[tuple[str, Any, str]]:
             yield top.name, section, top.metadata["meaning"]
 
 
+def settings_table() -> str:
+    """All settings as a Markdown table, for the documentation and ``nnunet_cfcl settings``."""
+    rows = [f"| `{key}` | `{json.dumps(default)}` | {meaning} |" for key, default, meaning in settings_keys()]
+    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
+
+
 def digest(content: Any) -> str:
     """First 12 hexadecimal digits of the SHA-256 of a JSON-ready object; equal content, equal digest."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -251,6 +257,17 @@ def _converted_tuple(value: Any, arguments: tuple[Any, ...], what: str) -> tuple
     if not isinstance(value, (list, tuple)) or (length is not None and len(value) != length):
         raise SettingsError(f"{what} must be a list{f' of {length} numbers' if length else ''}, found {value!r}")
     return tuple(_converted(member, arguments[0], what) for member in value)
+
+
+def add_settings_parser(subparsers: Any) -> None:
+    """Register the verb `settings`, which prints every setting with its default and meaning."""
+    parser = subparsers.add_parser("settings", help="print every setting, its default and its meaning")
+    parser.set_defaults(run=_print_settings)
+
+
+def _print_settings(arguments: Any) -> int:
+    print(settings_table())
+    return 0
 
 
 def _name_of(hint: type) -> str:

@@ -1,5 +1,6 @@
 """The command `nnunet_cfcl`: verbs, exit status, what goes to which stream, and speed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 def test_help_names_every_verb():
     shown = run("--help")
     assert shown.returncode == 0
-    assert all(f"\n    {verb} " in shown.stdout for verb in cli.VERBS)
+    assert all(re.search(rf"^    {verb}\s", shown.stdout, re.MULTILINE) for verb in cli.VERBS)
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
@@ -27,6 +28,14 @@ def test_every_verb_has_its_own_help_and_a_function_to_run(verb, capsys):
         cli.main([verb, "--help"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: nnunet_cfcl {verb}")
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_list_of_verbs_says_what_the_verbs_own_room_says(verb):
+    def lines(parser):
+        return {action.dest: action.help for action in parser._subparsers._group_actions[0]._choices_actions}
+
+    assert lines(cli.build_parser(verb)) == {verb: lines(cli.build_parser())[verb]}
 
 
 def test_version_is_the_packages_version():

@@ -1,10 +1,11 @@
 """Settings: layers, types, ranges, messages."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from nnunet_cfcl.config import Settings, SettingsError, digest, resolve_settings, settings_keys
+from nnunet_cfcl.config import Settings, SettingsError, digest, resolve_settings, settings_keys, settings_table
 
 
 def test_the_file_wins_over_the_plan_which_wins_over_the_defaults(tmp_path):
@@ -80,3 +81,8 @@ def test_every_setting_states_its_meaning_and_has_a_valid_default():
     keys = list(settings_keys())
     assert all(meaning for _, _, meaning in keys)
     assert resolve_settings({key: default for key, default, _ in keys}) == Settings()
+
+
+def test_the_documented_table_is_the_one_generated_from_the_code():
+    page = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
+    assert settings_table() in page.read_text(), "put the output of `nnunet_cfcl settings` into docs/settings.md"

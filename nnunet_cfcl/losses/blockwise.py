@@ -15,7 +15,7 @@ FLOAT32_BOUND = 55.0
 FLOAT64_BOUND = 500.0
 
 # Smaller blocks would stay in a CPU's cache, which gains a tenth at best. But every operation on a block is a meeting
-# of all threads, and on a machine that is busy elsewhere (data loading) many meetings make the loss several times slower.
+# of all threads: where other processes want the cores too (data loading), many small blocks take several times longer.
 _CPU_BLOCK_SIDE = 2688
 _ACCELERATOR_BLOCK_SIDE = 4096
 
