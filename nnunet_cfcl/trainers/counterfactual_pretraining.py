@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nnunetv2.utilities.helpers import empty_cache
 
@@ -52,8 +54,9 @@ class CounterfactualPretraining(FineTuning):
         """All that precedes phase 2. Nobody tells a trainer of -pretrained_weights: its network is there already."""
         weights_given = self.was_initialized
         self.pretraining_folder.mkdir(parents=True, exist_ok=True)
-        if not self._continues:
+        if not self._continues and self.local_rank == 0:
             self._set_aside_old_run()
+        self._write_config({})
         if weights_given:
             self.print_to_log_file("Weights were given (-pretrained_weights): no pretraining, only fine-tuning.")
             self._skipped.write_text(json.dumps({"skipped": "weights were given with -pretrained_weights"}))
@@ -65,25 +68,32 @@ class CounterfactualPretraining(FineTuning):
         self._save_start_of_phase_2()
 
     def _pretrain(self) -> None:
+        task = build_task(self, self.settings, self.build_objective(), self.objective_name)
+        self._write_config(task.identity)
+        final = task.folder / "checkpoint_final.pth"
+        if final.exists() and self._reuse(final, task):
+            return
         if self.is_ddp:
             raise UserError(
                 "pretraining runs on one GPU in this version: use -num_gpus 1 until phase 2 begins, then continue with "
                 "--c and any number of GPUs"
             )
-        task = build_task(self, self.settings, self.build_objective(), self.objective_name)
-        self._write_config(task)
-        final = task.folder / "checkpoint_final.pth"
-        if final.exists() and self._reuse(final, task):
-            return
-        self.print_to_log_file(
-            f"Phase 1: {self.objective_name} pretraining, {self.settings.pretrain.epochs} epochs, "
-            f"{len(task.reader.cases)} cases, counterfactuals: {task.source.name}, hash {digest(task.identity)}"
-        )
+        self._announce(task)
         width = decoder_width(self.network)
         with last_decoder_map(self.network) as network:
             Pretraining(network, width, task).run(resume=self._continues)
         empty_cache(self.device)
         self.print_to_log_file(f"Phase 1 done, its weights are in {final}. Phase 2: fine-tuning.")
+
+    def _announce(self, task: PretrainingTask) -> None:
+        chosen, count = self.settings.pretrain, self.settings.counterfactual.count
+        patches = chosen.epochs * chosen.iterations_per_epoch * chosen.images_per_step * (count + 1)
+        supervised = patches / (self.num_iterations_per_epoch * self.configuration_manager.batch_size)
+        self.print_to_log_file(
+            f"Phase 1: {self.objective_name} pretraining, {chosen.epochs} epochs, {len(task.reader.cases)} cases, "
+            f"counterfactuals: {task.source.name}, hash {digest(task.identity)}. It processes as many patches as "
+            f"{supervised:.0f} epochs of fine-tuning; pretrain.epochs and pretrain.iterations_per_epoch shorten it."
+        )
 
     def _reuse(self, final: Path, task: PretrainingTask) -> bool:
         """Load a finished pretraining of the same identity; set aside one of another."""
@@ -94,7 +104,8 @@ class CounterfactualPretraining(FineTuning):
             self.print_to_log_file(f"Phase 1 was finished before with the same settings: reused from {final}")
             return True
         self.print_to_log_file(f"{final} was made with other settings or cases (hash {content['hash']}): set aside.")
-        _set_aside(final)
+        if self.local_rank == 0:
+            _set_aside(final)
         return False
 
     @property
@@ -119,12 +130,9 @@ class CounterfactualPretraining(FineTuning):
     def _latest(self) -> Path:
         return self.pretraining_folder / "checkpoint_latest.pth"
 
-    def _write_config(self, task: PretrainingTask) -> None:
-        content = {
-            "hash": digest(task.identity),
-            "settings": self.settings.to_dict(),
-            "pretraining": dict(task.identity),
-        }
+    def _write_config(self, identity: Mapping[str, Any]) -> None:
+        settings = self.settings.to_dict()
+        content = {"hash": digest(identity or settings), "settings": settings, "pretraining": dict(identity)}
         text = json.dumps(content, indent=2)
         replace_atomically(self.pretraining_folder.parent / "config.json", lambda file: write_text(file, text))
 
