@@ -1,3 +1,1 @@
-from setuptools import setup
-
-setup()  # everything is in pyproject.toml
+__import__("setuptools").setup()  # everything is in pyproject.toml

@@ -43,7 +43,7 @@ class PretrainSettings:
     patches_per_pass: int | None = setting(
         None, "patches in one forward pass; null: the plan's batch size. More patches than that in a step (B times "
         "views) are processed in several passes with cached gradients", 1)
-    temperature: float = setting(0.7, "temperature of the contrastive loss", 0.001, 100)
+    temperature: float = setting(0.7, "temperature of the contrastive loss", 0.002, 100)
     projection_hidden: int = setting(256, "hidden width of the projection head", 1)
     projection_dim: int = setting(128, "width d of the embeddings", 2)
     initial_lr: float = setting(3e-3, "AdamW learning rate after the warm-up", 0)
@@ -108,7 +108,8 @@ class FinetuneSettings:
         None, "learning rate after the warm-up; null: a tenth of the nnU-Net trainer's own", 0)
     warmup_fraction: float = setting(0.05, "share of the epochs with a linearly rising rate", 0, 1)
     mirror_axes: tuple[int, ...] | None = setting(
-        None, "axes mirrored in training and prediction, [] for none (labels defined by side need that)", 0, 2)
+        None, "axes mirrored in training and prediction, in array order (0 is z in 3D, y in 2D), [] for none, which "
+        "labels defined by side need", 0, 2)
     rotation_deg: float | None = setting(None, "rotation augmentation is uniform within +- this many degrees", 0, 180)
 
 

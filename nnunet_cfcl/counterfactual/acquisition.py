@@ -32,6 +32,8 @@ class AcquisitionParameters(NamedTuple):
         noise_sd: (n, C) standard deviation of the noise in the image's intensity units; 0: none.
         noise_correlation: (n,) sigma of the noise's own point spread in in-plane voxels; 0: white.
         noise_seed: (n,) int64, seed of the image's noise; may stay on the CPU.
+        keeps_moments: (n, C) bool, whether the channel is z-scored, so that bias field and point spread, which would
+            have been z-scored too, leave its mean and standard deviation.
     """
 
     curve_x: Tensor
@@ -42,6 +44,7 @@ class AcquisitionParameters(NamedTuple):
     noise_sd: Tensor
     noise_correlation: Tensor
     noise_seed: Tensor
+    keeps_moments: Tensor
 
 
 def draw_acquisition(
@@ -94,6 +97,7 @@ def draw_acquisition(
         noise_sd=curve.noise_sd,
         noise_correlation=on[:, 1] * _scaled(between[:, 4], settings.noise_correlation),
         noise_seed=torch.randint(0, 2**62, (count,), generator=generator),
+        keeps_moments=torch.tensor([name == "ZScoreNormalization" for name in scheme]).expand(count, -1),
     )
 
 
@@ -107,8 +111,9 @@ def apply_acquisition(
     """Images as the other acquisitions would have shown them.
 
     Pure: the same parameters on the same device give the same result, in a batch or one by one. With every effect off
-    an image is returned exactly. Under z-scoring the curve and the noise are accounted for in the image's mean and
-    standard deviation, the small changes by bias field and point spread are not.
+    an image is returned exactly. Under z-scoring a counterfactual has the mean and standard deviation that its own
+    normalisation would have given it (method 6.9): the curve and the noise account for them by the case's quantiles,
+    bias field and point spread are followed by a correction with the crop's own moments, which stand for the case's.
 
     Args:
         images: (N, C, *S) preprocessed intensities, D = 2 or 3 spatial axes.
@@ -123,23 +128,40 @@ def apply_acquisition(
     # autocast would run the products behind field and blur in half precision
     with torch.autocast(images.device.type, enabled=False):
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
-        acquired = _acquired(wide, parameters, _sigma_per_axis(spacing, images)).to(images.dtype)
+        acquired = _acquired(wide, parameters, _sigma_per_axis(spacing, images), inside).to(images.dtype)
     return acquired if inside is None else torch.where(inside, acquired, images)
 
 
-def _acquired(images: Tensor, parameters: AcquisitionParameters, axis_scale: Tensor) -> Tensor:
+def _acquired(
+    images: Tensor, parameters: AcquisitionParameters, axis_scale: Tensor, inside: Tensor | None
+) -> Tensor:
     seeds = parameters.noise_seed.tolist()
     p = AcquisitionParameters(*(field.to(images.device, non_blocking=True) for field in parameters))
     signal, floor = images.flatten(2), p.curve_x[:, :, :1]
     gain = torch.expm1(log_bias_field(p.bias_field, images.shape[2:])).flatten(1).unsqueeze(1)
     biased = (signal + (signal - floor) * gain).view_as(images)
     blurred = gaussian_blur(biased, p.point_spread[:, None] * axis_scale)
-    mapped = apply_transfer_curve(blurred, p.curve_x, p.curve_y)
+    altered = p.keeps_moments & (blurred != images).flatten(2).any(-1)
+    standardised = _with_moments_of(images.flatten(2), blurred.flatten(2), inside).view_as(images)
+    signal_seen = torch.where(altered.view(*altered.shape, *[1] * (images.ndim - 2)), standardised, blurred)
+    mapped = apply_transfer_curve(signal_seen, p.curve_x, p.curve_y)
     noise = gaussian_blur(_white_noise(images, seeds), p.noise_correlation[:, None] * axis_scale, norm=2)
     noisy = mapped.flatten(2) + noise.flatten(2) * p.noise_sd.unsqueeze(2)
     # a voxel that lies outside of the bounds already may stay where it is: no effect, no change
     low, high = p.bounds.unsqueeze(2).unbind(-1)
     return noisy.clamp(torch.minimum(low, signal), torch.maximum(high, signal)).view_as(images)
+
+
+def _with_moments_of(reference: Tensor, changed: Tensor, inside: Tensor | None) -> Tensor:
+    """``changed`` (N, C, M), scaled and shifted to ``reference``'s mean and standard deviation over ``inside``."""
+    weight = torch.ones_like(reference[:, :1]) if inside is None else inside.flatten(2).to(reference.dtype)
+    total = weight.sum(-1, keepdim=True).clamp_min(1)
+    means = [(x * weight).sum(-1, keepdim=True) / total for x in (reference, changed)]
+    deviations = [((x - m).square() * weight).sum(-1, keepdim=True).div(total).sqrt()
+                  for x, m in zip((reference, changed), means, strict=True)]
+    # a crop that is constant, or was blurred flat, has nothing to scale by
+    scale = torch.where(deviations[1] > 1e-3 * deviations[0], deviations[0] / deviations[1].clamp_min(1e-12), 1.0)
+    return (changed - means[1]) * scale + means[0]
 
 
 def _sigma_per_axis(spacing: Sequence[float] | Tensor, images: Tensor) -> Tensor:

@@ -91,11 +91,16 @@ class AcquisitionSource:
         if case not in self._tables:
             spatial = self._reader.shape(case)[1:]
             boxes = [_spread_box(spatial, position) for position in np.linspace(0, 1, 5)]
-            parts = [self._reader.read(case, box) for box in boxes]
+            parts = [self._read(case, box) for box in boxes]
             joined = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
             inside = (joined != 0).any(axis=0) if self._zero_is_outside else None
             self._tables[case] = intensity_quantiles(joined, inside=inside)
         return self._tables[case]
+
+    def _read(self, case: str, box: tuple[slice, ...]) -> np.ndarray:
+        part = self._reader.read(case, box)
+        require_finite(part, f"case '{case}'", box)
+        return part
 
 
 def _spread_box(spatial: Sequence[int], position: float) -> tuple[slice, ...]:
@@ -123,7 +128,11 @@ class PrecomputedSource:
 
     def identity(self) -> dict[str, Any]:
         """The store's own description."""
-        return {"source": self.name, "interventions": list(self._store.interventions)}
+        store = self._store
+        return {
+            "source": self.name, "interventions": list(store.interventions), "made_by": store.source,
+            "preprocessing": store.preprocessing, "data_identifier": store.data_identifier,
+        }
 
     def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> StoredImages:
         """The same crop of ``count`` interventions, which repeat only where the store has fewer."""

@@ -12,6 +12,7 @@ import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
+from nnunet_cfcl.atomic import replace_atomically, write_text_atomically
 from nnunet_cfcl.errors import UserError
 
 FORMAT = 1
@@ -69,7 +70,7 @@ class CounterfactualStore:
             names = list(dict.fromkeys([*found["interventions"], *names]))
         (path / "cases").mkdir(parents=True, exist_ok=True)
         manifest = {**wanted, "interventions": names}
-        _write_atomically(path / MANIFEST, json.dumps(manifest, indent=2))
+        write_text_atomically(path / MANIFEST, json.dumps(manifest, indent=2))
         return cls(path, manifest)
 
     @classmethod
@@ -111,16 +112,13 @@ class CounterfactualStore:
         if array.ndim != 4:
             raise UserError(f"counterfactual '{intervention}' of case {case} must be (C, Z, Y, X), "
                             f"found shape {array.shape}")
-        final = self.path(case, intervention)
-        temporary = final.with_name(f"{final.name}.{os.getpid()}.tmp")
-        temporary.unlink(missing_ok=True)
         layout = {"chunks": tuple(chunks) if chunks else None, "blocks": tuple(blocks) if blocks else None}
-        try:
-            blosc2.asarray(np.ascontiguousarray(array, dtype=np.float32), urlpath=str(temporary), mode="w",
-                           cparams={"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 1}, **layout)
-            os.replace(temporary, final)
-        finally:
-            temporary.unlink(missing_ok=True)
+        compression = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 1}
+        whole = np.ascontiguousarray(array, dtype=np.float32)
+        replace_atomically(
+            self.path(case, intervention),
+            lambda file: blosc2.asarray(whole, urlpath=str(file), mode="w", cparams=compression, **layout),
+        )
 
     def read(self, case: str, intervention: str, box: tuple[slice, ...] | None = None) -> NDArray[np.float32]:
         """A box of a counterfactual; only the blocks that it touches are read.
@@ -234,12 +232,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     for name in names:
         _check_intervention(name)
     return manifest
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _first(names: Sequence[str], count: int = 3) -> str:

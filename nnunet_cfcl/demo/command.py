@@ -22,7 +22,7 @@ def add_demo_parser(subparsers: SubParsers) -> None:
     parser.add_argument("--out", default="demo", metavar="DIR", help="everything is written here")
     parser.add_argument("--raw", default=None, metavar="DATASET_FOLDER", help="a raw dataset DatasetXXX_Name in "
                         "nnU-Net's format (it is only read); synthetic patients if not given")
-    parser.add_argument("-device", default="cpu", choices=("cpu", "cuda", "mps"), help="as nnU-Net's")
+    parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"), help="as nnU-Net's")
     parser.set_defaults(run=run_demo_command)
 
 

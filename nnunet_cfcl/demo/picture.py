@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,11 +75,12 @@ def _cases(dataset: Path, example: Example) -> list[str]:
 
 def _attributes(dataset: Path, case: str) -> str:
     table = dataset / "attributes.csv"
-    lines = table.read_text().splitlines() if table.exists() else []
-    values = next((line.split(",")[2:] for line in lines if line.startswith(f"{case},")), None)
-    if values is None:
+    if not table.exists():
         return ""
-    return ", ".join(f"{name} {value}" for name, value in zip(lines[0].split(",")[2:], values, strict=True)) + ", "
+    with open(table, newline="") as file:
+        row = next((row for row in csv.DictReader(file) if row["case"] == case), {})
+    shown = [f"{name} {value}, " for name, value in row.items() if name not in ("case", "patient")]
+    return "".join(shown)
 
 
 def _read(dataset: Path, example: Example, case: str) -> tuple[NDArray, NDArray, NDArray, float]:

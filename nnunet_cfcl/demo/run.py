@@ -25,12 +25,13 @@ TRAINER = "nnUNetTrainerDVDCL"
 PLANS = "demoPlans"
 CONFIGURATIONS = ("2d", "3d_fullres")
 PHANTOM: dict[str, Any] = {
-    "dataset_id": 900, "name": "Phantom3D", "dim": 3, "patients": 10, "test_patients": 4, "seed": 0
+    "dataset_id": 900, "name": "Phantom3D", "dim": 3, "patients": 10, "test_patients": 4, "seed": 0,
+    "shape": (32, 48, 48),
 }
 # gigabytes; nnU-Net sizes patch and batch for a GPU, which a CPU need not fill
 MEMORY_TARGET = "2"
 SETTINGS: dict[str, Any] = {
-    "pretrain": {"epochs": 4, "iterations_per_epoch": 3, "images_per_step": 4, "points_per_image": 500},
+    "pretrain": {"epochs": 4, "iterations_per_epoch": 2, "images_per_step": 2, "points_per_image": 500},
     "counterfactual": {"count": 3},
     "finetune": {"epochs": 4, "iterations_per_epoch": 12, "val_iterations_per_epoch": 2, "initial_lr": 0.01,
                  "mirror_axes": []},
@@ -84,7 +85,7 @@ def run_demo(out: Path, raw: Path | None, device: str) -> Path:
     Args:
         out: folder for everything; what an earlier demo left there is replaced.
         raw: a raw dataset of the user's, only read; None makes synthetic patients.
-        device: cpu, cuda or mps.
+        device: cpu or cuda.
 
     Returns:
         The picture.
@@ -136,8 +137,11 @@ def _prepare(out: Path, raw: Path | None) -> Path:
 def _environment(out: Path) -> dict[str, str]:
     folders = {name: str((out / name).resolve()) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     defaults = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
+    given = dict(os.environ)
+    if given.get("nnUNet_n_proc_DA") == "0":  # nnU-Net's planner fails on it
+        del given["nnUNet_n_proc_DA"]
     return {
-        **defaults, **os.environ, **folders,
+        **defaults, **given, **folders,
         CONFIG_VARIABLE: str((out / "settings.json").resolve()),
         "nnUNet_extTrainer": str(trainers_path()),
         # the bar of a pipe would be one long line

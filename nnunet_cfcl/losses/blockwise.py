@@ -14,10 +14,10 @@ from torch import Tensor
 FLOAT32_BOUND = 55.0
 FLOAT64_BOUND = 500.0
 
-# Smaller blocks would stay in a CPU's cache, which gains a tenth at best. But every operation on a block is a meeting
-# of all threads: where other processes want the cores too (data loading), many small blocks take several times longer.
-_CPU_BLOCK_SIDE = 2688
-_ACCELERATOR_BLOCK_SIDE = 4096
+# 64 MiB in float32. Smaller blocks would stay in a CPU's cache, which gains a tenth at best. But every operation on a
+# block is a meeting of all threads (on a GPU, a launch): where other processes want the cores too, such as those that
+# load the data, many small blocks take several times longer.
+_BLOCK_SIDE = 4096
 
 _LOG2_E = 1 / math.log(2)
 
@@ -41,7 +41,7 @@ def two_way_log_sum_exp(x: Tensor, y: Tensor, bound: float, block_side: int | No
         x: (N, d) rows, any floating type.
         y: (M, d) columns, same type and device.
         bound: the caller's promise that ``|S_ij| <= bound``; in (0, ``FLOAT64_BOUND``].
-        block_side: side of a block in points. Default by device; it does not change the result.
+        block_side: side of a block in points, 4096 by default; two blocks are held. It does not change the result.
 
     Returns:
         row log-sum-exp (N,) and column log-sum-exp (M,), float32, or float64 if x is. A sum over nothing is -inf.
@@ -59,11 +59,9 @@ def two_way_log_sum_exp(x: Tensor, y: Tensor, bound: float, block_side: int | No
         True
     """
     _check(x, y, bound, block_side)
-    if block_side is None:
-        block_side = _CPU_BLOCK_SIDE if x.device.type == "cpu" else _ACCELERATOR_BLOCK_SIDE
     result = torch.promote_types(x.dtype, torch.float32)
     compute = result if bound <= FLOAT32_BOUND else torch.float64
-    rows, columns = _TwoWayLogSumExp.apply(x.to(compute), y.to(compute), block_side)
+    rows, columns = _TwoWayLogSumExp.apply(x.to(compute), y.to(compute), block_side or _BLOCK_SIDE)
     return rows.to(result), columns.to(result)
 
 

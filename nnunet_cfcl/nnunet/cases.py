@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+from nnunet_cfcl.config import digest
 
 
 class PreprocessedCases:
@@ -29,6 +32,12 @@ class PreprocessedCases:
     def shape(self, case: str) -> tuple[int, ...]:
         """(C, Z, Y, X) of a case in voxels; reads no intensities."""
         return tuple(int(n) for n in self._storage.load_case(case)[0].shape)
+
+    def content(self) -> str:
+        """A digest of the cases' names and compressed sizes: other images, or another preprocessing, change it, while
+        a copy on another machine does not."""
+        files = (Path(self._storage.source_folder) / f"{case}{end}" for case in self.cases for end in (".b2nd", ".npz"))
+        return digest([[file.name, file.stat().st_size] for file in files if file.exists()])
 
     def read(self, case: str, box: tuple[slice, ...]) -> np.ndarray:
         """Intensities (C, z, y, x), float32, of the spatial ``box`` (three slices inside the case)."""

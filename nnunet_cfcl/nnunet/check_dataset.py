@@ -200,17 +200,6 @@ def check_settings(block: dict[str, Any] | None) -> Settings:
         raise CheckFailed(str(error), f"edit {file}" if file and file in str(error) else "edit the plan") from error
 
 
-def check_norm(block: dict[str, Any], settings: Settings) -> Finding:
-    """Cached gradients need a norm that does not depend on which images are processed together."""
-    norm = str(block["architecture"]["arch_kwargs"].get("norm_op")).rpartition(".")[2]
-    patches = settings.pretrain.images_per_step * (settings.counterfactual.count + 1)
-    per_pass = settings.pretrain.patches_per_pass or block["batch_size"]
-    if "BatchNorm" not in norm or not settings.pretrain.enabled or patches <= per_pass:
-        return Finding("ok", f"norm {norm}")
-    return Finding("FAIL", f"the plan's {norm} cannot be pretrained with cached gradients ({patches} patches per step, "
-                   f"{per_pass} per pass)", f"plan with InstanceNorm, or set pretrain.patches_per_pass to {patches}")
-
-
 def network_channels(dataset: str, plan: dict[str, Any], configuration: str | None) -> tuple[int, int]:
     """Input and output channels of the network for this plan and configuration."""
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels

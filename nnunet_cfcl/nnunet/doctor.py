@@ -65,8 +65,7 @@ def _examine_dataset(training: Training, scan_data: bool) -> Iterator[Finding]:
     block = check_dataset.load_configuration(plan, training.plans, training.configuration)
     yield Finding("ok", f"configuration {training.configuration}, patch {list(block['patch_size'])}, "
                         f"batch {block['batch_size']}")
-    yield from _guarded("the settings", lambda: _settings_finding(block))
-    yield from _guarded("the norm", lambda: check_dataset.check_norm(block, check_dataset.check_settings(block)))
+    yield from _guarded("the pretraining", lambda: _pretraining_findings(training, dataset, plan, block))
     yield from _guarded("memory", lambda: _memory_findings(training, dataset, plan, block))
     yield from check_dataset.check_preprocessed(dataset, training.plans, training.configuration, block)
     if scan_data:
@@ -78,6 +77,19 @@ def _settings_finding(block: dict[str, Any] | None) -> Finding:
     settings = check_dataset.check_settings(block)
     return Finding("ok", f"settings: {settings.pretrain.epochs} epochs of pretraining, "
                          f"{settings.pretrain.images_per_step} images per step")
+
+
+def _pretraining_findings(
+    training: Training, dataset: str, plan: dict[str, Any], block: dict[str, Any],
+) -> Iterator[Finding]:
+    yield _settings_finding(block)
+    # imports torch and nnU-Net, without which the doctor must still run
+    from nnunet_cfcl.nnunet.check_pretraining import PlannedPretraining, pretraining_trainer
+
+    trainer, settings = pretraining_trainer(training.trainer), check_dataset.check_settings(block)
+    if trainer is not None and training.configuration is not None:
+        yield from PlannedPretraining(
+            trainer, settings, dataset, plan, training.plans, training.configuration).findings()
 
 
 def _memory_findings(training: Training, dataset: str, plan: dict[str, Any], block: dict[str, Any]) -> list[Finding]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from nnunet_cfcl.atomic import replace_atomically
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.check_environment import first_line, look_up_trainer
 
@@ -186,9 +186,7 @@ def _save(checkpoint: dict[str, Any], file: Path) -> Path:
     import torch
 
     file.parent.mkdir(exist_ok=True)
-    temporary = file.with_name(f"{file.name}.tmp")
-    torch.save(checkpoint, temporary)
-    os.replace(temporary, file)
+    replace_atomically(file, lambda temporary: torch.save(checkpoint, temporary))
     return file
 
 

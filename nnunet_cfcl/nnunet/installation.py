@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import nnunet_cfcl
+from nnunet_cfcl.atomic import write_text_atomically
 from nnunet_cfcl.errors import UserError
 
 EXPORT_COMMAND = "export nnUNet_extTrainer=$(nnunet_cfcl trainers-path)"
@@ -99,7 +99,7 @@ def install() -> Path:
     try:
         folder.mkdir(exist_ok=True)
         for name, text in files.items():
-            _write(folder / name, text)
+            write_text_atomically(folder / name, text)
     except OSError as error:
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)
@@ -138,13 +138,6 @@ _SHIM_NAMES = ("__init__.py", "trainer_shim.py")
 def _shim_files() -> dict[str, str]:
     sources = _PACKAGE_SOURCE.format(version=nnunet_cfcl.__version__), _SHIM_SOURCE.format(trainers=plugin_trainers())
     return dict(zip(_SHIM_NAMES, sources))
-
-
-def _write(file: Path, text: str) -> None:
-    # a training that starts meanwhile must see the old file or the new one, never half of it
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
 
 
 def add_trainers_path_parser(subparsers: Any) -> None:

@@ -6,9 +6,23 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
+from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.views import ViewGeometry
 
 PLAN_BLOCK = "cfcl"
+
+
+def check_single_stage(name: str, configuration: ConfigurationManager) -> None:
+    """Refuse a cascade's second stage.
+
+    Raises:
+        UserError: names the configuration and those that can be pretrained.
+    """
+    if configuration.previous_stage_name is not None:
+        raise UserError(
+            f"'{name}' takes the previous stage's segmentation as input, which pretraining has not: pretrain "
+            "3d_fullres or 3d_lowres instead"
+        )
 
 
 def view_geometry(configuration: ConfigurationManager) -> ViewGeometry:

@@ -12,9 +12,8 @@ from torch import nn
 
 from nnunet_cfcl.config import Settings
 from nnunet_cfcl.counterfactual.choice import choose_source
-from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.cases import PreprocessedCases
-from nnunet_cfcl.nnunet.plan import fingerprint, view_geometry
+from nnunet_cfcl.nnunet.plan import check_single_stage, fingerprint, view_geometry
 from nnunet_cfcl.pretraining.dual_view import Objective
 from nnunet_cfcl.pretraining.loop import PretrainingTask
 
@@ -30,12 +29,8 @@ def build_task(
     Raises:
         UserError: the configuration is a cascade's second stage, or the counterfactuals do not fit the cases.
     """
-    if trainer.is_cascaded:
-        raise UserError(
-            f"'{trainer.configuration_name}' takes the previous stage's segmentation as input, which pretraining has "
-            "not: pretrain 3d_fullres or 3d_lowres instead"
-        )
     configuration = trainer.configuration_manager
+    check_single_stage(trainer.configuration_name, configuration)
     reader, geometry = _training_cases(trainer), view_geometry(configuration)
     schemes, dim = configuration.normalization_schemes, len(geometry.patch_size)
     source = choose_source(settings, reader, trainer.preprocessed_dataset_folder, schemes, dim)
@@ -49,7 +44,7 @@ def build_task(
         device=trainer.device,
         workers=get_allowed_n_proc_DA(),
         folder=trainer.pretraining_folder,
-        identity=_identity(trainer, settings, objective_name, reader.cases, source.identity()),
+        identity=_identity(trainer, settings, objective_name, reader, source.identity()),
         log=trainer.print_to_log_file,
         checkpoints=not trainer.disable_checkpointing,
         compile=_compiled if trainer._do_i_compile() else lambda network: network,
@@ -69,7 +64,7 @@ def _training_cases(trainer: nnUNetTrainer) -> PreprocessedCases:
 
 
 def _identity(
-    trainer: nnUNetTrainer, settings: Settings, objective: str, cases: tuple[str, ...], source: dict[str, Any]
+    trainer: nnUNetTrainer, settings: Settings, objective: str, reader: PreprocessedCases, source: dict[str, Any]
 ) -> dict[str, Any]:
     """All that decides about the pretrained weights; its digest says whether a finished phase 1 can be reused."""
     chosen = settings.to_dict()
@@ -81,6 +76,7 @@ def _identity(
         "objective": objective,
         "settings": chosen,
         "plan": fingerprint(trainer.configuration_manager),
-        "cases": list(cases),
+        "cases": list(reader.cases),
+        "images": reader.content(),
         "counterfactuals": source,
     }

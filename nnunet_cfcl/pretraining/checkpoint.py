@@ -1,33 +1,14 @@
-"""Checkpoints that a kill cannot spoil: written to a temporary name, then renamed."""
+"""Checkpoints of the pretraining: whole or not at all, on the CPU."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-
-def replace_atomically(file: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a temporary file beside ``file``, force it to disk, then rename it to ``file``.
-
-    Whoever reads ``file`` sees the old content or the new one. Nothing happens where ``write`` makes no file.
-    """
-    target = Path(file)
-    temporary = target.with_name(f"{target.name}.tmp")
-    write(temporary)
-    if not temporary.exists():
-        return
-    with open(temporary, "rb+") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, target)
-
-
-def write_text(file: Path, text: str) -> None:
-    """`Path.write_text` without its return value, for `replace_atomically`."""
-    file.write_text(text)
+from nnunet_cfcl.atomic import replace_atomically
 
 
 def save_checkpoint(content: dict[str, Any], file: str | os.PathLike[str]) -> None:
@@ -51,3 +32,15 @@ def to_cpu(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return type(content)(to_cpu(value) for value in content)
     return content
+
+
+def load_body(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load everything but the segmentation layers, which are not pretrained and depend on the labels.
+
+    Raises:
+        RuntimeError: a key or a shape of the rest does not fit.
+    """
+    own = network.state_dict()
+    body = {key: value for key, value in weights.items() if ".seg_layers." not in key}
+    kept = {key: value for key, value in own.items() if ".seg_layers." in key}
+    network.load_state_dict({**kept, **body})

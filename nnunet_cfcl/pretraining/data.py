@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from nnunet_cfcl.config import Settings
 from nnunet_cfcl.counterfactual.source import CaseReader, CounterfactualSource, require_finite
@@ -28,7 +29,8 @@ POSITIONS_TRIED = 8
 
 def generator_for(*key: int) -> Generator:
     """A CPU generator whose numbers depend on the key (seed, step, image, ...) alone."""
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    # the length keeps (s, n) and (s, n, 0) apart, which numpy pads to the same numbers
+    state = np.random.SeedSequence([len(key), *key]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
@@ -90,25 +92,28 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
 
     def _crop(self, generator: Generator, case: str) -> tuple[CropBox, Tensor]:
         """A random crop; one without any contrast teaches nothing, so a few positions are tried."""
+        shape = self._reader.shape(case)[1:]
         for _ in range(POSITIONS_TRIED):
-            box = draw_crop_box(generator, self._reader.shape(case)[1:], self._crop_size)
+            box = draw_crop_box(generator, shape, self._crop_size)
             part = self._reader.read(case, box.inside)
             require_finite(part, f"case '{case}'", box.inside)
-            if part.min() < part.max():
+            if np.ptp(part, axis=(1, 2, 3)).any():
                 break
         return box, box.pad(part)
 
 
-def batches(
-    dataset: PretrainingDataset, images_per_step: int, first_step: int, workers: int, pin: bool
-) -> Iterator[Any]:
-    """Collated batches from ``first_step`` on, in order, whatever the number of worker processes."""
-    loader = DataLoader(
+def batches(dataset: PretrainingDataset, images_per_step: int, first_step: int, workers: int) -> Iterator[Any]:
+    """Collated batches from ``first_step`` on, in order, whatever the number of worker processes.
+
+    The processes hand over single images: whole batches, prefetched by every one of them, would fill the memory.
+    """
+    samples = DataLoader(
         dataset,
-        batch_size=images_per_step,
+        batch_size=None,
         sampler=range(first_step * images_per_step, len(dataset)),
         num_workers=workers,
-        pin_memory=pin,
         prefetch_factor=2 if workers else None,
     )
-    return iter(loader)
+    stream = iter(samples)
+    while batch := list(islice(stream, images_per_step)):
+        yield default_collate(batch)

@@ -30,11 +30,12 @@ class DualViewObjective:
     """View 0 (the original) against every other view: the pairs (0, i), i = 1..V-1, averaged.
 
     Args:
-        pair_loss: (a (B, P, d), b (B, P, d), valid (B, P)) -> scalar, e.g. ``dvd_cl_loss`` with its temperature.
+        pair_loss: (a (B, P, d), b (B, P, d), valid=(B, P)) -> scalar, e.g. ``dvd_cl_loss`` with its temperature;
+            picklable, because the objective goes to the data loading processes.
         points: P, points per image and pair.
     """
 
-    pair_loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    pair_loss: Callable[..., Tensor]
     points: int
 
     def draw(self, generator: Generator, matrices: Tensor, geometry: ViewGeometry, tissue: Tensor) -> dict[str, Tensor]:
@@ -52,7 +53,7 @@ class DualViewObjective:
         images, pairs, points = batch["valid"].shape
         a, b = embeddings.view(images, 2, pairs, points, -1).unbind(1)
         valid = batch["valid"].to(embeddings.device)
-        losses = [self.pair_loss(a[:, i], b[:, i], valid[:, i]) for i in range(pairs)]
+        losses = [self.pair_loss(a[:, i], b[:, i], valid=valid[:, i]) for i in range(pairs)]
         return torch.stack(losses).mean(), pair_statistics(a[valid], b[valid], valid)
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from nnunet_cfcl.config import Settings, digest
 from nnunet_cfcl.counterfactual.source import CaseReader, CounterfactualSource
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.pretraining.checkpoint import load_checkpoint, save_checkpoint
+from nnunet_cfcl.pretraining.checkpoint import load_body, load_checkpoint, save_checkpoint
 from nnunet_cfcl.pretraining.data import PretrainingDataset, batches, generator_for
 from nnunet_cfcl.pretraining.dual_view import Objective
 from nnunet_cfcl.pretraining.gallery import plot_views
@@ -179,8 +179,7 @@ class Pretraining:
 
     def _batches(self, first_epoch: int) -> Iterator[Any]:
         first_step = first_epoch * self.settings.iterations_per_epoch
-        pin = self.task.device.type == "cuda"
-        return batches(self.data, self.settings.images_per_step, first_step, self.task.workers, pin)
+        return batches(self.data, self.settings.images_per_step, first_step, self.task.workers)
 
     def _epoch(self, epoch: int, data: Iterator[Any]) -> list[dict[str, float]]:
         length = self.settings.iterations_per_epoch
@@ -191,7 +190,8 @@ class Pretraining:
                 steps.append(self.step(next(data), number))
                 bar.set_postfix(loss=f"{steps[-1]['loss']:.3f}")
                 bar.update()
-        if all(step["skipped"] for step in steps):
+        # a gradient scaler begins with a few skipped steps, whose loss is finite
+        if all(step["skipped"] and not (self.scaler.is_enabled() and math.isfinite(step["loss"])) for step in steps):
             raise UserError(
                 f"pretraining epoch {epoch}: no step had finite gradients (loss {steps[-1]['loss']}); look for extreme "
                 "intensities with `nnunet_cfcl doctor --data`, or lower pretrain.initial_lr"
@@ -203,6 +203,7 @@ class Pretraining:
             f"Pretraining epoch {line['epoch']:.0f}: loss {line['loss']:.4f}, alignment {line['alignment']:.3f}, "
             f"uniformity {line['uniformity']:.3f}, anchors with a positive {line['positives']:.1%}, "
             f"{line['images_per_second']:.1f} images/s, {line['seconds']:.1f} s"
+            + (f", {line['skipped']:.0%} of the steps skipped (gradients not finite)" if line["skipped"] else "")
         )
         warning = collapse_warning(line)
         # a network that is still warming up embeds everything alike, which is no collapse
@@ -227,10 +228,11 @@ class Pretraining:
     def _restore(self) -> int:
         content = load_checkpoint(self.latest)
         check_same_identity(content["identity"], self.task.identity, self.latest)
-        self.network.load_state_dict(content["network_weights"])
+        load_body(self.network, content["network_weights"])
         self.encoder.head.load_state_dict(content["projection_head"])
         self.optimizer.load_state_dict(content["optimizer_state"])
-        self.scaler.load_state_dict(content["grad_scaler_state"])
+        if content["grad_scaler_state"] and self.scaler.is_enabled():  # empty where the run was begun on a CPU
+            self.scaler.load_state_dict(content["grad_scaler_state"])
         epoch = int(content["epoch"])
         self.task.log(f"Pretraining goes on after epoch {epoch - 1} ({self.latest})")
         return epoch
@@ -245,7 +247,8 @@ def check_same_identity(found: Mapping[str, Any], expected: Mapping[str, Any], f
     before, now = _flat(found), _flat(expected)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if changed:
-        differences = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed[:5])
+        values = [(key, _short(before.get(key)), _short(now.get(key))) for key in changed[:5]]
+        differences = "; ".join(f"{key}: {old} then, {new} now" for key, old, new in values)
         raise UserError(
             f"{file} was made with other settings ({differences}): restore them to continue with --c, or start over "
             "without --c"
@@ -257,6 +260,11 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
     return flat
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _rows(images: int, views: int) -> list[Row]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nnunet_cfcl.pretraining.checkpoint import replace_atomically, write_text
+from nnunet_cfcl.atomic import replace_atomically, write_text_atomically
 
 CURVES = (
     ("loss", "contrastive loss"),
@@ -36,8 +36,7 @@ class Monitor:
     def __init__(self, folder: Path, first_epoch: int = 0) -> None:
         self._log, self._picture = folder / "log.jsonl", folder / "progress.png"
         self.epochs = [line for line in read_log(self._log) if line["epoch"] < first_epoch]
-        text = "".join(json.dumps(line) + "\n" for line in self.epochs)
-        replace_atomically(self._log, lambda file: write_text(file, text))
+        write_text_atomically(self._log, "".join(json.dumps(line) + "\n" for line in self.epochs))
 
     def end_epoch(
         self, epoch: int, steps: Sequence[Mapping[str, float]], seconds: float, images: int

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 
+from nnunet_cfcl.atomic import replace_atomically
 from nnunet_cfcl.config import Settings, digest, resolve_settings
 from nnunet_cfcl.nnunet.plan import settings_block
 from nnunet_cfcl.nnunet.warmup import WarmUp
-from nnunet_cfcl.pretraining.checkpoint import replace_atomically
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Trainer
@@ -55,13 +56,13 @@ class FineTuning(Trainer):
 
     def initialize(self) -> None:
         """nnU-Net's, from the settings' seed: two trainers with the same seed start from the same weights."""
-        self._seed(0)
+        self._seed()
         super().initialize()
 
     def on_train_start(self) -> None:
         """nnU-Net's, seeded; with ``nnUNet_n_proc_DA=0`` the whole fine-tuning is reproducible, while nnU-Net's worker
         processes draw their augmentations unseeded."""
-        self._seed(1 + self.current_epoch)
+        self._seed(1 + self.current_epoch, self.local_rank)
         super().on_train_start()
 
     def configure_optimizers(self, *arguments: Any, **named: Any) -> tuple[torch.optim.Optimizer, Any]:
@@ -77,11 +78,16 @@ class FineTuning(Trainer):
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
         chosen = self.settings.finetune
+        patch_size = self.configuration_manager.patch_size
         if chosen.rotation_deg is not None:
             angle = float(np.deg2rad(chosen.rotation_deg))
             rotation = (-angle, angle)
+            # as nnU-Net computes it for its own angles: the crop that still holds the rotated, scaled patch
+            initial_patch_size = get_patch_size(patch_size, rotation, rotation, rotation, (0.85, 1.25))
+            if dummy_2d:
+                initial_patch_size[0] = patch_size[0]
         if chosen.mirror_axes is not None:
-            dim = len(self.configuration_manager.patch_size)
+            dim = len(patch_size)
             # nnU-Net's prediction takes None for no mirroring and fails on an empty tuple
             mirror_axes = tuple(axis for axis in chosen.mirror_axes if axis < dim) or None
             self.inference_allowed_mirroring_axes = mirror_axes
@@ -89,22 +95,27 @@ class FineTuning(Trainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's, to a temporary file that is then renamed: a kill while writing loses nothing."""
-        save = super().save_checkpoint
-        replace_atomically(filename, lambda temporary: save(str(temporary)))
+        if self.local_rank == 0:  # the others of several GPUs write nothing and must not rename what this one writes
+            save = super().save_checkpoint
+            replace_atomically(filename, lambda temporary: save(str(temporary)))
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """nnU-Net's; afterwards `run_training` knows that phase 2 has begun."""
         super().load_checkpoint(filename_or_checkpoint)
         self._holds_checkpoint = True
+        before = self.my_init_kwargs.get("cfcl", {}).get("settings", {})
         self._sign_checkpoints()
+        if before != self.settings.to_dict():
+            self.print_to_log_file("The settings differ from those that this run was begun with; the new ones hold.")
 
     def _sign_checkpoints(self) -> None:
         # init_args is the one part of nnU-Net's checkpoint that a trainer can add to without writing the file twice
         settings = self.settings.to_dict()
-        self.my_init_kwargs = {**self.my_init_kwargs, "cfcl": {"settings": settings, "hash": digest(settings)}}
+        signature = {"settings": settings, "settings_hash": digest(settings)}
+        self.my_init_kwargs = {**self.my_init_kwargs, "cfcl": signature}
 
-    def _seed(self, part: int) -> None:
-        seeds = np.random.SeedSequence([self.settings.seed, part]).generate_state(3)
+    def _seed(self, *part: int) -> None:
+        seeds = np.random.SeedSequence([self.settings.seed, *part]).generate_state(3)
         random.seed(int(seeds[0]))
         np.random.seed(int(seeds[1]))  # noqa: NPY002 - batchgenerators draws from the global state
         torch.manual_seed(int(seeds[2]))

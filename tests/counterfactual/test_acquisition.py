@@ -122,7 +122,8 @@ def test_effects_are_on_with_the_probability_and_lie_in_the_ranges_of_the_settin
 
 def test_the_point_spread_is_scipy_s_gaussian_and_isotropic_in_millimetres():
     image = make_image(3)
-    acquired, _ = acquire(only(point_spread=(1.2, 1.2)), image, count=1, spacing=(3.0, 1.0, 1.5))
+    acquired, _ = acquire(only(point_spread=(1.2, 1.2)), image, count=1, spacing=(3.0, 1.0, 1.5),
+                          scheme="NoNormalization")
     blur = lambda a: gaussian_filter(a, (0.4, 1.2, 0.8), mode="constant", truncate=12)  # noqa: E731
     expected = blur(image[0].double().numpy()) / blur(np.ones(SHAPES[3]))
     np.testing.assert_allclose(acquired[0, 0].numpy(), expected, atol=1e-5)
@@ -130,7 +131,7 @@ def test_the_point_spread_is_scipy_s_gaussian_and_isotropic_in_millimetres():
 
 def test_the_bias_field_multiplies_the_signal_above_the_low_end_of_the_range():
     image = make_image(2)
-    acquired, parameters = acquire(only(bias_field=(0.4, 0.4)), image, count=1)
+    acquired, parameters = acquire(only(bias_field=(0.4, 0.4)), image, count=1, scheme="NoNormalization")
     floor = intensity_quantiles(image)[0, 0]
     expected = floor + (image - floor) * log_bias_field(parameters.bias_field, image.shape[1:]).exp()
     torch.testing.assert_close(acquired[0], expected)
@@ -216,3 +217,30 @@ def test_shapes_that_do_not_fit_are_refused_with_the_expected_ones():
         draw_acquisition(torch.Generator(), OFF, table, table[None], 2, ("NoNormalization",), 3)
     with pytest.raises(ValueError, match="spacing must have 2 values"):
         acquire(OFF, image, spacing=(1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_under_z_scoring_bias_field_and_point_spread_leave_mean_and_deviation(dim):
+    image = make_image(dim, channels=2) + torch.tensor([0.0, 1.0]).view(2, *[1] * dim)
+    acquired, _ = acquire(only(bias_field=(0.4, 0.4), point_spread=(1.0, 1.0)), image, count=6)
+    assert not torch.allclose(acquired[0], image, atol=0.05)
+    # the curve is the identity here, but for its continuation beyond the robust range
+    expected = image.flatten(1)
+    torch.testing.assert_close(acquired.flatten(2).mean(-1), expected.mean(-1).expand(6, 2), atol=0.03, rtol=0)
+    torch.testing.assert_close(acquired.flatten(2).std(-1), expected.std(-1).expand(6, 2), atol=0.05, rtol=0)
+
+
+def test_without_z_scoring_a_point_spread_lowers_the_deviation():
+    image = make_image(2)
+    acquired, _ = acquire(only(point_spread=(2.0, 2.0)), image, scheme="NoNormalization")
+    assert (acquired.flatten(2).std(-1) < 0.9 * image.std()).all()
+
+
+def test_only_what_lies_inside_the_mask_decides_about_the_moments():
+    image = make_image(2)
+    inside = torch.zeros(1, 1, *SHAPES[2], dtype=torch.bool)
+    inside[..., 5:25, 5:35] = True
+    masked = torch.where(inside[0], image, 0)
+    acquired, _ = acquire(only(point_spread=(1.0, 1.0)), masked, count=1, inside=inside)
+    assert torch.equal(acquired[~inside], masked[None][~inside])
+    torch.testing.assert_close(acquired[inside].std(), masked[None][inside].std(), atol=0.05, rtol=0)

@@ -150,7 +150,7 @@ def test_a_finished_phase_1_is_reused_by_a_new_run_with_the_same_settings(traine
     hippocampus.settings(pretrain={"epochs": 3}, finetune={"epochs": 1})
     before = (fold / "cfcl/pretraining/checkpoint_final.pth").read_bytes()
     output = hippocampus.run_until("Epoch 0", *_train())
-    assert "reused from" in output and "Pretraining epoch" not in output
+    assert "is reused" in output and "Pretraining epoch" not in output
     assert (fold / "cfcl/pretraining/checkpoint_final.pth").read_bytes() == before
     assert (fold / "previous_checkpoint_final.pth").exists()
 

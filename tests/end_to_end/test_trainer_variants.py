@@ -2,11 +2,15 @@
 
 import json
 import os
+import pickle
+from pathlib import Path
 
 import pytest
 import torch
 
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet.pretraining_task import build_task
+from nnunet_cfcl.pretraining.data import PretrainingDataset
 from nnunet_cfcl.trainers import CounterfactualPretraining, nnUNetTrainerDVDCL
 
 pytestmark = pytest.mark.end_to_end
@@ -144,9 +148,12 @@ def _small_patch(configurations) -> None:
 )
 def test_plans_that_cannot_be_pretrained_are_refused_before_training(make_trainer, plan, words):
     trainer = make_trainer(plan=plan)
+    earlier = Path(trainer.output_folder) / "checkpoint_final.pth"
+    earlier.write_text("a model trained before")
     with pytest.raises(UserError, match=words):
         trainer.run_training()
     assert not (trainer.pretraining_folder / "log.jsonl").exists()
+    assert earlier.read_text() == "a model trained before"
 
 
 def test_precomputed_counterfactuals_without_a_store_are_refused_with_the_command_that_makes_one(make_trainer):
@@ -160,3 +167,31 @@ def test_weights_given_and_lost_are_not_replaced_by_a_silent_pretraining(make_tr
     (trainer.pretraining_folder / "skipped.json").write_text("{}")
     with pytest.raises(UserError, match="-pretrained_weights"):
         trainer.run_training()
+
+
+def test_only_the_first_of_several_gpus_writes_checkpoints(make_trainer):
+    trainer = make_trainer()
+    trainer.initialize()
+    file = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    (file.with_name(f"{file.name}.tmp")).write_text("being written by the first")
+    trainer.local_rank = 1
+    trainer.save_checkpoint(str(file))
+    assert not file.exists() and file.with_name(f"{file.name}.tmp").exists()
+
+
+def test_the_objective_and_the_cases_can_be_sent_to_spawned_processes(make_trainer):
+    trainer = make_trainer()
+    trainer.initialize()
+    task = build_task(trainer, trainer.settings, trainer.build_objective(), trainer.objective_name)
+    data = PretrainingDataset(task.reader, task.source, task.objective, task.geometry, task.settings, steps=1)
+    copy = pickle.loads(pickle.dumps(data))
+    assert torch.equal(copy[0]["image"], data[0]["image"]) and torch.equal(copy[0]["points"], data[0]["points"])
+
+
+def test_a_run_without_checkpoints_leaves_a_finished_model_alone(make_trainer):
+    trainer = make_trainer()
+    trainer.disable_checkpointing = True
+    earlier = Path(trainer.output_folder) / "checkpoint_final.pth"
+    earlier.write_text("a model trained before")
+    trainer.run_training()
+    assert earlier.read_text() == "a model trained before"

@@ -306,20 +306,6 @@ def test_settings_are_checked_without_a_dataset_too(toy, monkeypatch):
     assert any("/nowhere.json" in finding.what for finding in findings("FAIL", dataset=None))
 
 
-def test_batch_norm_with_cached_gradients_is_refused_and_accepted_in_one_pass(toy, change_plan):
-    def use_batch_norm(plan, **settings):
-        block = plan["configurations"]["2d"]
-        block["architecture"]["arch_kwargs"]["norm_op"] = "torch.nn.modules.batchnorm.BatchNorm2d"
-        block["cfcl"] = settings
-
-    change_plan(use_batch_norm)
-    failure = only_failure()
-    assert "BatchNorm2d" in failure.what and "pretrain.patches_per_pass to 32" in failure.mend
-    for accepted in ({"pretrain.patches_per_pass": 32}, {"pretrain.enabled": False}):
-        change_plan(lambda plan, accepted=accepted: use_batch_norm(plan, **accepted))
-        assert findings("FAIL") == []
-
-
 # ---------------------------------------------------------------------------------------------- the scan
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -47,7 +47,7 @@ def make_task(tmp_path, cases_in_memory):
         geometry = ViewGeometry((24, 28) if dim == 2 else (12, 14, 16), (1.0,) * dim)
         source = AcquisitionSource(reader, resolved.acquisition, ["ZScoreNormalization"], dim)
         loss = partial(dvd_cl_loss, temperature=resolved.pretrain.temperature)
-        objective = DualViewObjective(lambda a, b, valid: loss(a, b, valid=valid), resolved.pretrain.points_per_image)
+        objective = DualViewObjective(loss, resolved.pretrain.points_per_image)
         messages: list[str] = []
         defaults = {
             "reader": reader, "source": source, "objective": objective, "geometry": geometry, "settings": resolved,

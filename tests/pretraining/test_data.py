@@ -30,15 +30,15 @@ def dataset(make_task):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_do_not_change_the_order(dataset, workers):
-    alone = list(batches(dataset(), 3, 0, 0, pin=False))
-    parallel = list(batches(dataset(), 3, 0, workers, pin=False))
+    alone = list(batches(dataset(), 3, 0, 0))
+    parallel = list(batches(dataset(), 3, 0, workers))
     assert len(alone) == len(parallel) == 6
     assert all(_same(a, b) for a, b in zip(alone, parallel, strict=True))
 
 
 def test_a_resumed_stream_continues_with_the_same_samples(dataset):
-    whole = list(batches(dataset(), 3, 0, 0, pin=False))
-    rest = list(batches(dataset(), 3, 4, 0, pin=False))
+    whole = list(batches(dataset(), 3, 0, 0))
+    rest = list(batches(dataset(), 3, 4, 0))
     assert len(rest) == 2 and all(_same(a, b) for a, b in zip(whole[4:], rest, strict=True))
 
 

@@ -1,0 +1,80 @@
+"""Boxes of cases that nnU-Net's own storage class has written."""
+
+import pickle
+
+import numpy as np
+import pytest
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+from nnunet_cfcl.nnunet.cases import PreprocessedCases
+
+SHAPES = {"pat_c": (2, 6, 20, 18), "pat_a": (2, 5, 21, 17), "seg_pat": (2, 1, 9, 30), "pat_b": (2, 7, 16, 16)}
+USED = ["seg_pat", "pat_c", "pat_a"]
+
+
+@pytest.fixture
+def arrays() -> dict[str, np.ndarray]:
+    """Images in which no two voxels are equal."""
+    return {case: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + 1e5 * n
+            for n, (case, shape) in enumerate(SHAPES.items())}
+
+
+@pytest.fixture
+def folder(tmp_path, arrays) -> str:
+    for case, array in arrays.items():
+        labels = np.full((1, *array.shape[1:]), 3, np.int8)
+        nnUNetDatasetBlosc2.save_case(array, labels, {"spacing": [1, 1, 1]}, str(tmp_path / case),
+                                      chunks=(1, 4, 8, 16), blocks=(1, 2, 4, 8))
+    return str(tmp_path)
+
+
+@pytest.fixture
+def cases(folder) -> PreprocessedCases:
+    return PreprocessedCases(folder, USED)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (slice(0, 1), slice(0, 9), slice(0, 16)),
+        (slice(0, 1), slice(8, 9), slice(15, 17)),
+        (slice(0, 1), slice(3, 8), slice(7, 16)),
+    ],
+)
+@pytest.mark.parametrize("case", USED)
+def test_a_box_equals_that_slice_of_the_whole_image(cases, arrays, case, box):
+    part = cases.read(case, box)
+    assert part.dtype == np.float32 and isinstance(part, np.ndarray)
+    np.testing.assert_array_equal(part, arrays[case][:, box[0], box[1], box[2]])
+
+
+def test_a_box_across_blocks_and_at_the_end_equals_that_slice(cases, arrays):
+    np.testing.assert_array_equal(
+        cases.read("pat_c", (slice(1, 6), slice(3, 19), slice(5, 18))), arrays["pat_c"][:, 1:6, 3:19, 5:18])
+    whole = tuple(slice(0, n) for n in SHAPES["pat_c"][1:])
+    np.testing.assert_array_equal(cases.read("pat_c", whole), arrays["pat_c"])
+
+
+def test_what_is_read_may_be_written_to_without_changing_the_case(cases, arrays):
+    box = (slice(0, 2), slice(0, 4), slice(0, 4))
+    cases.read("pat_c", box)[:] = -1
+    np.testing.assert_array_equal(cases.read("pat_c", box), arrays["pat_c"][:, :2, :4, :4])
+
+
+def test_shapes_are_those_of_the_preprocessed_images(cases):
+    for case in USED:
+        assert cases.shape(case) == SHAPES[case]
+        assert all(type(n) is int for n in cases.shape(case))
+
+
+def test_the_cases_to_use_and_all_that_are_known_are_sorted(cases):
+    assert cases.cases == ("pat_a", "pat_c", "seg_pat")
+    assert cases.known == ("pat_a", "pat_b", "pat_c", "seg_pat")
+
+
+def test_a_pickled_reader_reads_the_same_in_a_worker(cases, arrays):
+    cases.read("pat_a", (slice(0, 1), slice(0, 1), slice(0, 1)))
+    again = pickle.loads(pickle.dumps(cases))
+    assert again.cases == cases.cases and again.known == cases.known
+    box = (slice(2, 5), slice(4, 21), slice(1, 17))
+    np.testing.assert_array_equal(again.read("pat_a", box), arrays["pat_a"][:, 2:5, 4:21, 1:17])
