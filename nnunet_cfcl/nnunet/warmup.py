@@ -22,7 +22,8 @@ class WarmUp:
 
     def __init__(self, schedule: Any, optimizer: Optimizer, epochs: int, fraction: float) -> None:
         self._schedule, self._optimizer = schedule, optimizer
-        self._length = math.ceil(fraction * epochs)
+        # rounded first: 0.07 of 100 epochs is 7.000000000000001 in floating point
+        self._length = math.ceil(round(fraction * epochs, 9))
 
     def step(self, epoch: int) -> None:
         """Set the rate of ``epoch`` (0-based)."""

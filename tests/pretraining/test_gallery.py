@@ -91,14 +91,16 @@ def test_a_point_at_the_centre_of_a_pixel_is_drawn_on_that_pixel(size, tmp_path,
 
 
 def test_a_point_beyond_a_view_is_drawn_only_in_the_others_in_its_own_colour(tmp_path, figures):
-    """The second view is shifted by half a view: it shows the right-hand point only."""
+    """Views 1 and 2 are shifted by half a view to the left and to the right, each shows one of the two points."""
     points = torch.tensor([[0.0, -0.5], [0.0, 0.75]])
-    matrices = torch.eye(2, 3).repeat(1, 2, 1, 1)
-    matrices[0, 1, 1, 2] = 1.0
-    batch = {"points": points[None, None], "valid": torch.ones(1, 1, 2, dtype=torch.bool), "matrices": matrices}
-    gallery.plot_views(batch, torch.zeros(1, 2, 1, 8, 8), tmp_path / "views.png")
-    original, shifted = (axis.collections[0] for axis in figures[0].axes)
-    np.testing.assert_allclose(shifted.get_offsets(), [[2.5, 3.5]])
-    np.testing.assert_allclose(sorted(original.get_offsets()[:, 0].tolist()), [1.5, 6.5])
-    here = original.get_offsets()[:, 0].argmax()
-    np.testing.assert_allclose(original.get_facecolors()[here], shifted.get_facecolors()[0])
+    matrices = torch.eye(2, 3).repeat(1, 3, 1, 1)
+    matrices[0, 1, 1, 2], matrices[0, 2, 1, 2] = -1.0, 1.0
+    batch = {"points": points.expand(1, 2, 2, 2), "valid": torch.tensor([[[True, True], [False, False]]]),
+             "matrices": matrices}
+    gallery.plot_views(batch, torch.zeros(1, 3, 1, 8, 8), tmp_path / "views.png")
+    original, left, right = (axis.collections[0] for axis in figures[0].axes)
+    np.testing.assert_allclose(original.get_offsets(), [[1.5, 3.5], [6.5, 3.5]])
+    np.testing.assert_allclose(left.get_offsets(), [[5.5, 3.5]])
+    np.testing.assert_allclose(right.get_offsets(), [[2.5, 3.5]])
+    np.testing.assert_allclose([*left.get_facecolors(), *right.get_facecolors()], original.get_facecolors())
+    assert not np.allclose(*original.get_facecolors())
