@@ -33,7 +33,7 @@ MEMORY_TARGET = "2"
 SETTINGS: dict[str, Any] = {
     "pretrain": {"epochs": 4, "iterations_per_epoch": 2, "images_per_step": 2, "points_per_image": 500},
     "counterfactual": {"count": 3},
-    "finetune": {"epochs": 4, "iterations_per_epoch": 12, "val_iterations_per_epoch": 2, "initial_lr": 0.01,
+    "finetune": {"epochs": 4, "iterations_per_epoch": 10, "val_iterations_per_epoch": 2, "initial_lr": 0.01,
                  "mirror_axes": []},
 }
 SHOWN = re.compile(r"Pretraining epoch|Epoch \d+ *$|Pseudo dice|Mean Validation Dice|WARNING: the")
