@@ -42,7 +42,7 @@ def test_the_doctor_finds_the_installation_and_the_data_in_order(chest_xrays):
     [
         (["-d", "10", "-c", "2d", "-tr", "nnUNetTrainerDVDLC"], ["nnUNetTrainerDVDCL"]),
         (["-d", "10", "-c", "3d_fullres"], ["3d_fullres", "2d"]),
-        (["-d", "10", "-c", "2d", "-p", "otherPlans"], ["otherPlans", "nnUNetv2_plan"]),
+        (["-d", "10", "-c", "2d", "-p", "otherPlans"], ["otherPlans", "-p shortPlans"]),
         (["-d", "77", "-c", "2d"], ["77"]),
     ],
 )
