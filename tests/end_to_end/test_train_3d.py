@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK
 import torch
+
+from nnunet_cfcl.nnunet.installation import trainers_path
 
 pytestmark = pytest.mark.end_to_end
 
@@ -128,6 +131,17 @@ print("equal tensors:", len(compared))
     assert "equal tensors: " in hippocampus.run("python", "-c", script)
 
 
+def test_the_stock_command_starts_from_the_pretrained_weights(trained, hippocampus):
+    fold, _ = trained
+    weights = str(fold / "cfcl/pretraining/checkpoint_final.pth")
+    hippocampus.variables["nnUNet_extTrainer"] = ""
+    try:
+        output = hippocampus.run_until("Epoch 0", *_train("-pretrained_weights", weights, trainer="nnUNetTrainer"))
+    finally:
+        del hippocampus.variables["nnUNet_extTrainer"]
+    assert "Loading pretrained weights from file" in output and "Phase 1" not in output
+
+
 def test_given_weights_skip_phase_1_also_when_continued(trained, hippocampus):
     fold, _ = trained
     weights = fold / "cfcl/pretraining/checkpoint_final.pth"
@@ -160,3 +174,16 @@ def test_an_unknown_setting_stops_the_command_before_any_training(hippocampus):
     output = hippocampus.run(*_train(), status=1)
     assert "unknown setting 'pretrain.epoch'" in output and "'pretrain.epochs'" in output
     assert "Phase 1" not in output
+
+
+def test_the_trainer_of_the_how_to_page_is_found_and_pretrained(hippocampus, tmp_path):
+    page = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "own-trainer.md"
+    code = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    (tmp_path / "mine.py").write_text(code[1])
+    hippocampus.settings()
+    hippocampus.variables["nnUNet_extTrainer"] = f"{tmp_path}{os.pathsep}{trainers_path()}"
+    try:
+        output = hippocampus.run_until("Pretraining epoch 0", *_train(trainer="Mine"))
+    finally:
+        del hippocampus.variables["nnUNet_extTrainer"]
+    assert "Phase 1: DVD-CL pretraining" in output
