@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_the_other_way(va
     def refuse(file, text):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(installation, "_write", refuse)
+    monkeypatch.setattr(installation, "write_text_atomically", refuse)
     with pytest.raises(UserError, match=r"Permission denied.*export nnUNet_extTrainer"):
         installation.install()
     assert listing(variants) == []
