@@ -1,9 +1,10 @@
-"""Random views of an image: affine geometry with known coordinates, corresponding points, intensity effects.
+"""Random views of an image: affine geometry with known coordinates, points to read, labels there, intensity effects.
 
 Everything random is drawn on the CPU with a given ``torch.Generator`` (functions ``draw_*``, returning plain
-tensors); everything deterministic is batched and runs on any device (functions ``apply_*``, ``read_features``).
+tensors); everything deterministic is batched and runs on any device (functions ``apply_*``, ``read_*``).
 """
 
+from nnunet_cfcl.views.class_balance import ClassBalance
 from nnunet_cfcl.views.crop_box import CropBox, draw_crop_box, read_crop
 from nnunet_cfcl.views.geometry import (
     ViewGeometry,
@@ -16,12 +17,15 @@ from nnunet_cfcl.views.geometry import (
     to_view,
 )
 from nnunet_cfcl.views.intensity import IntensityParameters, apply_intensity, draw_intensity
-from nnunet_cfcl.views.sampling import draw_corresponding_points, read_features, tissue_box
+from nnunet_cfcl.views.labels import apply_affine_labels, read_labels
+from nnunet_cfcl.views.sampling import draw_corresponding_points, draw_view_points, read_features, tissue_box
 
 __all__ = [
+    "ClassBalance",
     "CropBox",
     "IntensityParameters",
     "ViewGeometry",
+    "apply_affine_labels",
     "apply_affine_views",
     "apply_intensity",
     "check_patch",
@@ -30,9 +34,11 @@ __all__ = [
     "draw_corresponding_points",
     "draw_crop_box",
     "draw_intensity",
+    "draw_view_points",
     "overlap_share",
     "read_crop",
     "read_features",
+    "read_labels",
     "tissue_box",
     "to_canonical",
     "to_view",

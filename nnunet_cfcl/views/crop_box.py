@@ -38,10 +38,11 @@ class CropBox:
         pairs = [(part.start - s, part.stop - s) for part, s in zip(self.inside, self.start, strict=True)][-self.dim :]
         return tuple(low for low, _ in pairs), tuple(high for _, high in pairs)
 
-    def pad(self, part: np.ndarray) -> Tensor:
-        """(C, *crop) from the part inside the image (C, z, y, x): padded with zeros, as nnU-Net's loader pads."""
+    def pad(self, part: np.ndarray, value: float = 0) -> Tensor:
+        """(C, *crop) float32 from the part inside the image (C, z, y, x), padded; nnU-Net's loader pads intensities
+        with zeros, labels with -1."""
         before = [low.start - s for low, s in zip(self.inside, self.start, strict=True)]
-        padded = np.zeros((part.shape[0], *self.size), dtype=np.float32)
+        padded = np.full((part.shape[0], *self.size), value, dtype=np.float32)
         padded[(slice(None), *(slice(b, b + n) for b, n in zip(before, part.shape[1:], strict=True)))] = part
         return torch.from_numpy(padded if self.dim == 3 else padded[:, 0])
 

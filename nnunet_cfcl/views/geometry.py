@@ -17,6 +17,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -206,6 +207,11 @@ def apply_affine_views(crops: Tensor, matrices: Tensor, geometry: ViewGeometry) 
     Returns:
         (N, C, *patch), dtype of ``crops``; 0 outside the crop (which drawn views never reach).
     """
+    return cut_views(crops, matrices, geometry, "bilinear")
+
+
+def cut_views(crops: Tensor, matrices: Tensor, geometry: ViewGeometry, mode: Literal["bilinear", "nearest"]) -> Tensor:
+    """Views (N, C, *patch) of crops (N, C, *crop), a bounded number of sampling positions at a time."""
     _check_views(crops, matrices, geometry)
     dtype = torch.float64 if crops.dtype == torch.float64 else torch.float32
     crop_extent = torch.tensor([n * h for n, h in zip(crops.shape[2:], geometry.spacing)], dtype=torch.float64)
@@ -213,7 +219,7 @@ def apply_affine_views(crops: Tensor, matrices: Tensor, geometry: ViewGeometry) 
     at_once = max(1, POINTS_AT_ONCE // math.prod(geometry.patch_size))
     with torch.autocast(crops.device.type, enabled=False):
         views = [
-            F.grid_sample(part.to(dtype), _sampling_grid(matrix, geometry.patch_size), mode="bilinear",
+            F.grid_sample(part.to(dtype), _sampling_grid(matrix, geometry.patch_size), mode=mode,
                           padding_mode="zeros", align_corners=False).to(crops.dtype)
             for part, matrix in zip(crops.split(at_once), scaled.split(at_once))]
     return torch.cat(views)

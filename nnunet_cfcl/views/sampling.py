@@ -6,16 +6,11 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from nnunet_cfcl.views.geometry import ViewGeometry, to_canonical, to_view
-from nnunet_cfcl.views.intersection import bounding_frame
-
-ROUNDS = (2, 4, 8, 16)
-"""Proposals per point wanted, round by round, until every pair has its points."""
-
-TOLERANCE = 1e-5
-"""Share of a voxel a read may reach over the outermost real voxel's centre: rounding of the matrices, no more."""
+from nnunet_cfcl.views.class_balance import ClassBalance, draw_balanced, draw_labelled
+from nnunet_cfcl.views.geometry import ViewGeometry
+from nnunet_cfcl.views.read_region import ROUNDS, ReadRegion, read_region
 
 
 def tissue_box(
@@ -38,67 +33,84 @@ def tissue_box(
 
 
 def draw_corresponding_points(
-    generator: torch.Generator, matrices: Tensor, geometry: ViewGeometry, tissue_box: Tensor, count: int,
+    generator: Generator, matrices: Tensor, geometry: ViewGeometry, tissue_box: Tensor, count: int,
+    balance: ClassBalance | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw points that view 0 and view i both show, for i = 1 .. V - 1.
 
     Points are independent and uniform over all places where the (tri)linear reads in both views (2^D pixels each) use
     real image only: inside the outermost pixel centres of both views, and every pixel read inside the tissue box.
-    Rejection from the smallest box around the intersection of the two views and the tissue.
+    Rejection from the smallest box around the intersection of the two views and the tissue. With ``balance`` a share
+    of them favours rare classes, see ``ClassBalance``.
 
     Args:
         generator: CPU generator; one number is consumed.
         matrices: (V, D, D + 1) views of one image, on the CPU.
         tissue_box: (2, D) canonical millimetres, see ``tissue_box``.
         count: points per pair P.
+        balance: labels of the crop that the views are cut from, and how far they rule the draw.
 
     Returns:
         points (V - 1, P, D) float32, canonical millimetres, and valid (V - 1, P) bool. Where fewer than P were found
         (views that share next to no tissue), the rest are finite and marked False.
+
+    Raises:
+        ValueError: the labels' number of axes is not the views'.
     """
+    first = matrices[:1].expand(len(matrices) - 1, -1, -1)
+    return _draw_points(generator, torch.stack([first, matrices[1:]], dim=1), geometry, tissue_box, count, balance)
+
+
+def draw_view_points(
+    generator: Generator, matrices: Tensor, geometry: ViewGeometry, tissue_box: Tensor, count: int,
+    balance: ClassBalance | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw points that a view shows, for every view on its own: the multi-view objectives pool them.
+
+    Arguments, distribution and errors as for ``draw_corresponding_points``, with one view in place of the pair.
+
+    Returns:
+        points (V, P, D) float32, canonical millimetres, and valid (V, P) bool.
+    """
+    return _draw_points(generator, matrices.unsqueeze(1), geometry, tissue_box, count, balance)
+
+
+def _draw_points(
+    generator: Generator, groups: Tensor, geometry: ViewGeometry, tissue: Tensor, count: int,
+    balance: ClassBalance | None,
+) -> tuple[Tensor, Tensor]:
+    """Points (G, P, D) that all views of a group (G, W, D, D + 1) show, and which (G, P) are valid."""
     # a generator of our own: as many rounds as needed, and the caller's still moves on by one number
     own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-    views, tissue = matrices.double(), tissue_box.double()
-    pairs = torch.stack([views[:1].expand(len(views) - 1, -1, -1), views[1:]], dim=1)
-    frame, empty = _intersection_frame(pairs, geometry, tissue)
-    proposals, accepted = [], []
-    for effort in ROUNDS:
-        unit = torch.rand(len(pairs), effort * count, geometry.dimensions, generator=own, dtype=torch.float64)
-        proposals.append(to_canonical(unit, frame))
-        accepted.append(_reads_tissue(proposals[-1], pairs, geometry, tissue) & ~empty[:, None])
-        found = sum(part.sum(-1) for part in accepted)
-        if bool(((found >= count) | empty).all()):
-            break
-    points, good = torch.cat(proposals, dim=1), torch.cat(accepted, dim=1)
+    labels = None if balance is None else balance.known_labels()
+    region = read_region(groups, geometry, tissue, labels)
+    if balance is None:
+        drawn = [_draw_uniform(own, region, count)]
+    else:
+        drawn = [draw_balanced(own, region, balance, count)]
+        drawn.append(_draw_uniform(own, region, count - int(_found(drawn).min())))
+        drawn.append(draw_labelled(own, region, count - _found(drawn)))
+    points, good = (torch.cat(parts, dim=1) for parts in zip(*drawn))
     valid, order = good.to(torch.uint8).sort(dim=-1, descending=True, stable=True)
     chosen = order[:, :count, None].expand(-1, -1, geometry.dimensions)
     return points.gather(1, chosen).float(), valid[:, :count].bool()
 
 
-def _intersection_frame(pairs: Tensor, geometry: ViewGeometry, tissue: Tensor) -> tuple[Tensor, Tensor]:
-    """Tight box (pairs, D, D + 1) around view 0, view i and tissue, and where they do not meet at all."""
-    n_pairs, d = len(pairs), geometry.dimensions
-    limit = 1 - 1 / torch.tensor(geometry.patch_size, dtype=torch.float64)
-    inverse = torch.linalg.inv_ex(pairs[..., :d]).inverse
-    offset = (inverse @ pairs[..., d:]).squeeze(-1)
-    frames = torch.cat([inverse, torch.eye(d, dtype=torch.float64).expand(n_pairs, 1, d, d)], dim=1)
-    low = torch.cat([offset - limit, tissue[0].expand(n_pairs, 1, d)], dim=1)
-    high = torch.cat([offset + limit, tissue[1].expand(n_pairs, 1, d)], dim=1)
-    return bounding_frame(frames, low, high)
+def _found(drawn: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """(G,) points drawn so far that are valid."""
+    return torch.cat([good for _, good in drawn], dim=1).sum(-1)
 
 
-def _reads_tissue(points: Tensor, pairs: Tensor, geometry: ViewGeometry, tissue: Tensor) -> Tensor:
-    """(pairs, K) True where the reads at points (pairs, K, D) in both views of a pair use real voxels only."""
-    size = torch.tensor(geometry.patch_size, dtype=torch.float64)
-    coordinates = to_view(points.unsqueeze(1), pairs)
-    inside = (coordinates.abs() <= 1 - 1 / size).all(-1)
-    # the cell of 2^D pixel centres around the point; its canonical bounds are exact for an affine view
-    cell = ((coordinates + 1) * size / 2 - 0.5).floor().clamp(min=torch.zeros_like(size), max=size - 2)
-    middle = to_canonical(2 * (cell + 1) / size - 1, pairs)
-    reach = (pairs[..., :-1].abs() / size).sum(-1).unsqueeze(-2)
-    slack = TOLERANCE * torch.tensor(geometry.spacing, dtype=torch.float64)
-    real = (middle - reach >= tissue[0] - slack) & (middle + reach <= tissue[1] + slack)
-    return (inside & real.all(-1)).all(1)
+def _draw_uniform(generator: Generator, region: ReadRegion, count: int) -> tuple[Tensor, Tensor]:
+    """Proposals (G, K, D) and which (G, K) are accepted, ``count`` per group where that can be reached."""
+    proposals, accepted = [], []
+    for effort in ROUNDS:
+        proposals.append(region.propose(generator, effort * count))
+        accepted.append(region.accepts(proposals[-1]))
+        found = sum(part.sum(-1) for part in accepted)
+        if bool(((found >= count) | region.empty).all()):
+            break
+    return torch.cat(proposals, dim=1), torch.cat(accepted, dim=1)
 
 
 def read_features(features: Tensor, coordinates: Tensor) -> Tensor:

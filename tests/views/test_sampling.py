@@ -17,6 +17,7 @@ from nnunet_cfcl.views import (
     crop_size,
     draw_affine_views,
     draw_corresponding_points,
+    draw_view_points,
     read_features,
     tissue_box,
     to_view,
@@ -174,6 +175,71 @@ def test_draws_repeat_with_the_seed_and_use_up_the_same_numbers_however_hard_the
     thin = tissue_box([0, 0, 4], [20, 20, 6], crop_size(CUBE, SETTINGS), CUBE.spacing)
     draw_corresponding_points(two, matrices, CUBE, thin, 500)
     assert torch.equal(torch.rand(4, generator=one), torch.rand(4, generator=two))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_points_of_single_views_are_those_of_a_view_paired_with_itself(geometry):
+    matrices = draw_affine_views(generator(), geometry, SETTINGS, 3)
+    for view in matrices:
+        pair = draw_corresponding_points(generator(1), torch.stack([view, view]), geometry, whole_crop(geometry), 50)
+        alone = draw_view_points(generator(1), view[None], geometry, whole_crop(geometry), 50)
+        torch.testing.assert_close(alone[0], pair[0])
+        assert bool(alone[1].all()) and bool(pair[1].all())
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_points_of_single_views_are_distributed_as_by_plain_rejection_from_the_whole_crop(geometry):
+    matrices = draw_affine_views(generator(2), geometry, SETTINGS, 3)
+    size = crop_size(geometry, SETTINGS)
+    # padding on one side, so that tissue ends inside the views
+    box = tissue_box([n // 3 for n in size], size, size, geometry.spacing)
+    points, valid = draw_view_points(generator(2), matrices, geometry, box, 1500)
+    assert points.shape == (3, 1500, geometry.dimensions) and bool(valid.all())
+    candidates = np.random.default_rng(2).uniform(box[0].numpy(), box[1].numpy(), (40_000, geometry.dimensions))
+    for view, matrix in zip(points.double().numpy(), matrices.double().numpy()):
+        slow = candidates[slow_region(candidates, matrix, box.numpy(), geometry)]
+        assert len(slow) > 100
+        for direction in np.eye(geometry.dimensions):
+            assert stats.ks_2samp(view @ direction, slow @ direction).pvalue > 1e-3
+
+
+def slow_region(points, matrix, box, geometry):
+    """Which points are read from tissue: the canonical places of all 2^D pixels around each, one by one."""
+    size = np.array(geometry.patch_size)
+    u = np.linalg.solve(matrix[:, :-1], (points - matrix[:, -1]).T).T
+    keep = (np.abs(u) <= 1 - 1 / size).all(1)
+    for corner in itertools.product((0, 1), repeat=geometry.dimensions):
+        pixel = np.floor((u + 1) * size / 2 - 0.5) + corner
+        place = ((2 * pixel + 1) / size - 1) @ matrix[:, :-1].T + matrix[:, -1]
+        keep &= ((place >= box[0]) & (place <= box[1])).all(1)
+    return keep
+
+
+def test_points_of_single_views_never_touch_padding():
+    size, source = crop_size(CUBE, SETTINGS), generator()
+    low, high = [3] * 3, [n - 3 for n in size]
+    image = torch.ones(1, 1, *size)
+    image[(..., *(slice(a, b) for a, b in zip(low, high)))] = 0.0
+    matrices = draw_affine_views(source, CUBE, SETTINGS, 4)
+    points, valid = draw_view_points(source, matrices, CUBE, tissue_box(low, high, size, CUBE.spacing), 300)
+    views = apply_affine_views(image.expand(4, *image.shape[1:]), matrices, CUBE)
+    read = read_features(views, to_view(points, matrices))[..., 0]
+    assert bool(valid.any()) and float(views.max()) > 0.5 and float(read[valid].max()) < 2e-5
+
+
+def test_a_view_without_tissue_has_no_valid_point_and_does_not_spoil_the_others():
+    away = torch.tensor([[2.0, 0, 50.0], [0, 2.0, 50.0]])
+    points, valid = draw_view_points(
+        generator(), torch.stack([identity_view(FLAT), away]), FLAT, whole_crop(FLAT), 20)
+    assert bool(points.isfinite().all()) and bool(valid[0].all()) and not bool(valid[1].any())
+
+
+def test_points_of_single_views_use_up_one_number_and_differ_between_views():
+    one, two = generator(7), generator(7)
+    points, _ = draw_view_points(one, identity_view(FLAT).expand(3, -1, -1), FLAT, whole_crop(FLAT), 50)
+    torch.randint(2**62, (1,), generator=two)
+    assert torch.equal(torch.rand(4, generator=one), torch.rand(4, generator=two))
+    assert not bool((points[0] == points[1]).any())
 
 
 def test_a_tissue_box_spans_the_centres_of_the_real_voxels():
