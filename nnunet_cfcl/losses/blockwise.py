@@ -1,13 +1,24 @@
-"""Log-sum-exp of a matrix product along both axes, block by block, in memory linear in the number of points."""
+"""Log-sum-exp of all pairs of points, block by block, in memory linear in the number of points."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+from nnunet_cfcl.losses import fused
+from nnunet_cfcl.losses.ranks import Share, current_share
+
+#: For a block of pairs (row slice, column slice): a bool mask of the pairs that do not count; None: all of them count.
+#: Called forward and backward, with the same answer.
+Exclude: TypeAlias = Callable[[slice, slice], Tensor | None]
+
+#: Rows and columns of a block of pairs.
+Block: TypeAlias = tuple[slice, slice]
 
 #: Largest bound on the logits for which blocks are computed in float32, and in float64. Without a running maximum,
 #: exp(bound) * N has to stay finite and g * exp(-bound) / N normal, g being the incoming gradient (about 1 / N).
@@ -19,10 +30,15 @@ FLOAT64_BOUND = 500.0
 # load the data, many small blocks take several times longer.
 _BLOCK_SIDE = 4096
 
+# Processes that share the blocks get at least about this many each, so that they all have nearly the same work.
+_BLOCKS_PER_PROCESS = 8
+
 _LOG2_E = 1 / math.log(2)
 
 
-def two_way_log_sum_exp(x: Tensor, y: Tensor, bound: float, block_side: int | None = None) -> tuple[Tensor, Tensor]:
+def two_way_log_sum_exp(
+    x: Tensor, y: Tensor, bound: float, block_side: int | None = None, exclude: Exclude | None = None
+) -> tuple[Tensor, Tensor]:
     r"""Row and column log-sum-exp of the logits :math:`S = x y^T` without ever holding S.
 
     .. math:: r_i = \log \sum_j \exp S_{ij}, \qquad c_j = \log \sum_i \exp S_{ij}
@@ -37,14 +53,19 @@ def two_way_log_sum_exp(x: Tensor, y: Tensor, bound: float, block_side: int | No
     ``FLOAT32_BOUND`` are computed in float32, larger ones (tau below 0.018) in float64, which not every device has.
     This holds for N, M up to 250,000. Half precision is computed in float32, whatever autocast says.
 
+    Within `share_blocks` each process visits its part of the blocks. On CUDA, without ``exclude``, Triton kernels take
+    over where they can (see :mod:`~nnunet_cfcl.losses.fused`).
+
     Args:
         x: (N, d) rows, any floating type.
         y: (M, d) columns, same type and device.
         bound: the caller's promise that ``|S_ij| <= bound``; in (0, ``FLOAT64_BOUND``].
         block_side: side of a block in points, 4096 by default; two blocks are held. It does not change the result.
+        exclude: pairs that do not count, in both directions; None: all pairs count.
 
     Returns:
-        row log-sum-exp (N,) and column log-sum-exp (M,), float32, or float64 if x is. A sum over nothing is -inf.
+        row log-sum-exp (N,) and column log-sum-exp (M,), float32, or float64 if x is. A sum over nothing is -inf; it
+        gives zero gradients.
 
     Raises:
         ValueError: shapes, types or devices do not fit, or bound or block_side is out of range.
@@ -59,64 +80,231 @@ def two_way_log_sum_exp(x: Tensor, y: Tensor, bound: float, block_side: int | No
         True
     """
     _check(x, y, bound, block_side)
-    result = torch.promote_types(x.dtype, torch.float32)
-    compute = result if bound <= FLOAT32_BOUND else torch.float64
-    rows, columns = _TwoWayLogSumExp.apply(x.to(compute), y.to(compute), block_side or _BLOCK_SIDE)
+    result, compute = _types(x, bound)
+    share = current_share()
+    side = block_side or _side(len(x) * len(y), share.count)
+    work = _Work(share.mine(rectangle_blocks(len(x), len(y), side)), share, exclude)
+    rows, columns = _TwoWayLogSumExp.apply(x.to(compute), y.to(compute), work)
     return rows.to(result), columns.to(result)
+
+
+def pool_log_sum_exp(
+    z: Tensor, bound: float, block_side: int | None = None, exclude: Exclude | None = None
+) -> Tensor:
+    r"""Log-sum-exp of each point's logits with all others of one pool, without ever holding :math:`S = z z^T`.
+
+    .. math:: r_i = \log \sum_{j \ne i} \exp S_{ij}
+
+    S is symmetric, so only blocks on and above the diagonal are visited: half a product of N x N x d forward. Backward
+    takes one and a half, with g the gradient of r:
+
+    .. math:: G_{ij} = \exp(S_{ij}) \, (g_i e^{-r_i} + g_j e^{-r_j}), \qquad dz = G z
+
+    A temperature tau goes into the points, as unit embeddings divided by the square root of tau; it may be learned.
+    Precision, processes and Triton as in `two_way_log_sum_exp`.
+
+    Args:
+        z: (N, d) points, any floating type.
+        bound: the caller's promise that ``|S_ij| <= bound``; in (0, ``FLOAT64_BOUND``].
+        block_side: side of a block in points, 4096 by default; two blocks are held. It does not change the result.
+        exclude: further pairs that do not count; must be symmetric. A point's pair with itself never counts.
+
+    Returns:
+        (N,) float32, or float64 if z is. A sum over nothing is -inf; it gives zero gradients.
+
+    Raises:
+        ValueError: shape or type does not fit, or bound or block_side is out of range.
+        RuntimeError: a second derivative is asked for (``create_graph=True``).
+
+    Example:
+        >>> import torch
+        >>> from nnunet_cfcl.losses import pool_log_sum_exp
+        >>> pool_log_sum_exp(torch.eye(3), bound=1.0)  # log(e^0 + e^0)
+        tensor([0.6931, 0.6931, 0.6931])
+    """
+    _check(z, z, bound, block_side)
+    result, compute = _types(z, bound)
+    share = current_share()
+    side = block_side or _side(len(z) ** 2 // 2, share.count)
+    work = _Work(share.mine(triangle_blocks(len(z), side)), share, exclude)
+    rows: Tensor = _PoolLogSumExp.apply(z.to(compute), work)
+    return rows.to(result)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The blocks this process visits, and what it leaves out there."""
+
+    blocks: Sequence[Block]
+    share: Share
+    exclude: Exclude | None
+
+    def launch(self, x: Tensor) -> fused.Launch | None:
+        """How the Triton kernels are launched, which know no excluded pairs; None: blocks are visited instead."""
+        return None if self.exclude else fused.launch_for(x, self.share)
 
 
 class _TwoWayLogSumExp(torch.autograd.Function):
     """Forward and backward of :func:`two_way_log_sum_exp`; x and y come in the type of the computation."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, y: Tensor, work: _Work) -> tuple[Tensor, Tensor]:
         """Visit every block once; rows and columns gather its sums."""
-        rows, columns = x.new_zeros(len(x)), y.new_zeros(len(y))
-        with torch.autocast(x.device.type, enabled=False):
-            for i, j, exponential, _ in _exponential_blocks(x, y, side):
-                rows[i] += exponential.sum(dim=1)
-                columns[j] += exponential.sum(dim=0)
+        ctx.launch = work.launch(x)
+        if ctx.launch:
+            rows = fused.row_sums(x, y, ctx.launch, work.share)
+            columns = fused.row_sums(y, x, ctx.launch, work.share)
+        else:
+            rows, columns = x.new_zeros(len(x)), y.new_zeros(len(y))
+            with torch.autocast(x.device.type, enabled=False):
+                for i, j, exponential, _ in _exponential_blocks(x, y, work):
+                    rows[i] += exponential.sum(dim=1)
+                    columns[j] += exponential.sum(dim=0)
+        work.share.sum(rows, columns)
         rows.log_()
         columns.log_()
         ctx.save_for_backward(x, y, rows, columns)
-        ctx.side = side
+        ctx.work = work
         return rows, columns
 
     @staticmethod
     def backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Visit every block again and turn it in place into the gradient of the logits."""
-        # once_differentiable would stay silent here: a loss that is a plain mean sends gradients without a graph.
-        if torch.is_grad_enabled():
-            raise RuntimeError("the blockwise log-sum-exp has no second derivative: do not use create_graph=True")
+        _refuse_second_derivative()
         x, y, rows, columns = ctx.saved_tensors
-        dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        dy = torch.zeros_like(y) if ctx.needs_input_grad[1] else None
-        row_weight = (grad_rows * torch.exp(-rows))[:, None]
-        column_weight = (grad_columns * torch.exp(-columns))[None, :]
-        with torch.autocast(x.device.type, enabled=False):
-            for i, j, grad, scratch in _exponential_blocks(x, y, ctx.side):
-                grad.mul_(torch.add(row_weight[i], column_weight[:, j], out=scratch))
-                if dx is not None:
-                    dx[i].addmm_(grad, y[j])
-                if dy is not None:
-                    dy[j].addmm_(grad.T, x[i])
+        work: _Work = ctx.work
+        wants_x, wants_y, _ = ctx.needs_input_grad
+        row_weight, column_weight = _weight(grad_rows, rows), _weight(grad_columns, columns)
+        if ctx.launch:
+            dx = fused.gradient(x, y, row_weight, column_weight, ctx.launch, work.share) if wants_x else None
+            dy = fused.gradient(y, x, column_weight, row_weight, ctx.launch, work.share) if wants_y else None
+        else:
+            dx = torch.zeros_like(x) if wants_x else None
+            dy = torch.zeros_like(y) if wants_y else None
+            _add_gradients(x, y, row_weight, column_weight, dx, dy, work)
+        work.share.sum(dx, dy)
         return dx, dy, None
 
 
-def _exponential_blocks(x: Tensor, y: Tensor, side: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Yield row slice, column slice, exp(x y^T) there and a scratch block of that shape; both are overwritten later."""
+class _PoolLogSumExp(torch.autograd.Function):
+    """Forward and backward of :func:`pool_log_sum_exp`; z comes in the type of the computation."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, work: _Work) -> Tensor:
+        """Visit every block on and above the diagonal once; one below it is its mirror image."""
+        ctx.launch = work.launch(z)
+        if ctx.launch:
+            rows = fused.row_sums(z, z, ctx.launch, work.share, pool=True)
+        else:
+            rows = z.new_zeros(len(z))
+            with torch.autocast(z.device.type, enabled=False):
+                for i, j, exponential, _ in _exponential_blocks(z, z, work, pool=True):
+                    rows[i] += exponential.sum(dim=1)
+                    if i != j:
+                        rows[j] += exponential.sum(dim=0)
+        work.share.sum(rows)
+        rows.log_()
+        ctx.save_for_backward(z, rows)
+        ctx.work = work
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, None]:
+        """Visit every block again and turn it in place into the gradient of the logits."""
+        _refuse_second_derivative()
+        z, rows = ctx.saved_tensors
+        work: _Work = ctx.work
+        weight = _weight(grad_rows, rows)
+        if ctx.launch:
+            dz = fused.gradient(z, z, weight, weight, ctx.launch, work.share, pool=True)
+        else:
+            dz = torch.zeros_like(z)
+            _add_gradients(z, z, weight, weight, dz, dz, work, pool=True)
+        work.share.sum(dz)
+        return dz, None
+
+
+def _add_gradients(
+    x: Tensor, y: Tensor, row_weight: Tensor, column_weight: Tensor, dx: Tensor | None, dy: Tensor | None,
+    work: _Work, pool: bool = False,
+) -> None:
+    with torch.autocast(x.device.type, enabled=False):
+        for i, j, grad, scratch in _exponential_blocks(x, y, work, pool):
+            grad.mul_(torch.add(row_weight[i, None], column_weight[None, j], out=scratch))
+            if dx is not None:
+                dx[i].addmm_(grad, y[j])
+            if dy is not None and not (pool and i == j):  # a block on the diagonal holds its mirror image
+                dy[j].addmm_(grad.T, x[i])
+
+
+def _exponential_blocks(
+    x: Tensor, y: Tensor, work: _Work, pool: bool = False
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Yield row slice, column slice, exp(x y^T) there, 0 for pairs that do not count, and a scratch block of that
+    shape; both blocks are overwritten later."""
     # exp2 takes little more than half the time of exp on a CPU, for one scaling of x.
     x = x * _LOG2_E
-    size = min(side, len(x)) * min(side, len(y))
+    size = max((_length(i) * _length(j) for i, j in work.blocks), default=0)
     buffer, spare = x.new_empty(size), x.new_empty(size)
-    for top in range(0, len(x), side):
-        i = slice(top, min(top + side, len(x)))
-        for left in range(0, len(y), side):
-            j = slice(left, min(left + side, len(y)))
-            shape = (i.stop - i.start, j.stop - j.start)
-            block = buffer[: shape[0] * shape[1]].view(shape)
-            torch.mm(x[i], y[j].T, out=block).exp2_()
-            yield i, j, block, spare[: block.numel()].view(shape)
+    for i, j in work.blocks:
+        shape = (_length(i), _length(j))
+        block = buffer[: shape[0] * shape[1]].view(shape)
+        torch.mm(x[i], y[j].T, out=block).exp2_()
+        if pool and i == j:
+            block.fill_diagonal_(0)
+        mask = work.exclude(i, j) if work.exclude else None
+        if mask is not None:
+            block.masked_fill_(mask, 0)
+        yield i, j, block, spare[: block.numel()].view(shape)
+
+
+def rectangle_blocks(rows: int, columns: int, side: int) -> list[Block]:
+    """Blocks of at most side x side pairs that cover rows x columns."""
+    return [(i, j) for i in strips(rows, side) for j in strips(columns, side)]
+
+
+def triangle_blocks(points: int, side: int) -> list[Block]:
+    """Those of the blocks of points x points that lie on or above the diagonal. The ones on it, which cost less
+    backward, come last: processes that take every n-th block get the same work."""
+    all_strips = strips(points, side)
+    above = [(i, j) for top, i in enumerate(all_strips) for j in all_strips[top + 1 :]]
+    return above + [(i, i) for i in all_strips]
+
+
+def strips(points: int, side: int) -> list[slice]:
+    """As few strips as cover the points with at most ``side`` each, all of nearly the same length."""
+    count = -(-points // side)
+    edges = [number * points // count for number in range(count + 1)] if count else []
+    return [slice(start, stop) for start, stop in zip(edges, edges[1:])]
+
+
+def _side(pairs: int, processes: int) -> int:
+    """Side of a block, such that every process has a few of them."""
+    if processes == 1:
+        return _BLOCK_SIDE
+    return max(1, min(_BLOCK_SIDE, math.isqrt(pairs // (_BLOCKS_PER_PROCESS * processes))))
+
+
+def _length(part: slice) -> int:
+    length: int = part.stop - part.start
+    return length
+
+
+def _weight(grad: Tensor, log_sum: Tensor) -> Tensor:
+    """g exp(-r), and 0 for a sum over nothing, which no point can change."""
+    return (grad * torch.exp(-log_sum)).masked_fill_(log_sum.isneginf(), 0)
+
+
+def _types(x: Tensor, bound: float) -> tuple[torch.dtype, torch.dtype]:
+    """Types of the result and of the computation."""
+    result = torch.promote_types(x.dtype, torch.float32)
+    return result, result if bound <= FLOAT32_BOUND else torch.float64
+
+
+def _refuse_second_derivative() -> None:
+    # once_differentiable would stay silent here: a loss that is a plain mean sends gradients without a graph.
+    if torch.is_grad_enabled():
+        raise RuntimeError("the blockwise log-sum-exp has no second derivative: do not use create_graph=True")
 
 
 def _check(x: Tensor, y: Tensor, bound: float, block_side: int | None) -> None:

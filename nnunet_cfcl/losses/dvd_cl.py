@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from nnunet_cfcl.losses.blockwise import two_way_log_sum_exp
-from nnunet_cfcl.losses.embeddings import check_temperature, unit_embeddings
+from nnunet_cfcl.losses.contrast import CountedLoss, contrast_views
+from nnunet_cfcl.losses.embeddings import (
+    check_embeddings,
+    check_per_point,
+    check_positions,
+    check_temperature,
+    points_per_image,
+    take,
+    take_samples,
+)
+from nnunet_cfcl.losses.pair_rules import Neighbours, SamePoint
 
 
-def dvd_cl_loss(a: Tensor, b: Tensor, temperature: float = 0.7, valid: Tensor | None = None) -> Tensor:
+def dvd_cl_loss(
+    a: Tensor, b: Tensor, temperature: float | Tensor = 0.7, valid: Tensor | None = None,
+    weights: Tensor | None = None, *, positions: Tensor | None = None, ignore_radius: float = 0.0,
+    hard_negatives: float = 0.0,
+) -> Tensor:
     r"""Dual-view dense contrastive loss between corresponding points of two views.
 
     Lafargue-Hauret, Mehta, De Sousa Ribeiro, Roschewitz, Glocker, "Pixel-level Counterfactual Contrastive Learning for
@@ -30,14 +42,24 @@ def dvd_cl_loss(a: Tensor, b: Tensor, temperature: float = 0.7, valid: Tensor | 
         a: (B, P, d) embeddings of P points in each of B images, first view. Any length: they are normalised here, and
             computed with in float32 at least.
         b: (B, P, d) embeddings of the same points in the second view.
-        temperature: tau, finite and at least 0.002; below 0.018 blocks are computed in float64.
+        temperature: tau, finite and at least 0.002; below 0.018 blocks are computed in float64. A scalar tensor
+            receives a gradient: the paper never tuned its 0.7, and a learned one needs no search.
         valid: (B, P) bool; a point that is False is neither an anchor nor a candidate. Default: all are valid.
+        weights: (B, P) in [0, 1]; an anchor counts with its weight in the mean. As a negative a point counts in full.
+        positions: (B, P, D) canonical positions of the points in millimetres; only needed with ignore_radius.
+        ignore_radius: mm; other points of the image nearer than this to the anchor are left out of its denominator.
+            Sampled points can lie a voxel apart, and pushing apart what is the same tissue blurs what the positives
+            build up. 0: all are negatives, as in the paper.
+        hard_negatives: beta >= 0; negatives are weighted by exp(beta x cosine), see
+            :mod:`~nnunet_cfcl.losses.contrast`. Most points of an image are easy to tell apart and teach little. 0: all
+            count alike, as in the paper.
 
     Returns:
         The loss (), float32, or float64 if a is. Without a valid point it is zero and gives zero gradients.
 
     Raises:
-        ValueError: shapes, types or devices do not fit, or temperature is out of range.
+        ValueError: shapes, types or devices do not fit, or temperature, a weight, ignore_radius or hard_negatives is
+            out of range.
         RuntimeError: a second derivative is asked for (``create_graph=True``).
 
     Example:
@@ -47,28 +69,35 @@ def dvd_cl_loss(a: Tensor, b: Tensor, temperature: float = 0.7, valid: Tensor | 
         >>> dvd_cl_loss(a, a, temperature=1.0)  # 2 log(1 + 3 / e)
         tensor(1.4873)
     """
-    check_temperature(temperature)
-    _check_pairs(a, b, valid)
-    points_a, points_b = (z.flatten(0, 1) if valid is None else z[valid] for z in (a, b))
-    if len(points_a) == 0:
-        return _zero_with_graph(points_a, points_b)
-    x, y = unit_embeddings(points_a) / temperature, unit_embeddings(points_b)
-    log_sum_rows, log_sum_columns = two_way_log_sum_exp(x, y, bound=1 / temperature)
-    positive = (x * y).sum(dim=-1)
-    return (log_sum_rows + log_sum_columns - 2 * positive).mean()
+    return dvd_cl_loss_with_count(
+        a, b, temperature, valid, weights, positions=positions, ignore_radius=ignore_radius,
+        hard_negatives=hard_negatives,
+    ).loss
 
 
-def _zero_with_graph(*points: Tensor) -> Tensor:
-    """Sum of empty tensors: backward reaches every parameter with zeros, as distributed training needs."""
-    return torch.stack([unit_embeddings(z).sum() for z in points]).sum()
+def dvd_cl_loss_with_count(
+    a: Tensor, b: Tensor, temperature: float | Tensor = 0.7, valid: Tensor | None = None,
+    weights: Tensor | None = None, *, positions: Tensor | None = None, ignore_radius: float = 0.0,
+    hard_negatives: float = 0.0,
+) -> CountedLoss:
+    """`dvd_cl_loss` with the number of anchors, of both directions together."""
+    check_embeddings({"a": a, "b": b}, "B, P, d")
+    check_per_point(a.shape[:2], valid, weights)
+    check_temperature(temperature, hard_negatives)
+    ignored = _near_points(a, positions, valid, ignore_radius)
+    rule = SamePoint(a.device)
+    return contrast_views(
+        take_samples(a, valid, weights), take_samples(b, valid, weights), (rule, rule), temperature, hard_negatives,
+        ignored,
+    )
 
 
-def _check_pairs(a: Tensor, b: Tensor, valid: Tensor | None) -> None:
-    if a.ndim != 3 or a.shape != b.shape:
-        raise ValueError(f"a and b must both be (B, P, d), got {tuple(a.shape)} and {tuple(b.shape)}")
-    if a.dtype != b.dtype or not a.is_floating_point() or a.device != b.device:
-        raise ValueError(
-            f"a and b must share a floating type and a device, got {a.dtype} on {a.device} and {b.dtype} on {b.device}"
-        )
-    if valid is not None and (valid.shape != a.shape[:2] or valid.dtype != torch.bool):
-        raise ValueError(f"valid must be bool {tuple(a.shape[:2])}, got {valid.dtype} {tuple(valid.shape)}")
+def _near_points(a: Tensor, positions: Tensor | None, valid: Tensor | None, radius: float) -> Neighbours | None:
+    if not 0 <= radius < float("inf"):
+        raise ValueError(f"ignore_radius must be finite and not negative, got {radius}")
+    if radius == 0:
+        return None
+    if positions is None:
+        raise ValueError(f"ignore_radius {radius:g} needs the positions of the points")
+    check_positions(positions, a.shape[:2])
+    return Neighbours(take(positions, 2, valid).to(a.device), points_per_image(a, valid), radius)

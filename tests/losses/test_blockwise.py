@@ -13,7 +13,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunet_cfcl.losses import blockwise
-from nnunet_cfcl.losses.blockwise import FLOAT32_BOUND, FLOAT64_BOUND, two_way_log_sum_exp
+from nnunet_cfcl.losses.blockwise import (
+    FLOAT32_BOUND,
+    FLOAT64_BOUND,
+    pool_log_sum_exp,
+    rectangle_blocks,
+    strips,
+    triangle_blocks,
+    two_way_log_sum_exp,
+)
 
 
 def _points(n: int, m: int, d=5, bound=3.0, seed=0, dtype=torch.float64) -> tuple[Tensor, Tensor]:
@@ -122,6 +130,100 @@ def test_a_sum_over_nothing_is_minus_infinity():
     assert columns.shape == (0,)
 
 
+def _mask(n: int, m: int, seed: int) -> Tensor:
+    """Excluded pairs; a row and a column have no pair left."""
+    mask = torch.rand(n, m, generator=torch.Generator().manual_seed(seed)) < 0.4
+    mask[0] = mask[:, -1] = True
+    return mask
+
+
+def _dense_masked(x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_dense`; where nothing is left, 0 in place of -inf, whose gradient is NaN in the dense formula."""
+    logits = (x @ y.T).masked_fill(mask, -1e9)
+    return tuple(
+        torch.where(mask.all(dim=axis), 0, logits.logsumexp(dim=axis)) for axis in (1, 0)
+    )
+
+
+def _without_infinity(log_sums: Tensor) -> Tensor:
+    assert not log_sums.isnan().any()
+    return torch.where(log_sums.isneginf(), 0, log_sums)
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 12), m=st.integers(1, 12), side=st.integers(1, 14), seed=st.integers(0, 1000))
+def test_excluded_pairs_count_neither_forward_nor_backward(n, m, side, seed):
+    x, y = _points(n, m, seed=seed)
+    mask = _mask(n, m, seed)
+    ours = two_way_log_sum_exp(x, y, 3.0, side, exclude=lambda i, j: mask[i, j])
+    assert ours[0][0] == ours[1][-1] == -torch.inf
+    ours, dense = tuple(map(_without_infinity, ours)), _dense_masked(x, y, mask)
+    torch.testing.assert_close(ours, dense, rtol=0, atol=1e-12)
+    torch.testing.assert_close(_gradients(ours, (x, y)), _gradients(dense, (x, y)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("side", [1, 2, 3, 7, 13, 50, None])
+@pytest.mark.parametrize("n", [1, 2, 13])
+def test_the_pool_equals_the_dense_formula_without_its_diagonal(n, side, masked):
+    z, _ = _points(n, 1, bound=1.7)
+    mask = torch.eye(n, dtype=torch.bool)
+    if masked:
+        mask |= _mask(n, n, 0) & _mask(n, n, 0).T
+    ours = _without_infinity(pool_log_sum_exp(z, 3.0, side, exclude=(lambda i, j: mask[i, j]) if masked else None))
+    dense = _dense_masked(z, z, mask)[0]
+    torch.testing.assert_close(ours, dense, rtol=0, atol=1e-12)
+    torch.testing.assert_close(_gradients((ours,), (z,)), _gradients((dense,), (z,)), rtol=0, atol=1e-12)
+
+
+def test_gradcheck_passes_for_the_pool_over_several_blocks():
+    z, _ = _points(7, 1, d=3, bound=1.5)
+    assert torch.autograd.gradcheck(lambda z: pool_log_sum_exp(z, 3.0, 3), z)
+
+
+@pytest.mark.parametrize("bound", [0.1, FLOAT32_BOUND, 100.0, FLOAT64_BOUND])
+def test_the_pool_is_accurate_in_float32_at_every_bound(bound):
+    z, _ = _points(300, 1, bound=bound**0.5, dtype=torch.float32)
+    ours, reference = pool_log_sum_exp(z, bound, 64), pool_log_sum_exp(z.double(), bound)
+    torch.testing.assert_close(ours.double(), reference, rtol=1e-6, atol=1e-5)
+    (got,), (want,) = _gradients((ours,), (z,)), _gradients((reference,), (z,))
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-5 * float(want.abs().max()))
+
+
+def test_a_pool_of_one_or_no_point_is_minus_infinity_and_has_zero_gradients():
+    for n in (0, 1):
+        z = torch.ones(n, 3, requires_grad=True)
+        log_sums = pool_log_sum_exp(z, 3.0)
+        assert torch.equal(log_sums, torch.full((n,), -torch.inf))
+        log_sums.sum().backward()
+        assert torch.equal(z.grad, torch.zeros(n, 3))
+
+
+def test_a_second_derivative_of_the_pool_is_refused():
+    z, _ = _points(3, 1)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(pool_log_sum_exp(z, 9.0).mean(), z, create_graph=True)
+
+
+@pytest.mark.parametrize("points", [0, 1, 7, 12])
+@pytest.mark.parametrize("side", [1, 3, 4, 20])
+def test_blocks_cover_every_pair_once(points, side):
+    whole, upper = torch.zeros(points, 9), torch.zeros(points, points)
+    for i, j in rectangle_blocks(points, 9, side):
+        whole[i, j] += 1
+    for i, j in triangle_blocks(points, side):
+        upper[i, j] += 1
+        if i != j:
+            upper[j, i] += 1
+    assert (whole == 1).all() and (upper == 1).all()
+
+
+@pytest.mark.parametrize(("points", "side"), [(10, 3), (4097, 4096), (9, 9)])
+def test_strips_are_of_nearly_one_length(points, side):
+    lengths = [strip.stop - strip.start for strip in strips(points, side)]
+    assert sum(lengths) == points and max(lengths) <= side and max(lengths) - min(lengths) <= 1
+
+
 class _LargestTensor(TorchDispatchMode):
     """Counts the elements of the largest tensor that any operation returns."""
 
@@ -140,6 +242,14 @@ def test_no_tensor_is_larger_than_a_block_or_the_points(side):
     with _LargestTensor() as largest:
         torch.stack([out.sum() for out in two_way_log_sum_exp(x, y, 3.0, side)]).sum().backward()
     assert largest.elements == max(side * side, y.numel())
+
+
+@pytest.mark.parametrize("side", [16, 50])
+def test_no_tensor_of_the_pool_is_larger_than_a_block_or_the_points(side):
+    z, _ = _points(300, 1)
+    with _LargestTensor() as largest:
+        pool_log_sum_exp(z, 9.0, side).sum().backward()
+    assert 0 < largest.elements <= max(side * side, z.numel())
 
 
 _PEAK = """

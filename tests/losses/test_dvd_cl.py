@@ -235,3 +235,54 @@ def test_unfit_input_is_a_readable_error_of_one_line(change, message):
 def test_the_documented_example_runs(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0
+
+
+@pytest.mark.parametrize("radius", [0.2, 0.5, 10.0])
+@pytest.mark.parametrize("beta", [0.0, 2.0])
+@pytest.mark.parametrize("side", [3, 4096])
+def test_the_ignore_band_equals_the_double_loop(objectives, draw_problem, assert_same, monkeypatch, radius, beta, side):
+    monkeypatch.setattr(blockwise, "_BLOCK_SIDE", side)
+    problem, options = draw_problem(points=5), {"ignore_radius": radius, "hard_negatives": beta}
+    dvd = objectives["dvd"]
+    assert_same(dvd.loss(problem, **options), dvd.oracle(problem, **options), problem.z)
+
+
+def test_the_ignore_band_leaves_the_positive_and_other_images_in():
+    a = torch.eye(4, dtype=torch.float64).reshape(2, 2, 4)
+    positions = torch.tensor([[[0.0, 0.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 90.0]]])
+    near, far = math.log(math.e + 2) - 1, math.log(math.e + 3) - 1
+    loss = dvd_cl_loss(a, a, 1.0, positions=positions, ignore_radius=5.1)
+    assert loss.item() == pytest.approx(2 * (near + far) / 2, abs=1e-12)
+    at_the_radius = dvd_cl_loss(a, a, 1.0, positions=positions, ignore_radius=5.0)
+    assert at_the_radius.item() == pytest.approx(2 * far, abs=1e-12)
+
+
+def test_without_a_radius_positions_are_not_looked_at():
+    a, b = _pair()
+    assert torch.equal(dvd_cl_loss(a, b, positions=torch.zeros(1)), dvd_cl_loss(a, b))
+
+
+def test_hard_negatives_raise_the_share_of_near_negatives_in_the_gradient():
+    near, far = torch.tensor([0.9, 0.1]), torch.tensor([-0.9, 0.1])
+    pull = []
+    for beta in (0.0, 5.0):
+        b = torch.stack([torch.tensor([0.0, 1.0]), near, far])[None].requires_grad_()
+        a = torch.tensor([[[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]])
+        weights = torch.tensor([[1.0, 0.0, 0.0]])
+        (gradient,) = torch.autograd.grad(dvd_cl_loss(a, b, 1.0, weights=weights, hard_negatives=beta), b)
+        pull.append(gradient[0, 1].norm() / gradient[0, 2].norm())
+    assert pull[1] > 10 * pull[0] > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ignore_radius": 3.0}, "ignore_radius 3 needs the positions of the points"),
+        ({"ignore_radius": -1.0}, "ignore_radius must be finite and not negative, got -1"),
+        ({"ignore_radius": math.nan}, "ignore_radius must be finite and not negative, got nan"),
+        ({"ignore_radius": 1.0, "positions": torch.ones(2, 4, 3)}, r"positions must be floating \(2, 3, D\)"),
+    ],
+)
+def test_an_unfit_ignore_band_is_a_readable_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        dvd_cl_loss(*_pair(), **options)
