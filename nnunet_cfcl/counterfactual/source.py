@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from nnunet_cfcl.config import AcquisitionSettings
+from nnunet_cfcl.config import AcquisitionSettings, digest
 from nnunet_cfcl.counterfactual.acquisition import AcquisitionParameters, apply_acquisition, draw_acquisition
 from nnunet_cfcl.counterfactual.quantiles import intensity_quantiles
 from nnunet_cfcl.counterfactual.store import CounterfactualStore
@@ -29,11 +29,18 @@ class CaseReader(Protocol):
     def known(self) -> Sequence[str]:
         """All cases of the dataset, those that are not used included."""
 
+    @property
+    def labelled(self) -> Sequence[str]:
+        """Those of ``cases`` that have labels."""
+
     def shape(self, case: str) -> tuple[int, ...]:
         """(C, Z, Y, X) in voxels."""
 
     def read(self, case: str, box: tuple[slice, ...]) -> np.ndarray:
         """Intensities (C, z, y, x), float32."""
+
+    def labels(self, case: str, box: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Label map (z, y, x), below 0 where it says nothing, and its confidence in percent; None without labels."""
 
 
 class CounterfactualSource(Protocol):
@@ -49,6 +56,28 @@ class CounterfactualSource(Protocol):
 
     def apply(self, originals: Tensor, drawn: Any, spacing: Sequence[float]) -> Tensor:
         """Counterfactuals of crops (N, C, *crop), N drawn rows, spacing in mm; same shape."""
+
+
+class NoParameters(NamedTuple):
+    """Nothing was drawn."""
+
+
+class OriginalSource:
+    """No counterfactuals: every view is one of the original, for methods that go without."""
+
+    name = "none"
+
+    def identity(self) -> dict[str, Any]:
+        """Nothing but the name."""
+        return {"source": self.name}
+
+    def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> NoParameters:
+        """Nothing."""
+        return NoParameters()
+
+    def apply(self, originals: Tensor, drawn: NoParameters, spacing: Sequence[float]) -> Tensor:
+        """The originals."""
+        return originals
 
 
 class AcquisitionSource:
@@ -127,11 +156,13 @@ class PrecomputedSource:
         self._store = store
 
     def identity(self) -> dict[str, Any]:
-        """The store's own description."""
+        """The store's own description, and the names and sizes of its files."""
         store = self._store
+        files = sorted((file.name, file.stat().st_size) for file in (store.folder / "cases").glob("*.b2nd"))
         return {
             "source": self.name, "interventions": list(store.interventions), "made_by": store.source,
             "preprocessing": store.preprocessing, "data_identifier": store.data_identifier,
+            "files": digest(files),
         }
 
     def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> StoredImages:

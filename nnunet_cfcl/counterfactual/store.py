@@ -168,7 +168,9 @@ class CounterfactualStore:
         wanted = {self.path(case, name).name: (case, name) for case in cases for name in self.interventions}
         if missing := sorted(wanted.keys() - present):
             raise UserError(f"{self.folder / 'cases'} lacks {len(missing)} of {len(wanted)} files: {_first(missing)}; "
-                            "every case needs every intervention: make the missing ones")
+                            "every case of the pretraining, those of the pool included, needs every intervention: "
+                            "bring in the missing ones with nnunet_cfcl counterfactuals import, or set pretrain.data "
+                            "to training (the pool is left out), or counterfactual.source to acquisition")
         for name, (case, intervention) in wanted.items():
             found, expected = self.shape(case, intervention), tuple(cases[case])
             if found != expected:
@@ -234,6 +236,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _first(names: Sequence[str], count: int = 3) -> str:
+def _first(names: Sequence[str], count: int = 10) -> str:
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more

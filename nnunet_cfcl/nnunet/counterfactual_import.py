@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import multiprocessing
 import os
 import re
@@ -25,6 +26,15 @@ from tqdm import tqdm
 from nnunet_cfcl.config import digest
 from nnunet_cfcl.counterfactual.store import CounterfactualStore, default_store_root, split_name
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet.patients import listed
+from nnunet_cfcl.nnunet.pool import (
+    check_pool_is_current,
+    pool_command,
+    pool_folder,
+    preprocessing_digest,
+    read_manifest,
+)
+from nnunet_cfcl.nnunet.pool_sources import POOL_IMAGES, find_raw_pool
 
 SOURCE = "import"
 
@@ -35,8 +45,9 @@ def add_counterfactuals_parser(subparsers: Any) -> None:
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
     importer = parts.add_parser(
         "import", help="preprocess CASE__INTERVENTION_0000.ext files as their cases were, into a store",
-        description="Every training case needs one image per intervention, on the voxel grid of its raw image. "
-        "Run nnUNetv2_plan_and_preprocess first. Files that are up to date are skipped.")
+        description="Every training case needs one image per intervention, on the voxel grid of its raw image; a case "
+        "of the pool (imagesUn) one per intervention or none at all. Run nnUNetv2_plan_and_preprocess first, with a "
+        "pool nnunet_cfcl pool too. Files that are up to date are skipped.")
     importer.add_argument("-d", dest="dataset", required=True, help="dataset name or number")
     importer.add_argument("-c", dest="configuration", required=True, help="configuration, e.g. 3d_fullres")
     importer.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans (default: %(default)s)")
@@ -67,6 +78,9 @@ def import_counterfactuals(
     the normalisation are the counterfactual's own, as they would be for a real image of the other scanner (method 6.9).
     Interrupted imports go on where they stopped: files newer than their images and the preprocessed case are kept.
 
+    Every training case needs every intervention. A case of the pool has all of them or none: a training with the pool
+    refuses a store that lacks its cases, one without it (``pretrain.data: training``) does not need them.
+
     Args:
         dataset: name or number.
         configuration: nnU-Net's configuration, already preprocessed.
@@ -79,32 +93,22 @@ def import_counterfactuals(
         The store, complete and checked.
 
     Raises:
-        UserError: a dataset, plan or preprocessed case is missing; a file's name or shape is wrong; a case of the
-            dataset lacks an intervention; an image is not finite.
+        UserError: a dataset, plan or preprocessed case is missing; a file's name or shape is wrong; a training case, or
+            a case of the pool that has any, lacks an intervention; an image is not finite; images of the pool's cases
+            are given and the pool is out of date.
     """
     importer = _importer(str(dataset), configuration, plans)
     images = _find_images(Path(folder), importer.file_ending)
     interventions = sorted({intervention for _, intervention in images})
     target = store_folder or default_store_root(importer.folder) / digest([SOURCE, importer.preprocessing])
-    cases = sorted(infer_dataset_class(str(importer.folder)).get_identifiers(str(importer.folder)))
-    _check_cases({case for case, _ in images}, cases, Path(folder), importer.folder)
+    _check_cases(importer, {case for case, _ in images}, Path(folder))
     store = CounterfactualStore.create(target, interventions, SOURCE, importer.folder.name, importer.preprocessing)
-    _check_complete(images, cases, store, Path(folder))
+    cases = _check_complete(importer, images, store, Path(folder))
     jobs = [_Job(case, name, files, store) for (case, name), files in images.items()]
     for _ in tqdm(_map(importer, jobs, processes), total=len(jobs), desc="importing counterfactuals"):
         pass
-    store.check({case: importer.shape(case) for case in cases})
+    store.check({case: importer.shape(case) for case in cases}, importer.pool)
     return store
-
-
-def preprocessing_digest(plans: PlansManager, configuration: ConfigurationManager) -> str:
-    """Hash of everything in the plan that decides about preprocessed intensities."""
-    block = configuration.configuration
-    keys = ("data_identifier", "preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm",
-            "resampling_fn_data", "resampling_fn_data_kwargs")
-    content = {key: block[key] for key in keys}
-    properties = plans.foreground_intensity_properties_per_channel
-    return digest([content, plans.transpose_forward, plans.plans["image_reader_writer"], properties])
 
 
 @dataclass(frozen=True)
@@ -117,13 +121,33 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Importer:
-    """Preprocesses one counterfactual at a time; picklable."""
+    """Preprocesses one counterfactual at a time; picklable.
+
+    Attributes:
+        training: the preprocessed training cases, in ``folder``.
+        pool: the preprocessed cases of the pool, in its folder.
+        originals: raw images and label of every case, see `_originals`; None where nobody asks for them.
+    """
 
     folder: Path
+    training: frozenset[str]
+    pool: frozenset[str]
     plans: PlansManager
-    configuration: ConfigurationManager
-    file_ending: str
+    configuration_name: str
+    dataset_json: dict[str, Any]
     originals: Mapping[str, Mapping[str, Any]] | None
+
+    @property
+    def configuration(self) -> ConfigurationManager:
+        return self.plans.get_configuration(self.configuration_name)
+
+    @property
+    def file_ending(self) -> str:
+        return str(self.dataset_json["file_ending"])
+
+    @property
+    def pool_command(self) -> str:
+        return pool_command(self.folder.parent.name, self.configuration_name, self.plans.plans_name)
 
     @property
     def preprocessing(self) -> str:
@@ -141,12 +165,17 @@ class _Importer:
         """(C, Z, Y, X) of the preprocessed case."""
         return tuple(self._load(case)[0].shape)
 
+    def _home(self, case: str) -> Path:
+        """The folder of its preprocessed original."""
+        return pool_folder(self.folder) if case in self.pool else self.folder
+
     def _load(self, case: str) -> Any:
-        return infer_dataset_class(str(self.folder))(str(self.folder), [case]).load_case(case)
+        home = str(self._home(case))
+        return infer_dataset_class(home)(home, [case]).load_case(case)
 
     def _is_current(self, job: _Job, shape: tuple[int, ...]) -> bool:
         written = job.store.path(job.case, job.intervention)
-        sources = [*job.files, str(self.folder / f"{job.case}.pkl")]
+        sources = [*job.files, str(self._home(job.case) / f"{job.case}.pkl")]
         if not written.exists() or any(os.path.getmtime(path) > written.stat().st_mtime for path in sources):
             return False
         try:
@@ -182,14 +211,20 @@ class _Importer:
         """(1, *S) 0 inside, -1 outside of the original's nonzero region; only masked normalisation looks at it."""
         if self.originals is None:
             return np.zeros((1, *shape), dtype=np.int8)
+        if case not in self.originals:
+            raise UserError(f"the raw images of case {case} are gone from nnUNet_raw; masked normalisation needs them")
         original = self.originals[case]
-        segmentation, _ = self.plans.image_reader_writer_class().read_seg(original["label"])
-        order = [0, *[axis + 1 for axis in self.plans.transpose_forward]]
-        _, mask, bounds = crop_to_nonzero(self._read(original["images"]), segmentation.transpose(order).copy())
+        segmentation = self._read_label(original["label"]) if original["label"] else None
+        _, mask, bounds = crop_to_nonzero(self._read(original["images"]), segmentation)
         if tuple(slice(int(low), int(high)) for low, high in bounds) != box[1:]:
-            raise UserError(f"the raw images of case {case} changed since they were preprocessed; "
-                            "run nnUNetv2_preprocess again")
+            again = self.pool_command if case in self.pool else "nnUNetv2_preprocess"
+            raise UserError(f"the raw images of case {case} changed since they were preprocessed; run {again} again")
         return mask
+
+    def _read_label(self, file: str) -> NDArray:
+        """(1, *S), axes in the plan's order."""
+        segmentation, _ = self.plans.image_reader_writer_class().read_seg(file)
+        return segmentation.transpose([0, *[axis + 1 for axis in self.plans.transpose_forward]]).copy()
 
     def _spacings(self, properties: Mapping[str, Any]) -> tuple[list[float], list[float]]:
         """(current, target) in mm; in a 2D configuration the distance of the slices stays what it is."""
@@ -215,8 +250,11 @@ def _importer(dataset: str, configuration_name: str, plans_name: str) -> _Import
         raise UserError(f"no preprocessed data {folder}; run nnUNetv2_preprocess -d {dataset} -c {configuration_name}")
     _check_preprocessor(configuration)
     dataset_json = load_json(str(base / "dataset.json"))
+    training = frozenset(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+    manifest = read_manifest(pool_folder(folder))
+    pool = frozenset(manifest.cases if manifest else ()) - training
     originals = _originals(name, dataset_json) if any(configuration.use_mask_for_norm) else None
-    return _Importer(folder, plans, configuration, dataset_json["file_ending"], originals)
+    return _Importer(folder, training, pool, plans, configuration_name, dataset_json, originals)
 
 
 def _dataset_name(dataset: str) -> str:
@@ -240,11 +278,16 @@ def _check_preprocessor(configuration: ConfigurationManager) -> None:
 
 
 def _originals(name: str, dataset_json: dict[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """Raw images and labels of every case: they hold the mask in which the originals were normalised."""
+    """Raw images and label of every case, None in the pool where there is no silver one: they hold the mask in which
+    the originals were normalised."""
     raw = _environment_folder("nnUNet_raw") / name
     if not raw.is_dir():
         raise UserError(f"no raw dataset {raw}; masked normalisation needs the original images")
-    return get_filenames_of_train_images_and_targets(str(raw), dataset_json)
+    pool = {case.name: {"images": [str(file) for file in case.images],
+                        "label": str(case.silver.label) if case.silver else None}
+            for case in find_raw_pool(raw, dataset_json).cases if not case.training}
+    # the function expands the paths in place
+    return {**pool, **get_filenames_of_train_images_and_targets(str(raw), copy.deepcopy(dataset_json))}
 
 
 def _find_images(folder: Path, ending: str) -> dict[tuple[str, str], tuple[str, ...]]:
@@ -265,19 +308,29 @@ def _find_images(folder: Path, ending: str) -> dict[tuple[str, str], tuple[str, 
     return {key: tuple(channels[index] for index in sorted(channels)) for key, channels in found.items()}
 
 
-def _check_cases(found: set[str], cases: Sequence[str], folder: Path, preprocessed: Path) -> None:
-    if unknown := sorted(found - set(cases)):
-        raise UserError(f"{folder} has counterfactuals of {len(unknown)} cases that are not in {preprocessed}: "
-                        f"{', '.join(unknown[:3])}; a case's name is what stands before the last '__'")
+def _check_cases(importer: _Importer, found: set[str], folder: Path) -> None:
+    """Refuse images of cases that are not preprocessed, or in a pool that is out of date."""
+    if unknown := sorted(found - importer.training - importer.pool):
+        raise UserError(f"{folder} has counterfactuals of {len(unknown)} cases that are not in {importer.folder} or "
+                        f"its pool: {listed(unknown)}; a case's name is what stands before the last '__', and cases of "
+                        f"{POOL_IMAGES} are preprocessed by {importer.pool_command}")
+    if found & importer.pool:
+        check_pool_is_current(importer.folder, importer.plans, importer.configuration_name, importer.dataset_json)
 
 
 def _check_complete(
-    images: Mapping[tuple[str, str], Any], cases: Sequence[str], store: CounterfactualStore, folder: Path
-) -> None:
-    wanted = {(case, name) for case in cases for name in store.interventions} - images.keys()
-    if missing := sorted(f"{case}__{name}" for case, name in wanted if not store.path(case, name).exists()):
-        raise UserError(f"{folder} lacks {len(missing)} counterfactuals: {', '.join(missing[:3])}; "
-                        "every case of the dataset needs every intervention")
+    importer: _Importer, images: Mapping[tuple[str, str], Any], store: CounterfactualStore, folder: Path
+) -> list[str]:
+    """The cases that the store will hold: all training cases, and those of the pool that have any intervention."""
+    def has(case: str, name: str) -> bool:
+        return (case, name) in images or store.path(case, name).exists()
+
+    begun = {case for case in importer.pool if any(has(case, name) for name in store.interventions)}
+    cases = sorted(importer.training | begun)
+    if missing := [f"{case}__{name}" for case in cases for name in sorted(store.interventions) if not has(case, name)]:
+        raise UserError(f"{folder} lacks {len(missing)} counterfactuals: {listed(missing)}; every training case needs "
+                        "every intervention, and so does a case of the pool that has any")
+    return cases
 
 
 def _map(importer: _Importer, jobs: Sequence[_Job], processes: int) -> Iterator[None]:

@@ -78,8 +78,17 @@ def test_a_missing_file_is_named(store):
     store.path("odd__case", "low_field").unlink()
     with pytest.raises(UserError, match=r"lacks 1 of 4 files: odd__case__low_field\.b2nd"):
         store.check(CASES)
+    with pytest.raises(UserError, match="pool included.*counterfactuals import.*pretrain.data to training.*"
+                                        "counterfactual.source to acquisition"):
+        store.check(CASES)
     with pytest.raises(UserError, match="'low_field' of case odd__case is missing"):
         store.read("odd__case", "low_field")
+
+
+def test_of_many_missing_files_the_first_ten_are_named(store):
+    with pytest.raises(UserError, match=r"lacks 16 of 16 files: c0__low_field(.*,){9}[^,]* and 6 more; "):
+        CounterfactualStore.create(store.folder / "new", store.interventions, "x").check(
+            {f"c{n}": SHAPE for n in range(8)})
 
 
 def test_another_shape_is_an_error_with_both_shapes(store):

@@ -1,10 +1,12 @@
 """Boxes of cases that nnU-Net's own storage class has written."""
 
 import pickle
+import shutil
 
+import blosc2
 import numpy as np
 import pytest
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
 from nnunet_cfcl.nnunet.cases import PreprocessedCases
 
@@ -22,7 +24,7 @@ def arrays() -> dict[str, np.ndarray]:
 @pytest.fixture
 def folder(tmp_path, arrays) -> str:
     for case, array in arrays.items():
-        labels = np.full((1, *array.shape[1:]), 3, np.int8)
+        labels = (np.arange(array[0].size).reshape(1, *array.shape[1:]) % 7 - 1).astype(np.int8)
         nnUNetDatasetBlosc2.save_case(array, labels, {"spacing": [1, 1, 1]}, str(tmp_path / case),
                                       chunks=(1, 4, 8, 16), blocks=(1, 2, 4, 8))
     return str(tmp_path)
@@ -78,3 +80,54 @@ def test_a_pickled_reader_reads_the_same_in_a_worker(cases, arrays):
     assert again.cases == cases.cases and again.known == cases.known
     box = (slice(2, 5), slice(4, 21), slice(1, 17))
     np.testing.assert_array_equal(again.read("pat_a", box), arrays["pat_a"][:, 2:5, 4:21, 1:17])
+
+
+def test_labels_are_those_stored_and_certain_inside_of_the_image(cases, arrays):
+    box = (slice(1, 6), slice(3, 19), slice(5, 18))
+    labels, confidence = cases.labels("pat_c", box)
+    expected = (np.arange(arrays["pat_c"][0].size).reshape(SHAPES["pat_c"][1:]) % 7 - 1)[box]
+    assert labels.dtype == confidence.dtype == np.int16
+    np.testing.assert_array_equal(labels, expected)
+    np.testing.assert_array_equal(confidence, np.where(expected == -1, 0, 100))
+
+
+def test_a_case_is_opened_once_for_its_shape_its_boxes_and_its_labels(cases, monkeypatch):
+    opened = []
+    load = nnUNetDatasetBlosc2.load_case
+    monkeypatch.setattr(nnUNetDatasetBlosc2, "load_case", lambda self, case: opened.append(case) or load(self, case))
+    box = (slice(0, 1), slice(0, 4), slice(0, 4))
+    for case in ("pat_a", "pat_c", "pat_a"):
+        cases.shape(case)
+        cases.read(case, box)
+        cases.read(case, box)
+        cases.labels(case, box)
+    assert opened == ["pat_a", "pat_c", "pat_a"]
+
+
+def test_a_box_is_read_from_disk_and_not_from_a_whole_image_in_memory(cases):
+    cases.read("pat_c", (slice(0, 1), slice(0, 4), slice(0, 4)))
+    assert all(isinstance(array, blosc2.NDArray) and array.urlpath for array in cases._arrays("pat_c"))
+
+
+def test_the_digests_of_images_and_labels_change_with_the_one_they_are_of(folder, cases, arrays):
+    before = cases.content(), cases.label_content()
+    labels = np.random.default_rng(0).integers(0, 5, (1, *SHAPES["pat_c"][1:])).astype(np.int8)
+    nnUNetDatasetBlosc2.save_case(arrays["pat_c"], labels, {}, f"{folder}/new", chunks=(1, 4, 8, 16),
+                                  blocks=(1, 2, 4, 8))
+    shutil.copy(f"{folder}/new_seg.b2nd", f"{folder}/pat_c_seg.b2nd")
+    assert cases.content() == before[0] and cases.label_content() != before[1]
+    shutil.copy(f"{folder}/pat_b.b2nd", f"{folder}/pat_c.b2nd")
+    assert cases.content() != before[0]
+
+
+def test_cases_of_an_older_nnunet_are_read_once_they_are_unpacked(tmp_path, arrays):
+    labels = np.zeros((1, *SHAPES["pat_c"][1:]), np.int8)
+    nnUNetDatasetNumpy.save_case(arrays["pat_c"], labels, {}, str(tmp_path / "pat_c"))
+    np.save(tmp_path / "pat_c.npy", arrays["pat_c"])
+    np.save(tmp_path / "pat_c_seg.npy", labels)
+    cases = PreprocessedCases(str(tmp_path), ["pat_c"])
+    box = (slice(1, 6), slice(3, 19), slice(5, 18))
+    assert cases.known == ("pat_c",) and cases.shape("pat_c") == SHAPES["pat_c"]
+    np.testing.assert_array_equal(cases.read("pat_c", box), arrays["pat_c"][:, 1:6, 3:19, 5:18])
+    assert (cases.labels("pat_c", box)[0] == 0).all()
+    assert all(isinstance(array, np.memmap) for array in cases._arrays("pat_c"))

@@ -15,8 +15,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from skimage import io
 
 from nnunet_cfcl.counterfactual import find_store
+from nnunet_cfcl.counterfactual.store import CounterfactualStore
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.counterfactual_import import add_counterfactuals_parser, import_counterfactuals
+from nnunet_cfcl.nnunet.pool import pool_folder
+from nnunet_cfcl.nnunet.pool_command import preprocess_pool
 
 pytestmark = pytest.mark.end_to_end
 
@@ -193,3 +196,121 @@ def test_an_image_that_is_not_finite_after_normalisation_is_refused(datasets, tm
     write_volume(path, array, volume.GetSpacing())
     with pytest.raises(UserError, match="'same' of case patient_0 .* is not finite"):
         import_counterfactuals(VOLUMES, "3d_fullres", images, store_folder=tmp_path / "store")
+
+
+# --- the pool
+
+
+@pytest.fixture
+def make_pool(datasets):
+    """A function that makes two training images of a dataset its pool, without and with a silver label, and
+    preprocesses it; the pool is gone afterwards."""
+    made = []
+
+    def make(dataset: str, configuration: str) -> Path:
+        raw, folder = datasets / "nnUNet_raw" / dataset, preprocessed_folder(datasets, dataset, configuration)
+        made.append((raw, folder))
+        for name in ("imagesUn", "labelsSilver"):
+            (raw / name).mkdir()
+        for source, case in (("patient_0", "un_0"), ("patient_2", "un_1")):
+            (image,) = (raw / "imagesTr").glob(f"{source}_0000.*")
+            shutil.copy(image, raw / "imagesUn" / image.name.replace(source, case))
+        (label,) = (raw / "labelsTr").glob("patient_2.*")
+        silver = raw / "labelsSilver" / label.name.replace("patient_2", "un_1")
+        if dataset == VOLUMES:  # zeros inside of the image's box that the label takes into the mask
+            image = sitk.ReadImage(str(raw / "imagesUn" / "un_1_0000.nii.gz"))
+            array = sitk.GetArrayFromImage(image)
+            array[9:14, 9:14, 4:9] = 0
+            write_volume(raw / "imagesUn" / "un_1_0000.nii.gz", array, image.GetSpacing())
+            array = np.zeros(array.shape, np.uint8)
+            array[6:14, 7:20, 2:8] = 1
+            write_volume(silver, array, image.GetSpacing())
+        else:
+            shutil.copy(label, silver)
+        preprocess_pool(dataset, configuration, say=lambda line: None)
+        return pool_folder(folder)
+
+    yield make
+    for raw, folder in made:
+        for path in (*raw.glob("imagesUn"), *raw.glob("labelsSilver"), *folder.parent.glob("*_cfcl_pool"),
+                     *folder.parent.glob("*_cfcl_pool.json")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def offer_pool(base: Path, dataset: str, folder: Path, names=("same",), cases=("un_0", "un_1")) -> Path:
+    """All original images as counterfactuals of themselves, those of ``cases`` of the pool too."""
+    for path in (base / "nnUNet_raw" / dataset / "imagesUn").iterdir():
+        case, ending = path.name.split("_0000")
+        for name in names if case in cases else ():
+            folder.mkdir(exist_ok=True)
+            shutil.copy(path, folder / f"{case}__{name}_0000{ending}")
+    return offer(base, dataset, folder, names)
+
+
+@pytest.mark.parametrize(("dataset", "configuration"), CONFIGURATIONS)
+def test_the_pools_images_as_counterfactuals_give_the_preprocessed_pool(
+        datasets, make_pool, tmp_path, dataset, configuration):
+    folder = make_pool(dataset, configuration)
+    images = offer_pool(datasets, dataset, tmp_path / "images")
+    store = import_counterfactuals(dataset, configuration, images, store_folder=tmp_path / "store")
+    for case in ("un_0", "un_1"):
+        data = nnUNetDatasetBlosc2(str(folder), [case]).load_case(case)[0]
+        np.testing.assert_allclose(store.read(case, "same"), data[:], atol=1e-6, rtol=0)
+        assert store._open_array(case, "same").blocks == data.blocks
+    assert store.read("patient_2", "same").shape[0] == 1
+
+
+def test_a_pools_case_has_all_interventions_or_none(datasets, make_pool, tmp_path):
+    make_pool(XRAYS, "2d")
+    attempt = lambda images: import_counterfactuals(XRAYS, "2d", images, store_folder=tmp_path / "store")  # noqa: E731
+    two = ("vendorA", "vendorB")
+    images = offer_pool(datasets, XRAYS, tmp_path / "images", two, cases=("un_1",))
+    (images / "un_1__vendorA_0000.png").unlink()
+    with pytest.raises(UserError, match="lacks 1 counterfactuals: un_1__vendorA; every training case needs every "
+                                        "intervention, and so does a case of the pool that has any"):
+        attempt(images)
+    (images / "un_1__vendorB_0000.png").unlink()
+    assert {path.name[:4] for path in (attempt(images).folder / "cases").iterdir()} == {"pati", "odd_"}
+    store = attempt(offer_pool(datasets, XRAYS, tmp_path / "images", two, cases=("un_1",)))
+    store.check({"un_1": store.shape("un_1", "vendorA")}, CASES)
+    # what was imported before counts
+    store.path("un_1", "vendorB").unlink()
+    for file in images.glob("un_1__*"):
+        file.unlink()
+    with pytest.raises(UserError, match="lacks 1 counterfactuals: un_1__vendorB"):
+        attempt(images)
+
+
+def test_counterfactuals_of_a_pool_that_is_out_of_date_or_not_preprocessed_name_the_command(
+        datasets, make_pool, tmp_path):
+    folder = make_pool(XRAYS, "2d")
+    images = offer_pool(datasets, XRAYS, tmp_path / "images")
+    raw = datasets / "nnUNet_raw" / XRAYS / "imagesUn"
+    shutil.copy(raw / "un_0_0000.png", raw / "un_9_0000.png")
+    attempt = lambda: import_counterfactuals(XRAYS, "2d", images, store_folder=tmp_path / "store")  # noqa: E731
+    with pytest.raises(UserError, match=r"1 new \(un_9\); run nnunet_cfcl pool -d 802 -c 2d"):
+        attempt()
+    shutil.rmtree(folder)
+    folder.with_name(f"{folder.name}.json").unlink()
+    with pytest.raises(UserError, match="2 cases that are not in .* or its pool: un_0, un_1; .* are preprocessed "
+                                        "by nnunet_cfcl pool -d 802 -c 2d"):
+        attempt()
+    assert not (tmp_path / "store").exists()
+
+
+def test_masked_normalisation_needs_the_pools_raw_images(datasets, make_pool, tmp_path):
+    make_pool(VOLUMES, "3d_fullres")
+    images = offer_pool(datasets, VOLUMES, tmp_path / "images")
+    shutil.rmtree(datasets / "nnUNet_raw" / VOLUMES / "imagesUn")
+    with pytest.raises(UserError, match="raw images of case un_[01] are gone from nnUNet_raw"):
+        import_counterfactuals(VOLUMES, "3d_fullres", images, store_folder=tmp_path / "store")
+
+
+def test_a_store_for_training_and_pool_passes_the_check_of_a_training_with_the_pool(datasets, make_pool, tmp_path):
+    folder = make_pool(XRAYS, "2d")
+    images = offer_pool(datasets, XRAYS, tmp_path / "images")
+    store = import_counterfactuals(XRAYS, "2d", images, store_folder=tmp_path / "store")
+    shapes = {case: tuple(nnUNetDatasetBlosc2(str(home), [case]).load_case(case)[0].shape)
+              for home, cases in ((folder, ("un_0", "un_1")), (preprocessed_folder(datasets, XRAYS, "2d"), CASES))
+              for case in cases}
+    CounterfactualStore.open(store.folder).check(shapes)

@@ -1,0 +1,204 @@
+"""The verb ``nnunet_cfcl pool``: checks and preprocesses unlabelled images and silver labels."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet.patients import read_patients, store_patients
+from nnunet_cfcl.nnunet.pool import (
+    CaseRecord,
+    Manifest,
+    manifest_file,
+    pool_folder,
+    read_manifest,
+    silver_folder,
+    write_manifest,
+)
+from nnunet_cfcl.nnunet.pool_check import CaseCheck
+from nnunet_cfcl.nnunet.pool_dataset import PoolDataset, open_pool_dataset
+from nnunet_cfcl.nnunet.pool_preprocess import CasePreprocessing, scratch_folder
+from nnunet_cfcl.nnunet.pool_sources import POOL_IMAGES, SILVER_LABELS, RawCase, find_raw_pool
+from nnunet_cfcl.nnunet.pool_workers import PoolWorkers
+
+# a manifest of a large pool has megabytes: a kill costs the cases of so many seconds
+SAVE_EVERY_S = 5.0
+
+
+def add_pool_parser(subparsers: Any) -> None:
+    """Adds the verb ``pool``."""
+    parser = subparsers.add_parser(
+        "pool", help="preprocess unlabelled images (imagesUn) and AI-made labels (labelsSilver)",
+        description="Checks all files first and names every bad one, then preprocesses with the dataset's own plan. "
+        "Run nnUNetv2_plan_and_preprocess first. What is done and unchanged is skipped: after an interruption, or with "
+        "new images, run it again.")
+    parser.add_argument("-d", dest="dataset", required=True, help="dataset name or number")
+    parser.add_argument("-c", dest="configuration", required=True, help="configuration, e.g. 3d_fullres")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans (default: %(default)s)")
+    parser.add_argument("-np", dest="processes", type=int, default=2, help="processes (default: %(default)s)")
+    parser.set_defaults(run=_run_pool)
+
+
+def _run_pool(arguments: argparse.Namespace) -> int:
+    preprocess_pool(arguments.dataset, arguments.configuration, arguments.plans, arguments.processes)
+    return 0
+
+
+def preprocess_pool(
+    dataset: str | int, configuration: str, plans: str = "nnUNetPlans", processes: int = 1,
+    say: Callable[[str], object] = print,
+) -> tuple[Manifest | None, Manifest | None]:
+    """Check, then preprocess the pool and the silver labels of a dataset for one configuration; store its patients.
+
+    Args:
+        dataset: name or number.
+        configuration: one of the plan's configurations.
+        plans: name of the plans.
+        processes: cases read, and preprocessed, at the same time.
+        say: gets the messages: what is out of date, and the summary.
+
+    Returns:
+        The manifests of the pool and of the training cases' silver labels, complete; None where there are no cases.
+
+    Raises:
+        UserError: nothing to preprocess; bad files, all named, and nothing was written.
+    """
+    target = open_pool_dataset(str(dataset), configuration, plans)
+    raw = find_raw_pool(target.raw, target.dataset_json)
+    if not raw.cases and not raw.problems:
+        raise UserError(f"there are no images in {target.raw / POOL_IMAGES} and no silver labels of training cases in "
+                        f"{target.raw / SILVER_LABELS}: put images named "
+                        f"CASE_0000{target.dataset_json['file_ending']} into {POOL_IMAGES}")
+    patients = _patients(target.raw, raw.problems)
+    pools = (_Folder.find(pool_folder(target.preprocessed), [case for case in raw.cases if not case.training], target),
+             _Folder.find(silver_folder(target.preprocessed), [case for case in raw.cases if case.training], target))
+    with PoolWorkers(target, processes) as workers:
+        _check([case for pool in pools for case in pool.due], raw.problems, workers)
+        for pool in pools:
+            _say_changes(pool, say)
+        store_patients(target.preprocessed.parent, patients)
+        for pool in pools:
+            pool.preprocess(workers)
+    _say_summary(pools, target, say)
+    done = [read_manifest(pool.folder) for pool in pools]
+    return done[0], done[1]
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """The pool, or the training cases' silver labels, and what is to be done there."""
+
+    folder: Path
+    preprocessing: str
+    kept: Mapping[str, CaseRecord]
+    due: Sequence[RawCase]
+    changed: Sequence[str]
+    gone: Sequence[str]
+    replanned: bool
+
+    @classmethod
+    def find(cls, folder: Path, cases: Sequence[RawCase], target: PoolDataset) -> _Folder:
+        manifest = read_manifest(folder) or Manifest(target.preprocessing, True, {})
+        known, replanned = manifest.cases, manifest.preprocessing != target.preprocessing
+        kept = {} if replanned else {case.name: known[case.name] for case in cases
+                                     if case.name in known and _is_current(folder, known[case.name], case)}
+        due = [case for case in cases if case.name not in kept]
+        gone = sorted(known.keys() - {case.name for case in cases})
+        return cls(folder, target.preprocessing, kept, due, [case.name for case in due if case.name in known], gone,
+                   replanned and bool(known))
+
+    def preprocess(self, workers: PoolWorkers) -> None:
+        """Makes what is due; a case is in the manifest only while all its files are complete."""
+        scratch = scratch_folder(self.folder)
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not self.kept and not self.due:
+            manifest_file(self.folder).unlink(missing_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        records = dict(self.kept)
+        self._save(records, complete=False)
+        self._clean()
+        saved = time.monotonic()
+        try:
+            for case, record in workers.each(CasePreprocessing, self.due, "preprocessing"):
+                records[case.name] = record
+                if time.monotonic() - saved > SAVE_EVERY_S:
+                    self._save(records, complete=False)
+                    saved = time.monotonic()
+        finally:
+            self._save(records, complete=len(records) == len(self.kept) + len(self.due))
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _save(self, records: Mapping[str, CaseRecord], complete: bool) -> None:
+        write_manifest(self.folder, Manifest(self.preprocessing, complete, records))
+
+    def _clean(self) -> None:
+        """Removes what belongs to no finished case; the manifest does not know it any more."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        wanted = {name for record in self.kept.values() for name in record.files}
+        for path in self.folder.iterdir():
+            if path.is_file() and path.name not in wanted:
+                path.unlink()
+
+
+def _is_current(folder: Path, record: CaseRecord, case: RawCase) -> bool:
+    return record.sources == case.signature() and all((folder / name).is_file() for name in record.files)
+
+
+def _check(cases: Sequence[RawCase], problems: Sequence[str], workers: PoolWorkers) -> None:
+    """Raises one error that names every bad file."""
+    found = {case.name: faults for case, faults in workers.each(CaseCheck, cases, "checking")}
+    lines = [*problems, *(fault for case in cases for fault in found[case.name])]
+    if lines:
+        listed = "".join(f"\n  {line}" for line in lines)
+        raise UserError(f"{len(lines)} problems in {workers.dataset.raw}; nothing was written:{listed}\n"
+                        f"mend these files or take them away, then run {workers.dataset.command}")
+
+
+def _patients(raw: Path, problems: list[str]) -> dict[str, str] | None:
+    """What `read_patients` finds; a table that cannot be read is one more problem."""
+    try:
+        return read_patients(raw)
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def _say_changes(pool: _Folder, say: Callable[[str], object]) -> None:
+    """Tells what that was done once is done again or removed."""
+    if pool.replanned:
+        say(f"{pool.folder.name}: the plan or the labels changed, all cases are preprocessed again")
+    elif pool.changed:
+        say(f"{pool.folder.name}: {len(pool.changed)} cases changed and are preprocessed again: {_all(pool.changed)}")
+    if pool.gone:
+        say(f"{pool.folder.name}: {len(pool.gone)} cases are gone from the raw dataset and removed: {_all(pool.gone)}")
+
+
+def _say_summary(pools: Sequence[_Folder], target: PoolDataset, say: Callable[[str], object]) -> None:
+    for pool, what in zip(pools, ("cases of the pool", "silver labels of training cases")):
+        if manifest := read_manifest(pool.folder):
+            new = f"{len(pool.due)} new, " if len(pool.due) < len(manifest.cases) else ""
+            say(f"{len(manifest.cases)} {what} ({new}{_silver_summary(manifest)}) in {pool.folder}")
+    silver = any(manifest.with_silver() for pool in pools if (manifest := read_manifest(pool.folder)))
+    plans = "" if target.plans_name == "nnUNetPlans" else f" -p {target.plans_name}"
+    say(f"next: nnUNetv2_train {int(target.name[7:10])} {target.configuration_name} 0{plans} "
+        f"-tr {'nnUNetTrainerSDVDCL' if silver else 'nnUNetTrainerDVDCL'}")
+
+
+def _silver_summary(manifest: Manifest) -> str:
+    records = [manifest.cases[case] for case in manifest.with_silver()]
+    given = [record.quality for record in records if record.quality_given]
+    quality = f"mean quality {sum(given) / len(given):.2f} of the {len(given)} given" if given else "no quality given"
+    voxels = sum(record.probabilities for record in records)
+    return f"{len(records)} with silver labels, {quality}, {voxels} with a confidence per voxel" if records else (
+        "no silver labels")
+
+
+def _all(names: Sequence[str]) -> str:
+    return ", ".join(names)

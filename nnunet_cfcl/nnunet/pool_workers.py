@@ -1,0 +1,83 @@
+"""Processes that check and preprocess the cases of a pool."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet.pool_dataset import PoolDataset
+from nnunet_cfcl.nnunet.pool_sources import RawCase
+
+Result = TypeVar("Result")
+# given a dataset, what is done with each of its cases; a class, so that processes find it by its name
+Work = Callable[[PoolDataset], Callable[[RawCase], Result]]
+
+
+class PoolWorkers:
+    """Runs :data:`Work` in processes that are started once, when there are cases for them; a context manager.
+
+    Args:
+        dataset: handed to each process once, not with every case.
+        processes: 1 works in this process.
+    """
+
+    def __init__(self, dataset: PoolDataset, processes: int) -> None:
+        self.dataset = dataset
+        self.processes = processes
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> PoolWorkers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+                 ) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def each(self, work: Work[Result], cases: Sequence[RawCase], what: str) -> Iterator[tuple[RawCase, Result]]:
+        """(case, result) in the order in which they are done, with a progress bar called ``what``.
+
+        Raises:
+            UserError: a process was killed.
+        """
+        with tqdm(total=len(cases), desc=what, unit="case", disable=None) as bar:
+            for pair in self._serial(work, cases) if self.processes <= 1 else self._parallel(work, cases):
+                bar.update()
+                yield pair
+
+    def _serial(self, work: Work[Result], cases: Sequence[RawCase]) -> Iterator[tuple[RawCase, Result]]:
+        function = work(self.dataset)
+        for case in cases:
+            yield case, function(case)
+
+    def _parallel(self, work: Work[Result], cases: Sequence[RawCase]) -> Iterator[tuple[RawCase, Result]]:
+        if self._executor is None and cases:
+            # not more processes than cases; the check, which comes first, looks at all of them
+            self._executor = ProcessPoolExecutor(min(self.processes, len(cases)), multiprocessing.get_context("spawn"),
+                                                 _set_dataset, (self.dataset,))
+        try:
+            futures = {self._executor.submit(_run, work, case): case for case in cases} if self._executor else {}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise UserError("a process was killed, probably for lack of memory: run the command again with a smaller "
+                            "-np; what is done is kept") from error
+
+
+_dataset: PoolDataset
+
+
+def _set_dataset(dataset: PoolDataset) -> None:
+    global _dataset
+    _dataset = dataset
+
+
+def _run(work: Work[Result], case: RawCase) -> Result:
+    return work(_dataset)(case)
