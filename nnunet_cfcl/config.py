@@ -21,6 +21,9 @@ from nnunet_cfcl.errors import UserError
 
 CONFIG_VARIABLE = "nnUNet_cfcl_config"
 
+#: A learned temperature stays above this, about where CLIP stops (Radford et al. 2021, arXiv 2103.00020: 0.01).
+LOWEST_MOVING_TEMPERATURE = 0.02
+
 
 class SettingsError(UserError):
     """An unknown key, a wrong type or a value out of range; the message names the key."""
@@ -33,7 +36,7 @@ def setting(default: Any, meaning: str, low: float | None = None, high: float | 
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """Phase 1: contrastive pretraining (method sections 3 and 4)."""
+    """Phase 1 (method sections 3 and 4)."""
 
     enabled: bool = setting(True, "false: no pretraining, the trainer only fine-tunes")
     epochs: int = setting(200, "length of the pretraining in epochs", 1)
@@ -43,7 +46,22 @@ class PretrainSettings:
     patches_per_pass: int | None = setting(
         None, "patches in one forward pass; null: the plan's batch size. More patches than that in a step (B times "
         "views) are processed in several passes with cached gradients", 1)
-    temperature: float = setting(0.7, "temperature of the contrastive loss", 0.002, 100)
+    data: Literal["training_and_pool", "training", "pool"] = setting(
+        "training_and_pool", "images of phase 1: the fold's training cases and the pool (imagesUn) where there is one, "
+        "the training cases alone, or the pool alone, which is pretrained once for all folds")
+    temperature: float = setting(0.7, "temperature of the contrastive losses between points", 0.002, 100)
+    image_temperature: float = setting(0.5, "temperature of the contrastive loss between whole images", 0.002, 100)
+    learn_temperature: bool = setting(
+        False, "contrastive losses: true learns the temperature, beginning at pretrain.temperature (SimCLR: "
+        "image_temperature)")
+    radius: float = setting(
+        0.1, "MVD-CL, PixPro: points of an image nearer than this share of the crop's longest side are positives", 0, 2)
+    ignore_radius: float = setting(
+        0.0, "DVD-CL (S-DVD-CL: in images without labels): other points of the image within this many millimetres of "
+        "the anchor are no negatives", 0)
+    hard_negatives: float = setting(
+        0.0, "losses between points: negatives are weighted by exp(this x cosine similarity); 0 weights all alike",
+        0, 20)
     projection_hidden: int = setting(256, "hidden width of the projection head", 1)
     projection_dim: int = setting(128, "width d of the embeddings", 2)
     initial_lr: float = setting(3e-3, "AdamW learning rate after the warm-up", 0)
@@ -98,6 +116,30 @@ class AcquisitionSettings:
 
 
 @dataclass(frozen=True)
+class SilverSettings:
+    """Labels of the supervised objectives, made by people or by a model (``labelsSilver``)."""
+
+    min_quality: float = setting(0.7, "a silver label whose case has a lower quality (silver.csv) is not used", 0, 1)
+    confidence: bool = setting(
+        True, "losses between points: a point counts with the confidence of its silver label; false: all alike")
+    training_cases: Literal["manual", "silver"] = setting(
+        "manual", "labels of the fold's training cases: manual ones, or silver ones where there are")
+    balanced_share: float = setting(
+        0.5, "share of the crops that hold foreground where a few tries find it, and of the points drawn with the same "
+        "number for every foreground class in the crop", 0, 1)
+
+
+@dataclass(frozen=True)
+class BaselineSettings:
+    """What only the baselines use."""
+
+    mask_ratio: float = setting(0.75, "MAE: masked share of the blocks", 0.01, 0.99)
+    mask_block: int = setting(8, "MAE: side of a masked block in voxels, less where the patch has fewer", 1)
+    pixpro_momentum: float = setting(0.99, "PixPro: momentum of the second branch at the start; it rises to 1", 0, 1)
+    pixpro_sharpness: float = setting(2.0, "PixPro: exponent of the similarity in the propagation", 0, 10)
+
+
+@dataclass(frozen=True)
 class FinetuneSettings:
     """Phase 2: nnU-Net's own training. ``null`` keeps the value of the nnU-Net trainer underneath."""
 
@@ -118,10 +160,14 @@ class Settings:
     """All settings. ``seed`` rules every random draw of both phases."""
 
     seed: int = setting(0, "seed of the initialisation, the pretraining's draws and the fine-tuning", 0)
+    preset: Literal["none", "paper"] = setting(
+        "none", "paper: every trainer's views are the paper's, whatever the section views says")
     pretrain: PretrainSettings = field(default_factory=PretrainSettings)
     views: ViewSettings = field(default_factory=ViewSettings)
     counterfactual: CounterfactualSettings = field(default_factory=CounterfactualSettings)
     acquisition: AcquisitionSettings = field(default_factory=AcquisitionSettings)
+    silver: SilverSettings = field(default_factory=SilverSettings)
+    baseline: BaselineSettings = field(default_factory=BaselineSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,7 +221,17 @@ def resolve_settings(
     for origin, layer in layers:
         for key, value in _flatten(layer, origin):
             settings = _with_value(settings, key, value, origin)
+    _check_temperatures(settings.pretrain)
     return settings
+
+
+def _check_temperatures(settings: PretrainSettings) -> None:
+    """Learning it, or weighting negatives, asks for more room than a fixed temperature does."""
+    lowest = min(settings.temperature, settings.image_temperature)
+    if lowest < LOWEST_MOVING_TEMPERATURE and (settings.learn_temperature or settings.hard_negatives):
+        raise SettingsError(
+            f"setting 'pretrain.temperature' and 'pretrain.image_temperature' must be at least "
+            f"{LOWEST_MOVING_TEMPERATURE} with pretrain.learn_temperature or pretrain.hard_negatives, found {lowest}")
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:

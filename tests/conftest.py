@@ -10,12 +10,15 @@ import torch
 
 
 class CasesInMemory:
-    """A case reader over arrays (C, Z, Y, X), as `PreprocessedCases` is over nnU-Net's files."""
+    """A case reader over arrays (C, Z, Y, X), as `PretrainingCases` is over nnU-Net's files; ``label_maps`` are
+    (2, Z, Y, X), labels and confidence in percent, of the cases that have labels."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, arrays: Mapping[str, np.ndarray], label_maps: Mapping[str, np.ndarray] | None = None) -> None:
         self.arrays = dict(arrays)
+        self.label_maps = dict(label_maps or {})
         self.cases = tuple(sorted(arrays))
         self.known = self.cases
+        self.labelled = tuple(sorted(self.label_maps))
 
     def shape(self, case: str) -> tuple[int, ...]:
         return tuple(self.arrays[case].shape)
@@ -23,14 +26,23 @@ class CasesInMemory:
     def read(self, case: str, box: tuple[slice, ...]) -> np.ndarray:
         return self.arrays[case][(slice(None), *box)].astype(np.float32)
 
+    def labels(self, case: str, box: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+        if case not in self.label_maps:
+            return None
+        labels, confidence = self.label_maps[case][(slice(None), *box)].astype(np.int16)
+        return labels, confidence
+
 
 @pytest.fixture
 def cases_in_memory():
-    """Factory: (shape (C, Z, Y, X), count) -> reader over smooth random images."""
+    """Factory: (shape (C, Z, Y, X), count, label maps) -> reader over smooth random images of case_0, case_1, ..."""
 
-    def make(shape: tuple[int, ...] = (1, 1, 40, 44), count: int = 4) -> CasesInMemory:
+    def make(
+        shape: tuple[int, ...] = (1, 1, 40, 44), count: int = 4, label_maps: Mapping[str, np.ndarray] | None = None
+    ) -> CasesInMemory:
         random = np.random.default_rng(0)
-        return CasesInMemory({f"case_{n}": random.normal(size=shape).cumsum(-1).cumsum(-2) / 20 for n in range(count)})
+        images = {f"case_{n}": random.normal(size=shape).cumsum(-1).cumsum(-2) / 20 for n in range(count)}
+        return CasesInMemory(images, label_maps)
 
     return make
 

@@ -8,6 +8,13 @@ import pytest
 from nnunet_cfcl.config import Settings, SettingsError, digest, resolve_settings, settings_keys, settings_table
 
 
+def test_a_low_temperature_is_refused_where_it_may_move_or_negatives_are_weighted():
+    assert resolve_settings({"pretrain.temperature": 0.005}).pretrain.temperature == 0.005
+    for more in ({"pretrain.learn_temperature": True}, {"pretrain.hard_negatives": 1.0}):
+        with pytest.raises(SettingsError, match=r"pretrain.temperature.*at least 0.02.*found 0.005"):
+            resolve_settings({"pretrain.temperature": 0.005, **more})
+
+
 def test_the_file_wins_over_the_plan_which_wins_over_the_defaults(tmp_path):
     file = tmp_path / "settings.json"
     file.write_text(json.dumps({"pretrain": {"epochs": 3}}))

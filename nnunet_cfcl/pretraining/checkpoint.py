@@ -34,13 +34,18 @@ def to_cpu(content: Any) -> Any:
     return content
 
 
-def load_body(network: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load everything but the segmentation layers, which are not pretrained and depend on the labels.
+def load_body(network: nn.Module, weights: dict[str, Tensor], keep_heads: bool = True) -> None:
+    """Load pretrained weights; the segmentation layers only where they were pretrained as well.
+
+    Args:
+        network: whose weights are replaced.
+        weights: of the same network, segmentation layers may be missing.
+        keep_heads: the network keeps its own segmentation layers, which depend on the labels.
 
     Raises:
         RuntimeError: a key or a shape of the rest does not fit.
     """
     own = network.state_dict()
-    body = {key: value for key, value in weights.items() if ".seg_layers." not in key}
+    body = {key: value for key, value in weights.items() if not (keep_heads and ".seg_layers." in key)}
     kept = {key: value for key, value in own.items() if ".seg_layers." in key}
     network.load_state_dict({**kept, **body})

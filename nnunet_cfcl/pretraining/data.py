@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from nnunet_cfcl.config import Settings
 from nnunet_cfcl.counterfactual.source import CaseReader, CounterfactualSource, require_finite
-from nnunet_cfcl.pretraining.dual_view import Objective
+from nnunet_cfcl.pretraining.objective import ImageViews, Objective
 from nnunet_cfcl.views import (
     CropBox,
     ViewGeometry,
@@ -58,13 +59,15 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
         self._reader, self._source, self._objective = reader, source, objective
         self._geometry, self._settings, self._steps = geometry, settings, steps
         self._crop_size = crop_size(geometry, settings.views)
+        self._cases = tuple(reader.labelled if objective.labelled_only else reader.cases)
 
     def __len__(self) -> int:
         return self._steps * self._settings.pretrain.images_per_step
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One image: ``image`` (C, *crop), ``counterfactual`` parameters, ``matrices`` (V, D, D+1), ``intensity``
-        parameters of its V views, and what the objective draws."""
+        parameters of its V views, ``drawn`` by the objective; where it needs labels ``labels`` (2, *crop) int16: the
+        label map and its confidence in percent, -1 and 0 where nothing is known."""
         step, image = divmod(index, self._settings.pretrain.images_per_step)
         generator = generator_for(self._settings.seed, step, image)
         case = self._case(index)
@@ -74,46 +77,82 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
         matrices = draw_affine_views(generator, self._geometry, self._settings.views, count + 1)
         # the original (view 0) has transform T1, the counterfactuals T2, which may solarise
         solarise = torch.arange(count + 1) > 0
+        intensity = draw_intensity(generator, self._settings.views, count + 1, solarise)
         tissue = tissue_box(*box.valid_range, self._crop_size, self._geometry.spacing)
+        known = ImageViews(matrices, self._geometry, self._crop_size, tissue)
+        labels = {}
+        if self._objective.needs_labels:
+            found = self._labels(case, box)
+            labels = {"labels": _no_labels(self._crop_size) if found is None else found}
+            known = known if found is None else replace(known, labels=found[0], confidence=found[1])
         return {
-            "image": crop,
-            "counterfactual": drawn,
-            "matrices": matrices,
-            "intensity": draw_intensity(generator, self._settings.views, count + 1, solarise),
-            **self._objective.draw(generator, matrices, self._geometry, tissue),
+            "image": crop, "counterfactual": drawn, "matrices": matrices, "intensity": intensity, **labels,
+            "drawn": self._objective.draw(generator, known),
         }
+
+    def _labels(self, case: str, box: CropBox) -> Tensor | None:
+        found = self._reader.labels(case, box.inside)
+        if found is None:
+            return None
+        labels, confidence = found
+        return torch.cat([box.pad(labels[None], -1), box.pad(confidence[None], 0)]).to(torch.int16)
 
     def _case(self, index: int) -> str:
         """Rounds through all cases in a new order each, so that the images of a step differ where they can."""
-        count = len(self._reader.cases)
+        count = len(self._cases)
         round_, position = divmod(index, count)
         order = np.random.default_rng([self._settings.seed, round_]).permutation(count)
-        return self._reader.cases[order[position]]
+        return self._cases[order[position]]
 
     def _crop(self, generator: Generator, case: str) -> tuple[CropBox, Tensor]:
-        """A random crop; one without any contrast teaches nothing, so a few positions are tried."""
-        shape = self._reader.shape(case)[1:]
+        """A random crop. One without any contrast teaches nothing, and for a supervised method a share of the crops
+        should hold foreground, so a few positions are tried."""
+        shape, share = self._reader.shape(case)[1:], self._settings.silver.balanced_share
+        wants_foreground = self._objective.needs_labels and float(torch.rand((), generator=generator)) < share
         for _ in range(POSITIONS_TRIED):
             box = draw_crop_box(generator, shape, self._crop_size)
             part = self._reader.read(case, box.inside)
             require_finite(part, f"case '{case}'", box.inside)
-            if np.ptp(part, axis=(1, 2, 3)).any():
+            if np.ptp(part, axis=(1, 2, 3)).any() and (not wants_foreground or self._has_foreground(case, box)):
                 break
         return box, box.pad(part)
 
+    def _has_foreground(self, case: str, box: CropBox) -> bool:
+        found = self._reader.labels(case, box.inside)
+        return found is None or bool((found[0] > 0).any())
 
-def batches(dataset: PretrainingDataset, images_per_step: int, first_step: int, workers: int) -> Iterator[Any]:
-    """Collated batches from ``first_step`` on, in order, whatever the number of worker processes.
+
+def _no_labels(crop_size: Sequence[int]) -> Tensor:
+    return torch.stack([torch.full(tuple(crop_size), value, dtype=torch.int16) for value in (-1, 0)])
+
+
+class StepOrder(Sampler[int]):
+    """Indices of some of the images of every step, step after step.
+
+    Args:
+        steps: numbers of the steps.
+        images_per_step: all images of a step.
+        images: those wanted, of ``range(images_per_step)``.
+    """
+
+    def __init__(self, steps: range, images_per_step: int, images: range) -> None:
+        self._steps, self._per_step, self._images = steps, images_per_step, images
+
+    def __iter__(self) -> Iterator[int]:
+        return (step * self._per_step + image for step in self._steps for image in self._images)
+
+    def __len__(self) -> int:
+        return len(self._steps) * len(self._images)
+
+
+def batches(dataset: PretrainingDataset, order: StepOrder, batch_size: int, workers: int) -> Iterator[Any]:
+    """Collated batches of ``batch_size`` images in the given order, whatever the number of worker processes.
 
     The processes hand over single images: whole batches, prefetched by every one of them, would fill the memory.
     """
     samples = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(first_step * images_per_step, len(dataset)),
-        num_workers=workers,
-        prefetch_factor=2 if workers else None,
+        dataset, batch_size=None, sampler=order, num_workers=workers, prefetch_factor=2 if workers else None
     )
     stream = iter(samples)
-    while batch := list(islice(stream, images_per_step)):
+    while batch := list(islice(stream, batch_size)):
         yield default_collate(batch)

@@ -18,16 +18,18 @@ POINTS_SHOWN = 6
 COLOURS = ("#e41a1c", "#ffd92f", "#4daf4a", "#00c5ff", "#ff7f00", "#f781bf")
 
 
-def plot_views(batch: Mapping[str, Any], views: Tensor, file: Path) -> None:
+def plot_views(batch: Mapping[str, Any], views: Tensor, file: Path, others: str = "counterfactual") -> None:
     """One row per image: the original's view, then its counterfactuals', as PNG.
 
-    Points of the same colour are the same place of the patient. A volume is shown by its middle slice, with the points
-    projected onto it.
+    Points of the same colour are the same place of the patient, where the method samples points. A volume is shown by
+    its middle slice, with the points projected onto it.
 
     Args:
-        batch: collated samples, with ``matrices`` (B, V, D, D+1), and ``points`` (B, V-1, P, D) in canonical mm.
+        batch: collated samples, with ``matrices`` (B, V, D, D+1), and perhaps ``points`` (B, ..., P, D) in canonical mm
+            and ``valid`` (B, ..., P) under ``drawn``.
         views: (B, V, C, *patch); the first channel is shown.
         file: where the picture goes.
+        others: what the views after the first are called.
     """
     images, count = views.shape[:2]
     figure = Figure(figsize=(2.2 * count, 2.3 * images), layout="constrained")
@@ -38,15 +40,17 @@ def plot_views(batch: Mapping[str, Any], views: Tensor, file: Path) -> None:
         for view in range(count):
             _show(axes[image, view], views[image, view, 0], shown[view])
             if image == 0:
-                axes[image, view].set_title("original" if view == 0 else f"counterfactual {view}", fontsize=9)
+                axes[image, view].set_title("original" if view == 0 else f"{others} {view}", fontsize=9)
     figure.suptitle("Views of the first images; points of one colour are one place", fontsize=10)
     figure.savefig(file, dpi=100, format="png")
 
 
 def _points_in_all_views(batch: Mapping[str, Any], image: int) -> Tensor:
     """(V, K, D) normalised coordinates of up to `POINTS_SHOWN` sampled points that most views hold."""
-    candidates = batch["points"][image].flatten(0, 1)[batch["valid"][image].flatten()]
-    matrices = batch["matrices"][image]
+    matrices, drawn = batch["matrices"][image], batch["drawn"]
+    if "points" not in drawn:
+        return matrices.new_empty(len(matrices), 0, matrices.shape[1])
+    candidates = drawn["points"][image].flatten(0, -2)[drawn["valid"][image].flatten()]
     coordinates = torch.stack([to_view(candidates, matrix) for matrix in matrices])
     seen = (coordinates.abs() <= 1).all(-1).sum(0)
     return coordinates[:, seen.argsort(descending=True, stable=True)[:POINTS_SHOWN]]

@@ -69,7 +69,7 @@ def check_norms(network: nn.Module) -> None:
             raise UserError(
                 f"{type(module).__name__} at '{name}' mixes the samples of a batch, and pretraining encodes its images "
                 "in several passes: use a plan with instance norm, or set pretrain.patches_per_pass to at least "
-                "images_per_step x views so that one pass holds them all"
+                "images_per_step x views so that one pass, of one process, holds them all"
             )
 
 

@@ -1,10 +1,10 @@
-"""Phase 1: contrastive pretraining of a network that returns its last decoder map."""
+"""Phase 1: the pretraining of a network, or a part of it, with any objective."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +19,12 @@ from nnunet_cfcl.config import Settings, digest
 from nnunet_cfcl.counterfactual.source import CaseReader, CounterfactualSource
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.pretraining.checkpoint import load_body, load_checkpoint, save_checkpoint
-from nnunet_cfcl.pretraining.data import PretrainingDataset, batches, generator_for
-from nnunet_cfcl.pretraining.dual_view import Objective
+from nnunet_cfcl.pretraining.data import PretrainingDataset, StepOrder, batches, generator_for
 from nnunet_cfcl.pretraining.gallery import plot_views
 from nnunet_cfcl.pretraining.gradient_cache import backward_with_cache, check_norms
-from nnunet_cfcl.pretraining.monitor import Monitor, collapse_warning
-from nnunet_cfcl.pretraining.pixel_encoder import PixelEncoder
+from nnunet_cfcl.pretraining.monitor import TITLES, Monitor, collapse_warning
+from nnunet_cfcl.pretraining.objective import Objective
+from nnunet_cfcl.pretraining.ranks import Ranks
 from nnunet_cfcl.pretraining.render import Row, render_views
 from nnunet_cfcl.pretraining.schedule import learning_rate
 from nnunet_cfcl.views import ViewGeometry, check_patch
@@ -37,7 +37,7 @@ class PretrainingTask:
     Args:
         reader: the cases.
         source: the counterfactuals.
-        objective: points and loss.
+        objective: the method.
         geometry: patch size and spacing.
         settings: all settings.
         patches_per_pass: patches that memory holds with their graph.
@@ -48,6 +48,7 @@ class PretrainingTask:
         log: writes a line for the user.
         checkpoints: false: nothing is saved.
         compile: wraps the network, e.g. ``torch.compile``.
+        ranks: the processes that share every step.
     """
 
     reader: CaseReader
@@ -63,41 +64,54 @@ class PretrainingTask:
     log: Callable[[str], None]
     checkpoints: bool = True
     compile: Callable[[nn.Module], nn.Module] = field(default=lambda network: network)
+    ranks: Ranks = Ranks()
 
 
 class Pretraining:
     """The loop: `run` trains from the start or from ``checkpoint_latest.pth``, epoch by epoch.
 
     Args:
-        network: returns a feature map (N, F, *patch) for (N, C, *patch).
-        feature_width: F.
+        network: the whole network, whose weights are kept.
+        features: the part of it that is trained, (N, C, *patch) -> (N, width, ...), see `Objective.tap`.
+        width: its output's channels.
         task: everything else.
 
     Raises:
-        UserError: the patch is too small for the views; a batch norm would need one pass for all images.
+        UserError: a patch too small for the views; a batch norm would need one pass for all images; fewer images than
+            ranks.
     """
 
-    def __init__(self, network: nn.Module, feature_width: int, task: PretrainingTask) -> None:
-        self.task, self.settings = task, task.settings.pretrain
+    def __init__(self, network: nn.Module, features: nn.Module, width: int, task: PretrainingTask) -> None:
+        self.task, self.settings, self.ranks = task, task.settings.pretrain, task.ranks
+        self.objective = task.objective
         check_patch(task.geometry, task.settings.views)
-        self.rows = _rows(self.settings.images_per_step, task.settings.counterfactual.count + 1)
-        if len(self.rows) > task.patches_per_pass:
+        self.images = self.ranks.images(self.settings.images_per_step)
+        views = task.settings.counterfactual.count + 1
+        self.patches_per_step = self.settings.images_per_step * views
+        self.rows = [(image, view) for image in range(len(self.images)) for view in range(views)]
+        several = self.patches_per_step > task.patches_per_pass or self.ranks.count > 1
+        if not self.objective.separable and several:
             check_norms(network)
         torch.manual_seed(task.settings.seed)
         self.network = network
-        compiled = task.compile(network)
-        self.encoder = PixelEncoder(
-            compiled, feature_width, self.settings.projection_hidden, self.settings.projection_dim
-        ).to(task.device)
-        self.parameters = [*_trained(network), *self.encoder.head.parameters()]
+        self.model = self.objective.build_model(task.compile(features), width, self.settings).to(task.device)
+        self.ranks.same_weights(self.model)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.settings.initial_lr, weight_decay=self.settings.weight_decay
+            self._parameter_groups(), lr=self.settings.initial_lr, weight_decay=self.settings.weight_decay
         )
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=task.device.type == "cuda")
         self.total_steps = self.settings.epochs * self.settings.iterations_per_epoch
         self.data = PretrainingDataset(
             task.reader, task.source, task.objective, task.geometry, task.settings, self.total_steps
         )
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Decay would pull a learned temperature towards 1, so it is spared."""
+        spared = {id(p) for p in self.model.loss_parameters()}
+        groups = [{"params": [p for p in self.parameters if id(p) not in spared]}]
+        alone = [p for p in self.parameters if id(p) in spared]
+        return [*groups, {"params": alone, "weight_decay": 0.0}] if alone else groups
 
     @property
     def latest(self) -> Path:
@@ -111,81 +125,109 @@ class Pretraining:
 
     def run(self, resume: bool) -> None:
         """Train; with ``resume`` go on after the epoch of ``checkpoint_latest.pth``, if there is one."""
-        first_epoch = self._restore() if resume and self.latest.exists() else 0
-        self.task.folder.mkdir(parents=True, exist_ok=True)
-        monitor = Monitor(self.task.folder, first_epoch)
-        self._plot_views()
-        data = self._batches(first_epoch)
-        self.network.train()
+        first_epoch = self._restore() if resume else 0
+        monitor = Monitor(self.task.folder if self._saves else None, first_epoch)
+        if self._saves:
+            self._plot_views()
+        data = self.batches(first_epoch)
+        self.model.train()
         for epoch in range(first_epoch, self.settings.epochs):
             started = time.perf_counter()
             steps = self._epoch(epoch, data)
+            self.ranks.same_weights(self.model)  # processors of different kinds round differently
             images = len(steps) * self.settings.images_per_step
             line = monitor.end_epoch(epoch, steps, time.perf_counter() - started, images)
-            self._report(line)
+            if self.ranks.leads:
+                self._report(line)
             self._save(self.latest, epoch + 1)
         self._save(self.final, self.settings.epochs)
-        self.latest.unlink(missing_ok=True)
+        if self._saves:
+            self.latest.unlink(missing_ok=True)
+        self.ranks.wait()
 
     def step(self, batch: Mapping[str, Any], number: int) -> dict[str, float]:
-        """One optimiser step on a collated batch; returns its statistics."""
+        """One optimiser step on this rank's collated images; returns its statistics."""
         rate = learning_rate(number, self.total_steps, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(generator_for(self.task.settings.seed, number).initial_seed())
+        torch.manual_seed(generator_for(self.task.settings.seed, number, self.ranks.rank).initial_seed())
         self.optimizer.zero_grad(set_to_none=True)
         statistics = self.backward(batch)
+        self.ranks.sum_gradients(self.parameters, self.model.loss_parameters())
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm))
         if self.scaler.is_enabled() or math.isfinite(norm):
             self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.model.after_step((number + 1) / self.total_steps)
         return {**statistics, "learning_rate": rate, "gradient_norm": norm, "skipped": float(not math.isfinite(norm))}
 
     def backward(self, batch: Mapping[str, Any]) -> dict[str, float]:
-        """Gradients of one batch, in as many passes as memory asks for; returns loss and statistics."""
+        """This rank's part of the gradients, in as many passes as memory asks for; returns loss and statistics."""
+        chunk = self.task.patches_per_pass
+        chunks = [self.rows[start : start + chunk] for start in range(0, len(self.rows), chunk)]
+        return self._accumulate(batch, chunks) if self.objective.separable else self._contrast(batch, chunks)
+
+    def _contrast(self, batch: Mapping[str, Any], chunks: Sequence[list[Row]]) -> dict[str, float]:
+        """A loss of all embeddings of all ranks together."""
         statistics: dict[str, float] = {}
+        count = self.settings.images_per_step
+        drawn = {key: self.ranks.gather(value.to(self.task.device), count) for key, value in batch["drawn"].items()}
 
         def loss(embeddings: Tensor) -> Tensor:
-            value, found = self.task.objective.loss(embeddings, batch)
+            with self.ranks.sharing_blocks():
+                value, found = self.objective.loss(self.model, self.ranks.gather(embeddings, count), drawn)
             statistics.update(found)
             return value
 
-        chunk = self.task.patches_per_pass
-        chunks = [self.rows[start : start + chunk] for start in range(0, len(self.rows), chunk)]
         value = backward_with_cache(
             lambda rows: self._encode(batch, rows), chunks, loss, self.task.device, self.scaler.scale
         )
         return {"loss": float(value), **statistics}
 
+    def _accumulate(self, batch: Mapping[str, Any], chunks: Sequence[list[Row]]) -> dict[str, float]:
+        """A loss that is a mean over the views."""
+        total = torch.zeros((), device=self.task.device)
+        for rows in chunks:
+            value, _ = self.objective.loss(self.model, self._encode(batch, rows), {})
+            share = value * (len(rows) / self.patches_per_step)
+            self.scaler.scale(share).backward()
+            total += share.detach()
+        return {"loss": float(self.ranks.total(total))}
+
     def _encode(self, batch: Mapping[str, Any], rows: list[Row]) -> Tensor:
-        views = self._render(batch, rows)
-        points = [self.task.objective.coordinates(batch, *row).to(self.task.device) for row in rows]
+        views = self.render(batch, rows)
+        inputs = self.objective.inputs(batch, rows, self.task.device)
         with torch.autocast("cuda") if self.task.device.type == "cuda" else nullcontext():
-            embeddings: Tensor = self.encoder(views, points)
-        return embeddings.float()
+            outputs: Tensor = self.model(views, inputs)
+        return outputs.float()
 
     @torch.no_grad()
-    def _render(self, batch: Mapping[str, Any], rows: list[Row]) -> Tensor:
+    def render(self, batch: Mapping[str, Any], rows: Sequence[Row]) -> Tensor:
+        """The views of ``rows``, see `render_views`."""
         task = self.task
         return render_views(batch, rows, task.source, task.geometry, task.settings.views, task.device)
 
+    def batches(self, first_epoch: int) -> Iterator[Any]:
+        """This rank's collated images, step by step."""
+        steps = range(first_epoch * self.settings.iterations_per_epoch, self.total_steps)
+        order = StepOrder(steps, self.settings.images_per_step, self.images)
+        return batches(self.data, order, len(self.images), self.task.workers)
+
     def _plot_views(self) -> None:
-        images = min(4, self.settings.images_per_step)
+        images = min(4, len(self.images))
         batch = default_collate([self.data[index] for index in range(images)])
         rows = [row for row in self.rows if row[0] < images]
-        views = self._render(batch, rows).cpu().unflatten(0, (images, -1))
-        plot_views(batch, views, self.task.folder / "views.png")
-
-    def _batches(self, first_epoch: int) -> Iterator[Any]:
-        first_step = first_epoch * self.settings.iterations_per_epoch
-        return batches(self.data, self.settings.images_per_step, first_step, self.task.workers)
+        views = self.render(batch, rows).cpu().unflatten(0, (images, -1))
+        others = "view" if self.task.source.name == "none" else "counterfactual"
+        plot_views(batch, views, self.task.folder / "views.png", others)
 
     def _epoch(self, epoch: int, data: Iterator[Any]) -> list[dict[str, float]]:
         length = self.settings.iterations_per_epoch
         steps = []
         # disable=None: the bar is drawn on a terminal only
-        with tqdm(total=length, desc=f"pretraining {epoch + 1}/{self.settings.epochs}", disable=None) as bar:
+        hidden = None if self.ranks.leads else True
+        with tqdm(total=length, desc=f"pretraining {epoch + 1}/{self.settings.epochs}", disable=hidden) as bar:
             for number in range(epoch * length, (epoch + 1) * length):
                 steps.append(self.step(next(data), number))
                 bar.set_postfix(loss=f"{steps[-1]['loss']:.3f}")
@@ -199,10 +241,11 @@ class Pretraining:
         return steps
 
     def _report(self, line: Mapping[str, float]) -> None:
+        told = {"alignment": ".3f", "uniformity": ".3f", "temperature": ".3f", "positives": ".1%"}
         self.task.log(
-            f"Pretraining epoch {line['epoch']:.0f}: loss {line['loss']:.4f}, alignment {line['alignment']:.3f}, "
-            f"uniformity {line['uniformity']:.3f}, anchors with a positive {line['positives']:.1%}, "
-            f"{line['images_per_second']:.1f} images/s, {line['seconds']:.1f} s"
+            f"Pretraining epoch {line['epoch']:.0f}: loss {line['loss']:.4f}, "
+            + "".join(f"{TITLES[key]} {line[key]:{form}}, " for key, form in told.items() if key in line)
+            + f"{line['images_per_second']:.1f} images/s, {line['seconds']:.1f} s"
             + (f", {line['skipped']:.0%} of the steps skipped (gradients not finite)" if line["skipped"] else "")
         )
         warning = collapse_warning(line)
@@ -210,12 +253,16 @@ class Pretraining:
         if warning and line["epoch"] + 1 > self.settings.warmup_fraction * self.settings.epochs:
             self.task.log(warning)
 
+    @property
+    def _saves(self) -> bool:
+        return self.task.checkpoints and self.ranks.leads
+
     def _save(self, file: Path, epoch: int) -> None:
-        if not self.task.checkpoints:
+        if not self._saves:
             return
         content = {
             "network_weights": self.network.state_dict(),
-            "projection_head": self.encoder.head.state_dict(),
+            "model": self.model.additions(),
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": self.scaler.state_dict(),
             "epoch": epoch,
@@ -226,15 +273,20 @@ class Pretraining:
         save_checkpoint(content, file)
 
     def _restore(self) -> int:
-        content = load_checkpoint(self.latest)
+        """The epoch to go on with, 0 without a checkpoint; only the first rank needs to see the file."""
+        found = load_checkpoint(self.latest) if self.ranks.leads and self.latest.exists() else None
+        content = self.ranks.from_first(found)
+        if content is None:
+            return 0
         check_same_identity(content["identity"], self.task.identity, self.latest)
-        load_body(self.network, content["network_weights"])
-        self.encoder.head.load_state_dict(content["projection_head"])
+        load_body(self.network, content["network_weights"], keep_heads=self.objective.tap != "segmentation")
+        self.model.load_additions(content["model"])
         self.optimizer.load_state_dict(content["optimizer_state"])
         if content["grad_scaler_state"] and self.scaler.is_enabled():  # empty where the run was begun on a CPU
             self.scaler.load_state_dict(content["grad_scaler_state"])
         epoch = int(content["epoch"])
-        self.task.log(f"Pretraining goes on after epoch {epoch - 1} ({self.latest})")
+        if self.ranks.leads:
+            self.task.log(f"Pretraining goes on after epoch {epoch - 1} ({self.latest})")
         return epoch
 
 
@@ -265,12 +317,3 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _rows(images: int, views: int) -> list[Row]:
-    return [(image, view) for image in range(images) for view in range(views)]
-
-
-def _trained(network: nn.Module) -> list[nn.Parameter]:
-    """Parameters that reach the last decoder map: all but the (deep supervision) segmentation layers."""
-    return [p for name, p in network.named_parameters() if ".seg_layers." not in f".{name}"]

@@ -12,15 +12,17 @@ from matplotlib.figure import Figure
 
 from nnunet_cfcl.atomic import replace_atomically, write_text_atomically
 
-CURVES = (
-    ("loss", "contrastive loss"),
-    ("learning_rate", "learning rate"),
-    ("alignment", "alignment (0: views agree)"),
-    ("uniformity", "uniformity (0: collapsed)"),
-    ("positives", "anchors with a positive"),
-    ("gradient_norm", "gradient norm before clipping"),
-    ("images_per_second", "images per second"),
-)
+TITLES = {
+    "loss": "loss",
+    "learning_rate": "learning rate",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "positives": "anchors with a positive",
+    "temperature": "temperature",
+    "gradient_norm": "gradient norm before clipping",
+    "images_per_second": "images per second",
+}
+NOTES = {"alignment": " (0: positives agree)", "uniformity": " (0: collapsed)"}
 COLLAPSED_UNIFORMITY = -0.05
 UNINFORMED_MARGIN = 0.02
 
@@ -29,14 +31,17 @@ class Monitor:
     """Keeps ``log.jsonl`` and ``progress.png`` in a folder.
 
     Args:
-        folder: where both files lie.
+        folder: where both files lie, made if it is missing; None: nothing is written.
         first_epoch: lines of this epoch and later, left by a run that was killed, are dropped.
     """
 
-    def __init__(self, folder: Path, first_epoch: int = 0) -> None:
-        self._log, self._picture = folder / "log.jsonl", folder / "progress.png"
-        self.epochs = [line for line in read_log(self._log) if line["epoch"] < first_epoch]
-        write_text_atomically(self._log, "".join(json.dumps(line) + "\n" for line in self.epochs))
+    def __init__(self, folder: Path | None, first_epoch: int = 0) -> None:
+        self._folder, self.epochs = folder, list[dict[str, float]]()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.epochs = [line for line in read_log(folder / "log.jsonl") if line["epoch"] < first_epoch]
+            text = "".join(json.dumps(line) + "\n" for line in self.epochs)
+            write_text_atomically(folder / "log.jsonl", text)
 
     def end_epoch(
         self, epoch: int, steps: Sequence[Mapping[str, float]], seconds: float, images: int
@@ -45,24 +50,25 @@ class Monitor:
         means = {key: _mean([step[key] for step in steps]) for key in steps[0]}
         line = {"epoch": epoch, **means, "seconds": seconds, "images_per_second": images / seconds}
         self.epochs.append(line)
-        with open(self._log, "a") as file:
-            file.write(json.dumps(line) + "\n")
-        replace_atomically(self._picture, lambda file: plot_progress(self.epochs, file))
+        if self._folder is not None:
+            with open(self._folder / "log.jsonl", "a") as file:
+                file.write(json.dumps(line) + "\n")
+            replace_atomically(self._folder / "progress.png", lambda file: plot_progress(self.epochs, file))
         return line
 
 
 def collapse_warning(line: Mapping[str, float]) -> str | None:
-    """In words, when the embeddings of an epoch carry no information; None when all is well."""
-    uninformed = 2 * math.log(max(line["candidates"], 1))
-    if line["uniformity"] > COLLAPSED_UNIFORMITY:
+    """In words, when the embeddings of an epoch carry no information; None when all is well or nothing is known."""
+    if line.get("uniformity", -math.inf) > COLLAPSED_UNIFORMITY:
         return (
             f"WARNING: the embeddings have collapsed: uniformity {line['uniformity']:.3f} (0 means that all points "
-            "have the same embedding). Lower pretrain.initial_lr or pretrain.temperature, and look at the views"
+            "have the same embedding). Lower pretrain.initial_lr or the temperature, and look at the views"
         )
+    uninformed = line.get("uninformed", math.inf)
     if line["loss"] > uninformed - UNINFORMED_MARGIN:
         return (
-            f"WARNING: the loss {line['loss']:.3f} is no better than guessing (2 log N = {uninformed:.3f}): "
-            "corresponding points are not told from others. Lower pretrain.initial_lr or weaken the views"
+            f"WARNING: the loss {line['loss']:.3f} is no better than guessing ({uninformed:.3f}): positives are not "
+            "told from negatives. Lower pretrain.initial_lr or weaken the views"
         )
     return None
 
@@ -81,17 +87,20 @@ def read_log(file: Path) -> list[dict[str, float]]:
 
 
 def plot_progress(epochs: Sequence[Mapping[str, float]], file: Path) -> None:
-    """One panel per curve of `CURVES` over the epochs, as PNG."""
+    """One panel per curve of `TITLES` that the method has, over the epochs, as PNG."""
     figure = Figure(figsize=(14, 6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 4).flat
     numbers = [line["epoch"] for line in epochs]
-    for panel, (key, title) in zip(panels, CURVES, strict=False):
-        panel.plot(numbers, [line[key] for line in epochs], marker="." if len(epochs) < 50 else None)
-        panel.set_title(title, fontsize=10)
+    shown = [key for key in TITLES if any(key in line for line in epochs)]
+    for panel, key in zip(panels, shown, strict=False):
+        values = [line.get(key, math.nan) for line in epochs]
+        panel.plot(numbers, values, marker="." if len(epochs) < 50 else None)
+        panel.set_title(TITLES[key] + NOTES.get(key, ""), fontsize=10)
         panel.set_xlabel("epoch", fontsize=8)
         panel.grid(alpha=0.3)
-    list(figure.axes)[len(CURVES)].set_axis_off()
+    for panel in list(figure.axes)[len(shown):]:
+        panel.set_axis_off()
     figure.savefig(file, dpi=90, format="png")
 
 

@@ -7,23 +7,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nnunet_cfcl.config import PretrainSettings
+from nnunet_cfcl.pretraining.objective import PretrainingModel
+from nnunet_cfcl.pretraining.temperature import Temperature
 from nnunet_cfcl.views import read_features
 
 
-class PixelEncoder(nn.Module):
+def projection_head(width: int, settings: PretrainSettings) -> nn.Sequential:
+    """Features of ``width`` channels to embeddings, by one hidden layer; thrown away after the pretraining."""
+    hidden = settings.projection_hidden
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, settings.projection_dim))
+
+
+class PixelEncoder(PretrainingModel):
     """Features are read at the sampled points first, so the projection head sees those points only.
 
     Args:
         network: returns a feature map (N, F, *patch).
-        feature_width: F.
-        hidden: width of the projection head's hidden layer.
-        dim: width d of the embeddings.
+        width: F.
+        settings: widths of the head, temperature.
     """
 
-    def __init__(self, network: nn.Module, feature_width: int, hidden: int, dim: int) -> None:
-        super().__init__()
-        self.network = network
-        self.head = nn.Sequential(nn.Linear(feature_width, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+    def __init__(self, network: nn.Module, width: int, settings: PretrainSettings) -> None:
+        super().__init__(network)
+        self.head = projection_head(width, settings)
+        self.temperature = Temperature(settings.temperature, settings.learn_temperature)
+
+    def loss_parameters(self) -> Sequence[nn.Parameter]:
+        """The learned temperature, if it is learned."""
+        return list(self.temperature.parameters())
 
     def forward(self, images: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
         """Embeddings, not normalised.
@@ -35,7 +47,10 @@ class PixelEncoder(nn.Module):
         Returns:
             (K_1 + ... + K_N, d), image by image.
         """
-        features = self.network(images)
-        read = [read_features(features[n : n + 1], points[None])[0] for n, points in enumerate(coordinates)]
-        embeddings: Tensor = self.head(torch.cat(read))
+        embeddings: Tensor = self.head(read_points(self.network(images), coordinates))
         return embeddings
+
+
+def read_points(features: Tensor, coordinates: Sequence[Tensor]) -> Tensor:
+    """Features (K_1 + ... + K_N, F) of a map (N, F, *patch) at N lists of normalised coordinates (K_n, D)."""
+    return torch.cat([read_features(features[n : n + 1], points[None])[0] for n, points in enumerate(coordinates)])

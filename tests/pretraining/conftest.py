@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
 
 from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.counterfactual.source import AcquisitionSource
-from nnunet_cfcl.losses import dvd_cl_loss
 from nnunet_cfcl.pretraining.dual_view import DualViewObjective
 from nnunet_cfcl.pretraining.loop import PretrainingTask
 from nnunet_cfcl.views import ViewGeometry
@@ -46,8 +43,7 @@ def make_task(tmp_path, cases_in_memory):
         reader = reader or cases_in_memory((1, 1, 40, 44) if dim == 2 else (1, 20, 24, 22))
         geometry = ViewGeometry((24, 28) if dim == 2 else (12, 14, 16), (1.0,) * dim)
         source = AcquisitionSource(reader, resolved.acquisition, ["ZScoreNormalization"], dim)
-        loss = partial(dvd_cl_loss, temperature=resolved.pretrain.temperature)
-        objective = DualViewObjective(loss, resolved.pretrain.points_per_image)
+        objective = DualViewObjective(resolved.pretrain.points_per_image)
         messages: list[str] = []
         defaults = {
             "reader": reader, "source": source, "objective": objective, "geometry": geometry, "settings": resolved,

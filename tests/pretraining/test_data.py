@@ -5,7 +5,11 @@ import pytest
 import torch
 
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.pretraining.data import PretrainingDataset, batches, generator_for
+from nnunet_cfcl.pretraining.data import PretrainingDataset, StepOrder, batches, generator_for
+from nnunet_cfcl.pretraining.dual_view import DualViewObjective
+from nnunet_cfcl.pretraining.point_labels import PointLabels
+
+ALL_STEPS = StepOrder(range(6), 3, range(3))
 
 
 def _flat(batch) -> list[torch.Tensor]:
@@ -30,16 +34,25 @@ def dataset(make_task):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_do_not_change_the_order(dataset, workers):
-    alone = list(batches(dataset(), 3, 0, 0))
-    parallel = list(batches(dataset(), 3, 0, workers))
+    alone = list(batches(dataset(), ALL_STEPS, 3, 0))
+    parallel = list(batches(dataset(), ALL_STEPS, 3, workers))
     assert len(alone) == len(parallel) == 6
     assert all(_same(a, b) for a, b in zip(alone, parallel, strict=True))
 
 
 def test_a_resumed_stream_continues_with_the_same_samples(dataset):
-    whole = list(batches(dataset(), 3, 0, 0))
-    rest = list(batches(dataset(), 3, 4, 0))
+    whole = list(batches(dataset(), ALL_STEPS, 3, 0))
+    rest = list(batches(dataset(), StepOrder(range(4, 6), 3, range(3)), 3, 0))
     assert len(rest) == 2 and all(_same(a, b) for a, b in zip(whole[4:], rest, strict=True))
+
+
+def test_the_images_of_a_step_are_split_and_together_are_the_step(dataset):
+    whole = list(batches(dataset(), ALL_STEPS, 3, 0))
+    orders = [StepOrder(range(6), 3, images) for images in (range(1), range(1, 3))]
+    parts = [list(batches(dataset(), order, len(order) // 6, 0)) for order in orders]
+    for step in range(6):
+        joined = [torch.cat(pair) for pair in zip(_flat(parts[0][step]), _flat(parts[1][step]), strict=True)]
+        assert all(torch.equal(a, b) for a, b in zip(joined, _flat(whole[step]), strict=True))
 
 
 def test_seeds_and_samples_differ(dataset):
@@ -60,8 +73,9 @@ def test_a_sample_has_the_shapes_it_promises(dataset, dim):
     sample = dataset(dim)[0]
     assert sample["image"].ndim == dim + 1
     assert sample["matrices"].shape == (3, dim, dim + 1)
-    assert sample["points"].shape == (2, 20, dim) and sample["valid"].shape == (2, 20)
-    assert sample["valid"].all()
+    drawn = sample["drawn"]
+    assert drawn["points"].shape == (2, 20, dim) and drawn["valid"].shape == (2, 20)
+    assert drawn["valid"].all()
 
 
 def test_a_case_with_nan_is_named_when_its_crop_is_read(cases_in_memory, dataset):
@@ -83,3 +97,26 @@ def test_keys_give_independent_reproducible_generators():
     first = torch.rand(3, generator=generator_for(0, 1, 2))
     assert torch.equal(first, torch.rand(3, generator=generator_for(0, 1, 2)))
     assert not torch.equal(first, torch.rand(3, generator=generator_for(0, 2, 1)))
+
+
+def test_a_share_of_the_crops_of_a_supervised_method_holds_foreground(make_task, cases_in_memory):
+    labels = np.zeros((2, 1, 200, 200), np.int16)
+    labels[0, 0, 150:153, 150:153], labels[1] = 1, 100  # in about 3 % of the crops
+    reader = cases_in_memory((1, 1, 200, 200), count=1, label_maps={"case_0": labels})
+
+    def foreground(objective, share):
+        task = make_task({"silver": {"balanced_share": share}}, reader=reader, objective=objective)
+        data = PretrainingDataset(reader, task.source, objective, task.geometry, task.settings, steps=30)
+        return sum(bool((data[index]["labels"][0] > 0).any()) for index in range(60))
+
+    supervised = DualViewObjective(20, PointLabels(0.5))
+    assert foreground(supervised, 0.0) <= 8
+    assert foreground(supervised, 1.0) >= foreground(supervised, 0.0) + 8
+
+
+def test_an_image_without_labels_has_a_map_that_says_nothing(make_task, cases_in_memory):
+    objective = DualViewObjective(20, PointLabels(0.5))
+    task = make_task(reader=cases_in_memory(), objective=objective)
+    sample = PretrainingDataset(task.reader, task.source, objective, task.geometry, task.settings, steps=1)[0]
+    assert (sample["labels"][0] == -1).all() and (sample["labels"][1] == 0).all()
+    assert not sample["drawn"]["labelled"]

@@ -1,16 +1,15 @@
 """The dataset travels to worker processes that were spawned, not forked."""
 
 import pickle
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
 
 from nnunet_cfcl.config import resolve_settings
-from nnunet_cfcl.losses import dvd_cl_loss
 from nnunet_cfcl.pretraining.data import PretrainingDataset
-from nnunet_cfcl.trainers.counterfactual_pretraining import CounterfactualPretraining
+from nnunet_cfcl.pretraining.methods import DVD_CL, MethodContext
+from nnunet_cfcl.views import ViewGeometry
 
 
 def tensors(sample) -> list[torch.Tensor]:
@@ -22,8 +21,8 @@ def tensors(sample) -> list[torch.Tensor]:
 @pytest.fixture
 def objective():
     """What the trainer itself builds."""
-    settings = resolve_settings({"pretrain": {"points_per_image": 20, "temperature": 0.3}})
-    return CounterfactualPretraining.build_objective(SimpleNamespace(settings=settings))
+    settings = resolve_settings({"pretrain": {"points_per_image": 20}})
+    return DVD_CL.build(MethodContext(settings, ViewGeometry((24, 28), (1.0, 1.0)), 1, None, None))
 
 
 @pytest.fixture
@@ -38,19 +37,6 @@ def test_a_pickled_dataset_gives_the_same_samples(dataset):
     for index in range(len(dataset)):
         pairs = list(zip(tensors(dataset[index]), tensors(again[index]), strict=True))
         assert len(pairs) > 10 and all(torch.equal(a, b) for a, b in pairs)
-
-
-def test_the_trainers_objective_has_its_loss_and_temperature_also_after_pickling(dataset, objective):
-    again = pickle.loads(pickle.dumps(objective))
-    batch = default_collate([dataset[index] for index in range(3)])
-    batch["valid"][1, :, 3:7] = False
-    embeddings = torch.randn(3 * 2 * 2 * 20, 8, generator=torch.Generator().manual_seed(0))
-    loss, statistics = again.loss(embeddings, batch)
-    split = embeddings.view(3, 2, 2, 20, 8)
-    expected = [dvd_cl_loss(split[:, 0, pair], split[:, 1, pair], temperature=0.3, valid=batch["valid"][:, pair])
-                for pair in range(2)]
-    torch.testing.assert_close(loss, (expected[0] + expected[1]) / 2)
-    assert statistics["positives"] == pytest.approx(float(batch["valid"].float().mean()))
 
 
 def test_spawned_workers_give_the_samples_of_the_main_process(dataset):

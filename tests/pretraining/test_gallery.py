@@ -63,16 +63,22 @@ def test_the_picture_is_a_png_with_a_panel_per_image_and_view_and_coloured_point
 
 def test_a_batch_without_valid_points_is_drawn_without_points(drawn, tmp_path):
     batch, views = drawn
-    nothing = {**batch, "valid": torch.zeros_like(batch["valid"])}
+    nothing = {**batch, "drawn": {**batch["drawn"], "valid": torch.zeros_like(batch["drawn"]["valid"])}}
     gallery.plot_views(nothing, views, tmp_path / "views.png")
+    assert coloured_pixels(tmp_path / "views.png") == 0
+
+
+def test_a_method_without_points_is_drawn_without_points(drawn, tmp_path):
+    batch, views = drawn
+    gallery.plot_views({**batch, "drawn": {}}, views, tmp_path / "views.png", "view")
     assert coloured_pixels(tmp_path / "views.png") == 0
 
 
 def test_an_image_without_valid_points_leaves_those_of_the_others(drawn, tmp_path, figures):
     batch, views = drawn
-    valid = batch["valid"].clone()
+    valid = batch["drawn"]["valid"].clone()
     valid[0] = False
-    gallery.plot_views({**batch, "valid": valid}, views, tmp_path / "views.png")
+    gallery.plot_views({**batch, "drawn": {**batch["drawn"], "valid": valid}}, views, tmp_path / "views.png")
     counts = [len(axis.collections[0].get_offsets()) for axis in figures[0].axes]
     assert counts[:VIEWS] == [0] * VIEWS and min(counts[VIEWS:]) > 0
 
@@ -84,7 +90,8 @@ def test_a_point_at_the_centre_of_a_pixel_is_drawn_on_that_pixel(size, tmp_path,
     points = torch.zeros(3, dim)
     points[:, -2:] = (2 * pixels + 1) / torch.tensor(size[-2:]) - 1
     matrices = torch.eye(dim, dim + 1).expand(1, 2, -1, -1)
-    batch = {"points": points[None, None], "valid": torch.ones(1, 1, 3, dtype=torch.bool), "matrices": matrices}
+    drawn = {"points": points[None, None], "valid": torch.ones(1, 1, 3, dtype=torch.bool)}
+    batch = {"drawn": drawn, "matrices": matrices}
     gallery.plot_views(batch, torch.zeros(1, 2, 1, *size), tmp_path / "views.png")
     for axis in figures[0].axes:
         np.testing.assert_allclose(axis.collections[0].get_offsets(), pixels.flip(1), atol=1e-5)
@@ -95,8 +102,8 @@ def test_a_point_beyond_a_view_is_drawn_only_in_the_others_in_its_own_colour(tmp
     points = torch.tensor([[0.0, -0.5], [0.0, 0.75]])
     matrices = torch.eye(2, 3).repeat(1, 3, 1, 1)
     matrices[0, 1, 1, 2], matrices[0, 2, 1, 2] = -1.0, 1.0
-    batch = {"points": points.expand(1, 2, 2, 2), "valid": torch.tensor([[[True, True], [False, False]]]),
-             "matrices": matrices}
+    drawn = {"points": points.expand(1, 2, 2, 2), "valid": torch.tensor([[[True, True], [False, False]]])}
+    batch = {"drawn": drawn, "matrices": matrices}
     gallery.plot_views(batch, torch.zeros(1, 3, 1, 8, 8), tmp_path / "views.png")
     original, left, right = (axis.collections[0] for axis in figures[0].axes)
     np.testing.assert_allclose(original.get_offsets(), [[1.5, 3.5], [6.5, 3.5]])

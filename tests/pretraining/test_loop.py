@@ -12,17 +12,26 @@ from torch import nn
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.pretraining.checkpoint import load_checkpoint
 from nnunet_cfcl.pretraining.loop import Pretraining
-from nnunet_cfcl.pretraining.monitor import CURVES
 
 
 def _train(task, network, resume=False):
-    pretraining = Pretraining(network, 6, task)
+    pretraining = Pretraining(network, network, 6, task)
     pretraining.run(resume)
     return network
 
 
 def _same_weights(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def in_float64(pretraining: Pretraining) -> Pretraining:
+    """The same pretraining, its views, model and inputs in double precision."""
+    pretraining.model.double()
+    render, inputs = pretraining.render, pretraining.objective.inputs
+    pretraining._encode = lambda batch, rows: pretraining.model(
+        render(batch, rows).double(), [part.double() for part in inputs(batch, rows, torch.device("cpu"))]
+    )
+    return pretraining
 
 
 class Killed(Exception):
@@ -61,14 +70,8 @@ def test_several_passes_give_the_gradients_of_one(make_task, network, dim):
     gradients = []
     for patches in (100, 4, 2, 1):
         net = network(dim).double()
-        pretraining = Pretraining(net, 6, make_task(dim=dim, patches_per_pass=patches))
-        pretraining.encoder.double()
-        pretraining._render = lambda batch, rows, render=pretraining._render: render(batch, rows).double()
-        pretraining._encode = lambda batch, rows, p=pretraining: p.encoder(
-            p._render(batch, rows), [p.task.objective.coordinates(batch, *row).double() for row in rows]
-        )
-        batch = next(pretraining._batches(0))
-        pretraining.backward(batch)
+        pretraining = in_float64(Pretraining(net, net, 6, make_task(dim=dim, patches_per_pass=patches)))
+        pretraining.backward(next(pretraining.batches(0)))
         gradients.append(torch.cat([p.grad.flatten() for p in pretraining.parameters]))
     assert gradients[0].abs().max() > 1e-4
     for other in gradients[1:]:
@@ -85,14 +88,36 @@ def test_the_run_leaves_its_files(make_task, network):
     assert set(content["network_weights"]) == set(network().state_dict())
     assert content["identity"] == task.identity
     line = json.loads((task.folder / "log.jsonl").read_text().splitlines()[0])
-    assert set(line) >= {key for key, _ in CURVES}
+    curves = {"loss", "learning_rate", "alignment", "uniformity", "positives", "gradient_norm", "images_per_second"}
+    assert set(line) >= curves
     assert line["positives"] == 1
 
 
-def test_nothing_is_saved_where_checkpoints_are_switched_off(make_task, network):
-    task = make_task(checkpoints=False)
+def test_nothing_is_written_where_checkpoints_are_switched_off(make_task, network):
+    task = make_task()
     _train(task, network())
-    assert not list(task.folder.glob("*.pth"))
+    before = {file.name: file.read_bytes() for file in task.folder.iterdir()}
+    (task.folder / "checkpoint_latest.pth").write_text("of another run")
+    _train(dataclasses.replace(task, checkpoints=False), network())
+    after = {file.name: file.read_bytes() for file in task.folder.iterdir()}
+    assert after == {**before, "checkpoint_latest.pth": b"of another run"}
+
+
+def test_a_learned_temperature_moves_without_weight_decay(make_task, network):
+    task = make_task({"pretrain": {"learn_temperature": True, "weight_decay": 0.5}})
+    net = network()
+    pretraining = Pretraining(net, net, 6, task)
+    groups = pretraining.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    assert groups[1]["params"] == list(pretraining.model.loss_parameters())
+    pretraining.run(resume=False)
+    temperature = float(pretraining.model.temperature())
+    assert temperature != pytest.approx(0.7, abs=1e-6)
+    lines = [json.loads(line) for line in (task.folder / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["temperature"] != lines[0]["temperature"]
+    again = Pretraining(network(), network(), 6, task)
+    again.model.load_additions(load_checkpoint(task.folder / "checkpoint_final.pth")["model"])
+    assert float(again.model.temperature()) == pytest.approx(temperature)
 
 
 def test_resuming_with_other_settings_is_refused_with_the_differences(make_task, network):
@@ -112,15 +137,15 @@ def test_resuming_with_other_settings_is_refused_with_the_differences(make_task,
 def test_batch_norm_is_refused_only_where_several_passes_are_needed(make_task):
     net = nn.Sequential(nn.Conv2d(1, 6, 1), nn.BatchNorm2d(6))
     with pytest.raises(UserError, match="BatchNorm2d"):
-        Pretraining(net, 6, make_task(patches_per_pass=4))
-    Pretraining(net, 6, make_task(patches_per_pass=9))
+        Pretraining(net, net, 6, make_task(patches_per_pass=4))
+    Pretraining(net, net, 6, make_task(patches_per_pass=9))
 
 
 def test_a_patch_too_small_for_the_views_is_refused_before_training(make_task, network):
     task = make_task()
     tiny = dataclasses.replace(task.geometry, patch_size=(6, 6))
     with pytest.raises(UserError, match=r"views.crop_fraction"):
-        Pretraining(network(), 6, dataclasses.replace(task, geometry=tiny))
+        Pretraining(network(), network(), 6, dataclasses.replace(task, geometry=tiny))
 
 
 def test_steps_without_finite_gradients_are_skipped_and_an_epoch_of_them_is_an_error(make_task, network):
@@ -144,6 +169,6 @@ def test_segmentation_layers_are_not_trained(make_task):
             return self.body(x)
 
     net = Net()
-    ids = {id(p) for p in Pretraining(net, 6, make_task()).parameters}
-    assert {id(p) for p in net.body.parameters()} <= ids
-    assert not {id(p) for p in net.seg_layers.parameters()} & ids
+    body, heads = net.body.weight.clone(), net.seg_layers[0].weight.clone()
+    _train(make_task(), net)
+    assert not torch.equal(net.body.weight, body) and torch.equal(net.seg_layers[0].weight, heads)

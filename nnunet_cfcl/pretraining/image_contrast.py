@@ -1,0 +1,84 @@
+"""Contrast between whole images, on pooled features of the encoder: SimCLR, CF-SimCLR (method section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from nnunet_cfcl.config import PretrainSettings
+from nnunet_cfcl.losses import nt_xent_loss_with_count
+from nnunet_cfcl.pretraining.objective import ImageViews, PretrainingModel, Tap
+from nnunet_cfcl.pretraining.pixel_encoder import projection_head
+from nnunet_cfcl.pretraining.render import Row
+from nnunet_cfcl.pretraining.statistics import contrast_statistics
+from nnunet_cfcl.pretraining.temperature import Temperature
+
+
+class ImageEncoder(PretrainingModel):
+    """One embedding per view: the feature map averaged over space, then projected.
+
+    Args:
+        network: returns a feature map (N, F, ...).
+        width: F.
+        settings: widths of the head, whether the temperature is learned.
+        temperature: where it begins, or stays.
+    """
+
+    def __init__(self, network: nn.Module, width: int, settings: PretrainSettings, temperature: float) -> None:
+        super().__init__(network)
+        self.head = projection_head(width, settings)
+        self.temperature = Temperature(temperature, settings.learn_temperature)
+
+    def loss_parameters(self) -> Sequence[nn.Parameter]:
+        """The learned temperature, if it is learned."""
+        return list(self.temperature.parameters())
+
+    def forward(self, images: Tensor, inputs: None = None) -> Tensor:
+        """Embeddings (N, d), not normalised, of images (N, C, *patch)."""
+        embeddings: Tensor = self.head(self.network(images).flatten(2).mean(-1))
+        return embeddings
+
+
+@dataclass(frozen=True)
+class ImageContrastObjective:
+    """SimCLR (Chen et al. 2020, arXiv 2002.05709, equation 1): views of one image attract, all others repel.
+
+    With V > 2 views every other view of the image is a positive. The decoder is not trained.
+
+    Args:
+        temperature: of the loss, or where a learned one begins.
+    """
+
+    temperature: float
+
+    tap: Tap = "encoder"
+    separable: bool = False
+    needs_labels: bool = False
+    labelled_only: bool = False
+
+    def draw(self, generator: Generator, image: ImageViews) -> dict[str, Tensor]:
+        """``views`` (), their number: nothing is random."""
+        return {"views": torch.tensor(len(image.matrices))}
+
+    def inputs(self, batch: Mapping[str, Any], rows: Sequence[Row], device: torch.device) -> None:
+        """The network needs nothing beside the views."""
+
+    def build_model(self, network: nn.Module, width: int, settings: PretrainSettings) -> ImageEncoder:
+        """Embeddings of images."""
+        return ImageEncoder(network, width, settings, self.temperature)
+
+    def loss(
+        self, model: PretrainingModel, outputs: Tensor, drawn: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """See `losses.nt_xent_loss`, of embeddings (B V, d); statistics for the monitor."""
+        assert isinstance(model, ImageEncoder)
+        temperature = model.temperature()
+        embeddings = outputs.unflatten(0, (len(drawn["views"]), -1))
+        found = nt_xent_loss_with_count(embeddings, temperature)
+        uninformed = math.log(max(1, len(outputs) - 1))
+        return found.loss, contrast_statistics([found], outputs, uninformed, temperature)

@@ -1,0 +1,156 @@
+"""The processes (ranks) that share a step: images are split between them, the loss is that of one big batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.losses import share_blocks
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among ``count`` processes of torch.distributed's default group; alone by default.
+
+    Every rank holds the embeddings of the whole batch and computes the same loss, whose blocks the ranks share
+    (`losses.share_blocks`). The gradient of `gather` is the rank's own part, so that the parameters' gradients add up
+    to those of one process with the whole batch. All methods but `images` and `leads` must be called by every rank.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """From torch.distributed, where it is running."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes the files."""
+        return self.rank == 0
+
+    def images(self, images_per_step: int, rank: int | None = None) -> range:
+        """The images of a step that a rank (this one by default) processes.
+
+        Raises:
+            UserError: there are fewer images than ranks.
+        """
+        if images_per_step < self.count:
+            raise UserError(
+                f"{self.count} processes share the {images_per_step} images of a step: use at most {images_per_step} "
+                "processes, or raise pretrain.images_per_step"
+            )
+        rank = self.rank if rank is None else rank
+        return range(rank * images_per_step // self.count, (rank + 1) * images_per_step // self.count)
+
+    def gather(self, part: Tensor, images_per_step: int) -> Tensor:
+        """Parts (images of this rank x k, ...) of all ranks, joined in the images' order, on the part's device.
+
+        Args:
+            part: of any type, with the same k and further axes on every rank.
+            images_per_step: all images of a step.
+        """
+        if self.count == 1:
+            return part
+        sizes = [len(self.images(images_per_step, rank)) for rank in range(self.count)]
+        per_image = len(part) // sizes[self.rank]
+        joined: Tensor = _Gather.apply(part, [size * per_image for size in sizes], self.rank)
+        return joined
+
+    def sharing_blocks(self) -> AbstractContextManager[Any]:
+        """Within the block, the blockwise losses split their work over the ranks."""
+        return share_blocks(dist.group.WORLD) if self.count > 1 else nullcontext()
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter], whole: Iterable[nn.Parameter]) -> None:
+        """Add up the gradients of all ranks; a parameter that no rank's loss reached keeps None, as in one process.
+
+        Args:
+            parameters: the same on every rank, of one type, on one device.
+            whole: those of them whose gradients are complete on every rank already.
+        """
+        if self.count == 1:
+            return
+        parameters, complete = list(parameters), {id(parameter) for parameter in whole}
+        # what is complete everywhere is taken from the first rank
+        own = [None if id(p) in complete and not self.leads else p.grad for p in parameters]
+        parts = [torch.zeros_like(p) if part is None else part for p, part in zip(parameters, own, strict=True)]
+        reached = parts[0].new_tensor([part is not None for part in own])
+        flat = torch.cat([*(part.detach().flatten() for part in parts), reached])
+        dist.all_reduce(flat)
+        *totals, counts = flat.split([*(p.numel() for p in parameters), len(parameters)])
+        for parameter, total, count in zip(parameters, totals, counts.tolist(), strict=True):
+            parameter.grad = total.view_as(parameter) if count else None
+
+    def total(self, value: Tensor) -> Tensor:
+        """Sum over the ranks, in place."""
+        if self.count > 1:
+            dist.all_reduce(value)
+        return value
+
+    def same_weights(self, model: nn.Module) -> None:
+        """Everybody takes the first rank's parameters and buffers."""
+        if self.count > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, 0)
+
+    def from_first(self, content: Any) -> Any:
+        """The first rank's object, which may be large; what the others give is ignored."""
+        if self.count == 1:
+            return content
+        box = [content if self.leads else None]
+        dist.broadcast_object_list(box, 0)
+        return box[0]
+
+    def in_turn(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns; the first rank does it before the others, for work that may leave files behind.
+
+        Raises:
+            UserError: of the first rank, on every rank; of another rank, on that one.
+        """
+        results, complaint = [], None
+        if self.leads:
+            try:
+                results.append(work())
+            except UserError as error:
+                complaint = str(error)
+        complaint = self.from_first(complaint)
+        if complaint is not None:
+            raise UserError(complaint)
+        return results[0] if self.leads else work()
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenation over the ranks; the gradient of the whole, equal on all ranks, is cut to the own part."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, sizes: list[int], rank: int) -> Tensor:
+        ctx.start, ctx.length = sum(sizes[:rank]), sizes[rank]
+        # as bytes, because no backend takes all types, and padded, because all want equal sizes
+        sent = part.reshape(len(part), -1).contiguous().view(torch.uint8)
+        padded = sent.new_zeros(max(sizes), sent.shape[1])
+        padded[: len(sent)] = sent
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        joined = torch.cat([one[:size] for one, size in zip(parts, sizes, strict=True)])
+        return joined.view(part.dtype).reshape(-1, *part.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient[ctx.start : ctx.start + ctx.length], None, None

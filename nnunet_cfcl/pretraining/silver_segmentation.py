@@ -1,0 +1,85 @@
+"""Supervised pretraining on label maps, silver ones above all, with the loss of the training to come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from nnunet_cfcl.config import PretrainSettings
+from nnunet_cfcl.pretraining.objective import ImageViews, PretrainingModel, Tap
+from nnunet_cfcl.pretraining.render import Row
+from nnunet_cfcl.views import ViewGeometry, apply_affine_labels
+
+#: (logits (N, K, *patch), or their list under deep supervision; label maps (N, 1, *patch)) -> scalar
+SegmentationLoss = Callable[[Any, Tensor], Tensor]
+
+
+class Segmenter(PretrainingModel):
+    """The loss of each pass, computed here because the logits of a pass are too many to keep.
+
+    Args:
+        network: the whole segmentation network.
+        loss: of logits and label maps.
+    """
+
+    def __init__(self, network: nn.Module, loss: SegmentationLoss) -> None:
+        super().__init__(network)
+        self._loss = loss
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss (N,) of each of the images (N, C, *patch) with its label map (N, 1, *patch)."""
+        logits = self.network(images)
+        deep = isinstance(logits, (list, tuple))
+        losses = []
+        for n in range(len(images)):
+            one = slice(n, n + 1)
+            losses.append(self._loss([part[one] for part in logits] if deep else logits[one], labels[one]))
+        return torch.stack(losses)
+
+
+@dataclass(frozen=True)
+class SilverSegmentationObjective:
+    """Segmentation pretraining: every view of an image, counterfactual or not, has the image's labels.
+
+    The loss is that of nnU-Net, view by view: a plan with ``batch_dice`` would pool the Dice over a batch, which would
+    make the result depend on the number of passes and processes. Confidences of silver labels do not enter it. Images
+    without labels are left out.
+
+    Args:
+        geometry: patch size and spacing.
+        segmentation_loss: (logits, label maps (N, 1, *patch) with nnU-Net's values, below 0 outside) -> scalar;
+            picklable.
+    """
+
+    geometry: ViewGeometry
+    segmentation_loss: SegmentationLoss
+
+    tap: Tap = "segmentation"
+    separable: bool = True
+    needs_labels: bool = True
+    labelled_only: bool = True
+
+    def draw(self, generator: Generator, image: ImageViews) -> dict[str, Tensor]:
+        """Nothing: the views decide."""
+        return {}
+
+    def inputs(self, batch: Mapping[str, Any], rows: Sequence[Row], device: torch.device) -> Tensor:
+        """Label maps (len(rows), 1, *patch) of the rows' views."""
+        images, views = torch.tensor(rows).unbind(1)
+        first = int(images.min())
+        crops = batch["labels"][first : int(images.max()) + 1, :1].to(device)[(images - first).to(device)]
+        return apply_affine_labels(crops, batch["matrices"][images, views].to(device), self.geometry)
+
+    def build_model(self, network: nn.Module, width: int, settings: PretrainSettings) -> Segmenter:
+        """The network with its loss."""
+        return Segmenter(network, self.segmentation_loss)
+
+    def loss(
+        self, model: PretrainingModel, outputs: Tensor, drawn: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Mean over the views."""
+        return outputs.mean(), {}
