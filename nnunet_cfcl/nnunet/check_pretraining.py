@@ -5,41 +5,48 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from torch import nn
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
 
 from nnunet_cfcl import trainers
 from nnunet_cfcl.config import CONFIG_VARIABLE, Settings
 from nnunet_cfcl.counterfactual.choice import choose_source
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet import check_dataset, check_environment
-from nnunet_cfcl.nnunet.cases import PreprocessedCases
 from nnunet_cfcl.nnunet.decoder_tap import decoder_width
 from nnunet_cfcl.nnunet.finding import CheckFailed, Finding
 from nnunet_cfcl.nnunet.installation import plugin_trainers
 from nnunet_cfcl.nnunet.plan import check_single_stage, view_geometry
+from nnunet_cfcl.nnunet.pool import pool_command, read_manifest, silver_folder
+from nnunet_cfcl.nnunet.pool_sources import SILVER_LABELS
+from nnunet_cfcl.nnunet.pretraining_cases import pretraining_cases
 from nnunet_cfcl.pretraining.gradient_cache import check_norms
+from nnunet_cfcl.pretraining.methods import MethodContext
+from nnunet_cfcl.pretraining.objective import Objective
 from nnunet_cfcl.views import check_patch
 
 
-def pretraining_trainer(name: str) -> type[nnUNetTrainer] | None:
-    """The trainer's class if it has our pretraining phase; None also if there is none, which `check_trainer` reports.
+def known_trainer(name: str) -> type[nnUNetTrainer] | None:
+    """The trainer's class; None if there is none, which `check_trainer` reports.
 
     The package's own trainers are known even while nnU-Net does not find them.
     """
-    if name in plugin_trainers():
-        return getattr(trainers, name)
     try:
-        found = check_environment.look_up_trainer(name)
+        return getattr(trainers, name) if name in plugin_trainers() else check_environment.look_up_trainer(name)
     except Exception:  # whatever breaks the look-up is a finding of `check_trainer` already
         return None
+
+
+def pretraining_trainer(name: str) -> type[nnUNetTrainer] | None:
+    """`known_trainer` if it has our pretraining phase, else None."""
+    found = known_trainer(name)
     return found if found is not None and issubclass(found, trainers.CounterfactualPretraining) else None
 
 
@@ -49,7 +56,7 @@ class PlannedPretraining:
 
     Args:
         trainer: a trainer with the pretraining phase.
-        settings: the resolved settings.
+        settings: the resolved settings, without the preset.
         dataset: full name of the dataset.
         plan: content of the plans file.
         plans: its identifier.
@@ -64,17 +71,26 @@ class PlannedPretraining:
     configuration: str
 
     def findings(self) -> Iterator[Finding]:
-        """Stage, patch, network and counterfactuals, as `CounterfactualPretraining` would refuse them."""
+        """Stage, patch, method, network, cases, counterfactuals, as `CounterfactualPretraining` would refuse them."""
         if not self.settings.pretrain.enabled:
             yield Finding("ok", "no pretraining (pretrain.enabled is false)")
             return
         manager = PlansManager(self.plan).get_configuration(self.configuration)
         yield _checked(lambda: check_single_stage(self.configuration, manager), "no previous stage needed",
                        f"-c {manager.previous_stage_name}, or -tr nnUNetTrainer for this stage")
-        yield _checked(lambda: check_patch(view_geometry(manager), self.settings.views), "the views fit the patch",
+        views = self.trainer.method.adapt(self.settings).views
+        yield _checked(lambda: check_patch(view_geometry(manager), views), "the views fit the patch",
                        f"set views.crop_fraction in {_settings_file()}, or another patch_size in {self.plans}.json")
+        yield _checked(lambda: self._objective(manager), f"method {self.trainer.method.name}",
+                       f"change the setting in {_settings_file()}")
         yield from self._network_findings(manager.batch_size)
-        yield from self._counterfactual_findings(manager.configuration)
+        yield from self._data_findings(check_dataset.preprocessed_folder(self.dataset, manager.configuration))
+
+    def _objective(self, manager: ConfigurationManager) -> Objective:
+        context = MethodContext(self.trainer.method.adapt(self.settings), view_geometry(manager),
+                                len(manager.normalization_schemes), None, lambda: _untrained)
+        objective: Objective = self.trainer.method.build(context)
+        return objective
 
     def _network_findings(self, batch_size: int) -> Iterator[Finding]:
         try:
@@ -91,7 +107,8 @@ class PlannedPretraining:
                        else "derive the trainer from one that builds the plan's own network")
         chosen, views = self.settings.pretrain, self.settings.counterfactual.count + 1
         patches, per_pass = chosen.images_per_step * views, chosen.patches_per_pass or batch_size
-        yield _checked(lambda: check_norms(network) if patches > per_pass else None,
+        cached = patches > per_pass and not self.trainer.method.example().separable
+        yield _checked(lambda: check_norms(network) if cached else None,
                        f"{patches} patches per step of pretraining, at most {per_pass} per pass",
                        f"plan with InstanceNorm, or set pretrain.patches_per_pass to {patches} in {_settings_file()}")
 
@@ -103,29 +120,87 @@ class PlannedPretraining:
             return self.trainer.build_network_architecture(
                 manager, manager.get_configuration(self.configuration), *channels)
 
-    def _counterfactual_findings(self, block: dict[str, Any]) -> Iterator[Finding]:
-        folder = check_dataset.preprocessed_folder(self.dataset, block)
+    def _data_findings(self, folder: Path) -> Iterator[Finding]:
+        """Of the cases and counterfactuals of fold "all"; where these fail, whether single folds can be pretrained."""
         try:
             known = check_dataset.preprocessed_cases(folder, "")
         except CheckFailed:
             return  # a finding of `check_preprocessed` already
+        found = list(self._fold_findings(folder, "all", known, known))
+        failed = [finding for finding in found if finding.status == "FAIL"]
+        # with the pool alone the fold makes no difference
+        folds = _splits(folder.parent / "splits_final.json") if failed and self.settings.pretrain.data != "pool" else []
+        served = [str(fold) for fold, (training, validation) in enumerate(folds) if training & known and all(
+            finding.status != "FAIL"
+            for finding in self._fold_findings(folder, fold, training & known, validation & known))]
+        for finding in found:
+            yield finding if finding.status != "FAIL" or not served else Finding(
+                "warn", f"only fold {', '.join(served)} can be pretrained: {finding.what}", finding.mend)
 
-        def check(cases: set[str]) -> Finding:
-            reader = PreprocessedCases(str(folder), sorted(cases))
-            schemes, dim = block["normalization_schemes"], len(block["patch_size"])
-            return _checked(lambda: choose_source(self.settings, reader, str(folder), schemes, dim),
-                            "counterfactuals for all cases", mend)
-
-        mend = (f"nnunet_cfcl counterfactuals import -d {int(self.dataset[7:10])} -c {self.configuration} "
+    def _fold_findings(
+        self, folder: Path, fold: int | str, training: Iterable[str], validation: Iterable[str]
+    ) -> Iterator[Finding]:
+        description = json.loads((folder.parent / "dataset.json").read_text())
+        asked = _Fold(str(folder), self.configuration, PlansManager(self.plan), description, fold, sorted(training),
+                      sorted(validation))
+        needs_labels, method = self.trainer.method.example().needs_labels, self.trainer.method
+        try:
+            cases = pretraining_cases(asked, self.settings, needs_labels, unpack=False)
+        except UserError as error:
+            # the messages of the cases say what mends them after the last semicolon
+            what, _, mend = str(error).rpartition("; ")
+            yield Finding("FAIL", what or mend, mend if what else "")
+            return
+        yield Finding("ok", f"fold {fold}: {'; '.join(asked.log)}")
+        if needs_labels:
+            yield from self._silver_findings(folder)
+        if method.counterfactuals:
+            block = asked.plans_manager.get_configuration(self.configuration)
+            yield _checked(
+                lambda: choose_source(self.settings, cases, str(folder), block.normalization_schemes,
+                                      len(block.patch_size)),
+                "counterfactuals for all cases",
+                f"nnunet_cfcl counterfactuals import -d {int(self.dataset[7:10])} -c {self.configuration} "
                 f"-p {self.plans} -i IMAGES, or set counterfactual.source to acquisition in {_settings_file()}")
-        finding = check(known)
-        # a training needs the counterfactuals of its fold's training cases only
-        folds = _training_cases(folder.parent / "splits_final.json") if finding.status == "FAIL" else []
-        served = [str(fold) for fold, cases in enumerate(folds)
-                  if cases & known and check(cases & known).status == "ok"]
-        if served:
-            finding = Finding("warn", f"only fold {', '.join(served)} can be pretrained: {finding.what}", mend)
-        yield finding
+
+    def _silver_findings(self, folder: Path) -> Iterator[Finding]:
+        """The training takes manual labels where silver ones are missing; whoever asked for these may want to know."""
+        wanted = self.settings.silver
+        if self.settings.pretrain.data == "pool" or wanted.training_cases == "manual":
+            return
+        manifest = read_manifest(silver_folder(folder))
+        if not manifest or not manifest.with_silver(wanted.min_quality):
+            yield Finding(
+                "warn", "silver.training_cases is 'silver', but no training case has a silver label to use: the manual "
+                        "ones are used",
+                f"put label maps of training cases into nnUNet_raw/{self.dataset}/{SILVER_LABELS} and run "
+                f"{pool_command(self.dataset, self.configuration, self.plans)}")
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """What `pretraining_cases` reads of a trainer, for a fold whose cases are given."""
+
+    preprocessed_dataset_folder: str
+    configuration_name: str
+    plans_manager: PlansManager
+    dataset_json: dict[str, Any]
+    fold: int | str
+    training: list[str]
+    validation: list[str]
+    log: list[str] = field(default_factory=list)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's own writes a file where there is none."""
+        return self.training, self.validation
+
+    def print_to_log_file(self, line: str) -> None:
+        """Kept for the finding."""
+        self.log.append(line)
+
+
+def _untrained(logits: Any, labels: Tensor) -> Tensor:
+    raise NotImplementedError("the doctor trains nothing")
 
 
 def _checked(check: Callable[[], object], ok: str, mend: str) -> Finding:
@@ -140,9 +215,10 @@ def _settings_file() -> str:
     return os.environ.get(CONFIG_VARIABLE) or f"a JSON file named by {CONFIG_VARIABLE}"
 
 
-def _training_cases(splits: Path) -> list[set[str]]:
-    """The training cases of each fold; none if there is no sound file, of which `check_preprocessed` speaks."""
+def _splits(file: Path) -> list[tuple[set[str], set[str]]]:
+    """Training and validation cases of each fold; none if there is no sound file, of which `check_preprocessed` speaks.
+    """
     try:
-        return [set(map(str, split["train"])) for split in json.loads(splits.read_text())]
+        return [(set(map(str, split["train"])), set(map(str, split["val"]))) for split in json.loads(file.read_text())]
     except (OSError, ValueError, KeyError, TypeError):
         return []

@@ -1,12 +1,13 @@
-"""The last decoder map of an nnU-Net network, tapped instead of re-implemented (method section 3)."""
+"""Parts of an nnU-Net network, tapped instead of re-implemented: last decoder map (method section 3), encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
@@ -53,3 +54,49 @@ def last_decoder_map(network: nn.Module) -> Iterator[nn.Module]:
         yield plain
     finally:
         decoder.seg_layers[-1], decoder.deep_supervision = segmentation_layer, deep_supervision
+
+
+class EncoderMap(nn.Module):
+    """The encoder's lowest map (N, F, *lowest) of images (N, C, *patch)."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The last of the skip connections."""
+        lowest: Tensor = self.encoder(images)[-1]
+        return lowest
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """A part of a network.
+
+    Args:
+        network: the whole, without wrappers; its state dict is the one to keep.
+        features: the part, (N, C, *patch) -> (N, width, ...); the whole network gives its list of logits.
+        width: the part's channels.
+    """
+
+    network: nn.Module
+    features: nn.Module
+    width: int
+
+
+@contextmanager
+def tapped(network: nn.Module, tap: Literal["decoder", "encoder", "segmentation"]) -> Iterator[Tapped]:
+    """A part of the network within the block; see `last_decoder_map` for the decoder.
+
+    Raises:
+        UserError: the network has no decoder of nnU-Net's kind.
+    """
+    width = decoder_width(network)
+    plain: Any = plain_network(network)
+    if tap == "decoder":
+        with last_decoder_map(network) as features:
+            yield Tapped(plain, features, width)
+    elif tap == "encoder":
+        yield Tapped(plain, EncoderMap(plain.encoder), int(plain.encoder.output_channels[-1]))
+    else:
+        yield Tapped(plain, plain, int(plain.decoder.seg_layers[-1].out_channels))

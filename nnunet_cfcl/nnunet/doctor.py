@@ -84,10 +84,12 @@ def _pretraining_findings(
 ) -> Iterator[Finding]:
     yield _settings_finding(block)
     # imports torch and nnU-Net, without which the doctor must still run
-    from nnunet_cfcl.nnunet.check_pretraining import PlannedPretraining, pretraining_trainer
+    from nnunet_cfcl.nnunet.check_pretraining import PlannedPretraining, known_trainer, pretraining_trainer
 
     trainer, settings = pretraining_trainer(training.trainer), check_dataset.check_settings(block)
-    if trainer is not None and training.configuration is not None:
+    if trainer is None and known_trainer(training.trainer) is not None:
+        yield Finding("ok", f"{training.trainer} has no pretraining, whose settings are not used")
+    elif trainer is not None and training.configuration is not None:
         yield from PlannedPretraining(
             trainer, settings, dataset, plan, training.plans, training.configuration).findings()
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_cfcl.atomic import write_text_atomically
-from nnunet_cfcl.config import digest
+from nnunet_cfcl.config import Settings
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.losses import dvd_cl_loss
-from nnunet_cfcl.nnunet.decoder_tap import decoder_width, last_decoder_map
-from nnunet_cfcl.nnunet.pretraining_task import build_task
-from nnunet_cfcl.pretraining.checkpoint import load_body, load_checkpoint
-from nnunet_cfcl.pretraining.dual_view import DualViewObjective, Objective
-from nnunet_cfcl.pretraining.loop import Pretraining, PretrainingTask
+from nnunet_cfcl.pretraining import methods
+from nnunet_cfcl.pretraining.methods import Method
+from nnunet_cfcl.pretraining.ranks import Ranks
 from nnunet_cfcl.trainers.finetuning import FineTuning
+from nnunet_cfcl.trainers.phase_1 import Phase1
 
 NNUNET_CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth")
 
@@ -29,20 +26,20 @@ class CounterfactualPretraining(FineTuning):
 
     ``class Mine(CounterfactualPretraining, nnUNetTrainerDA5): pass`` is a whole trainer: `run_training` pretrains
     encoder and decoder by counterfactual contrastive learning (arXiv 2603.17110), leaves its files in ``fold_F/cfcl/``,
-    and hands the network to the other base class. A subclass changes the objective by overriding `build_objective`.
+    and hands the network to the other base class. A subclass names another ``method``.
     """
 
-    objective_name = "DVD-CL"
+    method: ClassVar[Method] = methods.DVD_CL
+
+    @classmethod
+    def prepared_settings(cls, configuration: ConfigurationManager) -> Settings:
+        """The resolved settings, with the preset for the method's views."""
+        return cls.method.adapt(super().prepared_settings(configuration))
 
     @property
     def pretraining_folder(self) -> Path:
-        """Where phase 1 keeps its checkpoints, log and picture."""
+        """Where phase 1 keeps its checkpoints, log and pictures, unless one pretraining serves all folds."""
         return Path(self.output_folder) / "cfcl" / "pretraining"
-
-    def build_objective(self) -> Objective:
-        """Points and loss of the pretraining (method section 4)."""
-        chosen = self.settings.pretrain
-        return DualViewObjective(partial(dvd_cl_loss, temperature=chosen.temperature), chosen.points_per_image)
 
     def run_training(self) -> None:
         """Both phases, from wherever ``--c`` finds them."""
@@ -52,79 +49,34 @@ class CounterfactualPretraining(FineTuning):
 
     def _start(self) -> None:
         """All that precedes phase 2. Nobody tells a trainer of -pretrained_weights: its network is there already."""
+        phase = Phase1(self, self.method, self._continues, Ranks.current())
         if self.was_initialized:
             self.print_to_log_file("Weights were given (-pretrained_weights): no pretraining, only fine-tuning.")
-            self._begin({})
-            self._write(self._skipped, json.dumps({"skipped": "weights were given with -pretrained_weights"}))
+            self._set_aside_earlier(phase)
+            phase.write_config({})
+            if self._writes_files:
+                self._skipped.parent.mkdir(parents=True, exist_ok=True)
+                write_text_atomically(self._skipped, json.dumps({"skipped": "given with -pretrained_weights"}))
         else:
             if self._continues:
                 self._check_not_skipped()
             self.initialize()
-            if self.settings.pretrain.enabled:
-                self._pretrain()
-            else:
-                self._begin({})
+            self._pretrain(phase)
         self._save_start_of_phase_2()
 
-    def _pretrain(self) -> None:
-        task = build_task(self, self.settings, self.build_objective(), self.objective_name)
-        width = decoder_width(self.network)
-        with last_decoder_map(self.network) as network:
-            # refuses what cannot be pretrained, before anything of an earlier run is touched
-            pretraining = Pretraining(network, width, task)
-            self._begin(task.identity)
-            if not self._reuse(pretraining):
-                self._check_device()
-                self._announce(task)
-                pretraining.run(resume=self._continues)
+    def _pretrain(self, phase: Phase1) -> None:
+        if not self.settings.pretrain.enabled:
+            self._set_aside_earlier(phase)
+            phase.write_config({})
+            return
+        folder = phase.run(before=lambda: self._set_aside_earlier(phase))
         empty_cache(self.device)
-        self.print_to_log_file(f"Phase 1 done, its files are in {self.pretraining_folder}. Phase 2: fine-tuning.")
+        self.print_to_log_file(f"Phase 1 done, its files are in {folder}. Phase 2: fine-tuning.")
 
-    def _begin(self, identity: Mapping[str, Any]) -> None:
-        """Set an earlier run aside, unless this one continues it, and write down the settings of this one."""
-        self.pretraining_folder.mkdir(parents=True, exist_ok=True)
+    def _set_aside_earlier(self, phase: Phase1) -> None:
+        """A new run must not be continued from the checkpoints of an older one."""
         if not self._continues:
-            # a new run must not be continued from the checkpoints of an older one
-            self._set_aside(self._skipped, *(Path(self.output_folder) / name for name in NNUNET_CHECKPOINTS))
-            self._set_aside(self.pretraining_folder / "checkpoint_latest.pth")
-        settings = self.settings.to_dict()
-        content = {
-            "settings": settings, "settings_hash": digest(settings),
-            "pretraining": dict(identity), "pretraining_hash": digest(identity),
-        }
-        self._write(self.pretraining_folder.parent / "config.json", json.dumps(content, indent=2))
-
-    def _check_device(self) -> None:
-        if self.is_ddp:
-            raise UserError(
-                "pretraining runs on one GPU in this version: use -num_gpus 1 until phase 2 begins, then continue with "
-                "--c and any number of GPUs"
-            )
-        if self.device.type not in ("cpu", "cuda"):
-            raise UserError(f"pretraining runs with -device cuda or cpu, found {self.device.type}")
-
-    def _announce(self, task: PretrainingTask) -> None:
-        chosen, count = self.settings.pretrain, self.settings.counterfactual.count
-        patches = chosen.epochs * chosen.iterations_per_epoch * chosen.images_per_step * (count + 1)
-        supervised = patches / (self.num_iterations_per_epoch * self.configuration_manager.batch_size)
-        self.print_to_log_file(
-            f"Phase 1: {self.objective_name} pretraining, {chosen.epochs} epochs, {len(task.reader.cases)} cases, "
-            f"counterfactuals: {task.source.name}, hash {digest(task.identity)}. It processes as many patches as "
-            f"{supervised:.0f} epochs of fine-tuning; pretrain.epochs and pretrain.iterations_per_epoch shorten it."
-        )
-
-    def _reuse(self, pretraining: Pretraining) -> bool:
-        """Load a finished pretraining of the same identity; set aside one of another."""
-        if not pretraining.final.exists():
-            return False
-        content = load_checkpoint(pretraining.final)
-        if content["hash"] == digest(pretraining.task.identity):
-            load_body(pretraining.network, content["network_weights"])
-            self.print_to_log_file(f"Phase 1 was finished before, same settings: {pretraining.final} is reused.")
-            return True
-        self.print_to_log_file(f"{pretraining.final} was made with other settings or cases: phase 1 starts anew.")
-        self._set_aside(pretraining.final)
-        return False
+            phase.set_aside(self._skipped, *(Path(self.output_folder) / name for name in NNUNET_CHECKPOINTS))
 
     @property
     def _skipped(self) -> Path:
@@ -146,13 +98,3 @@ class CounterfactualPretraining(FineTuning):
     @property
     def _writes_files(self) -> bool:
         return bool(self.local_rank == 0 and not self.disable_checkpointing)
-
-    def _write(self, file: Path, text: str) -> None:
-        if self._writes_files:
-            write_text_atomically(file, text)
-
-    def _set_aside(self, *files: Path) -> None:
-        for file in files:
-            if self._writes_files and file.exists():
-                kept = file.replace(file.with_name(f"previous_{file.name}"))
-                self.print_to_log_file(f"{file.name} of an earlier run is kept as {kept.name}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_cfcl.atomic import replace_atomically
 from nnunet_cfcl.config import Settings, digest, resolve_settings
@@ -42,9 +43,14 @@ class FineTuning(Trainer):
         self._continues = bool(plans.get("continue_training", False))
         self._holds_checkpoint = False
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.settings: Settings = resolve_settings(settings_block(self.configuration_manager))
+        self.settings: Settings = self.prepared_settings(self.configuration_manager)
         self._apply_finetune_settings()
         self._sign_checkpoints()
+
+    @classmethod
+    def prepared_settings(cls, configuration: ConfigurationManager) -> Settings:
+        """The settings, resolved for a plan's configuration."""
+        return resolve_settings(settings_block(configuration))
 
     def _apply_finetune_settings(self) -> None:
         chosen = self.settings.finetune

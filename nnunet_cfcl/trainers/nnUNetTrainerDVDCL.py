@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_cfcl.pretraining import methods
 from nnunet_cfcl.trainers.counterfactual_pretraining import CounterfactualPretraining
 
 
 class nnUNetTrainerDVDCL(CounterfactualPretraining, nnUNetTrainer):  # noqa: N801 - nnU-Net's naming
     """Dual-view dense counterfactual contrastive pretraining (DVD-CL, arXiv 2603.17110) in front of nnUNetTrainer."""
+
+    method = methods.DVD_CL

@@ -5,11 +5,13 @@ import os
 
 import numpy as np
 import pytest
+from skimage import io
 
 from nnunet_cfcl.counterfactual.store import CounterfactualStore, default_store_root
 from nnunet_cfcl.nnunet.doctor import Training, examine
 from nnunet_cfcl.nnunet.finding import Finding
-from nnunet_cfcl.nnunet.installation import trainers_path
+from nnunet_cfcl.nnunet.installation import plugin_trainers, trainers_path
+from nnunet_cfcl.nnunet.pool_command import preprocess_pool
 
 SHAPE = (1, 1, 24, 24)
 CASES = [f"toy_{i}" for i in range(6)]
@@ -199,3 +201,145 @@ def test_without_preprocessed_cases_only_these_are_missed(store, toy_cases):
     for file in toy_cases.iterdir():
         file.unlink()
     assert "no preprocessed cases" in only("FAIL").what
+
+
+def test_an_unprocessed_pool_fails_with_the_command_that_processes_it(toy, configure):
+    images = toy / "nnUNet_raw" / "Dataset007_Toy" / "imagesUn"
+    images.mkdir()
+    (images / "new_1_0000.png").touch()
+    finding = only("FAIL")
+    assert "imagesUn" in finding.what and "nnunet_cfcl pool -d 7 -c 2d" in finding.mend
+    configure(pretrain__data="training")
+    assert not findings("FAIL")
+
+
+# ---------------------------------------------------------------------------------------------- pool and labels
+
+@pytest.fixture
+def make_pool(toy):
+    """A function that puts images into imagesUn, labels into labelsSilver, and preprocesses them by our command."""
+    raw = toy / "nnUNet_raw" / "Dataset007_Toy"
+
+    def make(images=(), labels=()):
+        random = np.random.default_rng(0)
+        for folder, names, end in (("imagesUn", [f"{case}_0000" for case in images], 99), ("labelsSilver", labels, 2)):
+            (raw / folder).mkdir(exist_ok=True)
+            for name in names:
+                pixels = random.integers(0, end, (24, 24)).astype(np.uint8)
+                io.imsave(raw / folder / f"{name}.png", pixels, check_contrast=False)
+        preprocess_pool("7", "2d", say=lambda line: None)
+
+    return make
+
+
+def test_with_a_pool_the_store_must_hold_its_cases_unless_the_pool_is_left_out(store, make_pool, configure):
+    make_pool(["un_0", "un_1"])
+    failure = only("FAIL")
+    assert "lacks 2 of 8 files: un_0__vendorB.b2nd, un_1__vendorB.b2nd" in failure.what
+    assert "pretrain.data to training" in failure.what and "counterfactuals import -d 7 -c 2d" in failure.mend
+    configure(pretrain__data="training")
+    assert findings("FAIL") == []
+    configure(pretrain__data="training_and_pool")
+    for case in ("un_0", "un_1"):
+        store.write(case, "vendorB", np.ones(SHAPE, np.float32))
+    assert findings("FAIL") + findings("warn") == []
+    assert "fold all: phase 1 has 6 training cases and 2 cases of the pool" in [f.what for f in findings("ok")]
+
+
+def test_with_the_pool_alone_the_store_needs_no_training_cases(store, make_pool, configure):
+    make_pool(["un_0"])
+    for case in CASES:
+        store.path(case, "vendorB").unlink()
+    store.write("un_0", "vendorB", np.ones(SHAPE, np.float32))
+    configure(pretrain__data="pool")
+    assert findings("FAIL") == []
+    configure(pretrain__data="training_and_pool")
+    assert "lacks 6 of 7 files" in only("FAIL").what
+
+
+def test_a_pool_that_is_wanted_alone_and_missing_is_a_failure(toy, configure):
+    configure(pretrain__data="pool")
+    failure = only("FAIL")
+    assert failure.what == "pretrain.data is 'pool', but there is none"
+    assert failure.mend == "put images into nnUNet_raw/Dataset007_Toy/imagesUn and run nnunet_cfcl pool -d 7 -c 2d"
+
+
+def test_cases_in_both_pool_and_training_set_are_named(make_pool, save_case):
+    make_pool(["un_0", "un_1"])
+    save_case("un_1", np.random.default_rng(0).normal(size=SHAPE))
+    failure = only("FAIL")
+    assert failure.what == "1 cases are in both the pool and the training set: un_1"
+    assert "rename them there, then run nnunet_cfcl pool -d 7 -c 2d" in failure.mend
+
+
+def test_a_supervised_method_without_any_label_to_use_is_a_failure(make_pool, configure):
+    make_pool(["un_0"])
+    configure(pretrain__data="pool")
+    assert findings("FAIL") == []
+    failure = only("FAIL", trainer="nnUNetTrainerSDVDCL")
+    assert "none of the 1 cases of the pool has a silver label of quality 0.7 or more" in failure.what
+    assert "labelsSilver" in failure.mend and "nnunet_cfcl pool -d 7 -c 2d" in failure.mend
+    configure(pretrain__data="training_and_pool")
+    assert findings("FAIL", trainer="nnUNetTrainerSDVDCL") == []
+
+
+def test_silver_labels_of_training_cases_that_are_wanted_must_be_there_and_preprocessed(toy, make_pool, configure):
+    configure(silver__training_cases="silver", pretrain__data="training")
+    assert findings("warn") == []
+    warning = only("warn", trainer="nnUNetTrainerSDVDCL")
+    assert "no training case has a silver label to use" in warning.what and "nnunet_cfcl pool" in warning.mend
+    labels = toy / "nnUNet_raw" / "Dataset007_Toy" / "labelsSilver"
+    labels.mkdir()
+    (labels / "toy_1.png").touch()
+    failure = only("FAIL", trainer="nnUNetTrainerSDVDCL")
+    assert "labelsSilver has 1 cases that were never preprocessed" in failure.what
+    assert failure.mend == "run nnunet_cfcl pool -d 7 -c 2d"
+
+
+def test_the_doctor_says_which_labels_a_supervised_method_would_learn_from(make_pool):
+    make_pool(["un_0"], ["un_0"])
+    assert any(line.what.endswith("labels: 6 manual, 1 silver")
+               for line in findings("ok", trainer="nnUNetTrainerSMVDCL"))
+
+
+def test_the_doctor_writes_nothing(toy, make_pool):
+    make_pool(["un_0"])
+    before = {path: path.stat().st_mtime_ns for path in toy.rglob("*")}
+    findings("ok")
+    assert {path: path.stat().st_mtime_ns for path in toy.rglob("*")} == before
+
+
+# ---------------------------------------------------------------------------------------------- methods
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerMAE", "nnUNetTrainerSilverSeg", "nnUNetTrainerVADeR"])
+def test_batch_norm_is_refused_only_where_the_loss_compares_the_samples_of_several_passes(toy, change_plan, trainer):
+    change_plan(lambda plan: plan["configurations"]["2d"]["architecture"]["arch_kwargs"].update(
+        norm_op="torch.nn.modules.batchnorm.BatchNorm2d"))
+    assert len(findings("FAIL", trainer=trainer)) == (trainer == "nnUNetTrainerVADeR")
+
+
+def test_a_patch_of_a_single_masked_block_is_refused_for_the_masked_autoencoder(toy, configure):
+    configure(baseline__mask_block=16)
+    assert findings("FAIL") == []
+    failure = only("FAIL", trainer="nnUNetTrainerMAE")
+    assert "the patch [16, 16] is a single block" in failure.what and "mine.json" in failure.mend
+    configure(baseline__mask_block=8)
+    assert findings("FAIL", trainer="nnUNetTrainerMAE") == []
+
+
+def test_the_preset_decides_about_the_views_that_are_checked(toy, configure, change_plan):
+    change_2d(change_plan, patch_size=[8, 8])
+    configure(views__crop_fraction=[0.25, 1.0], preset="paper")
+    assert "too small for the views" in only("FAIL").what
+
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerCFCLScratch", "nnUNetTrainer"])
+def test_a_trainer_without_pretraining_passes_and_that_is_said(toy, change_plan, trainer):
+    change_2d(change_plan, patch_size=[8, 8])
+    assert findings("FAIL", trainer) + findings("warn", trainer) == []
+    assert f"{trainer} has no pretraining, whose settings are not used" in [f.what for f in findings("ok", trainer)]
+
+
+@pytest.mark.parametrize("trainer", plugin_trainers())
+def test_every_trainer_of_the_package_passes_on_a_sound_dataset(toy, trainer):
+    assert findings("FAIL", trainer) + findings("warn", trainer) == []

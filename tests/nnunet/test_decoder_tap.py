@@ -6,7 +6,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.decoder_tap import decoder_width, last_decoder_map, plain_network
+from nnunet_cfcl.nnunet.decoder_tap import decoder_width, last_decoder_map, plain_network, tapped
 
 SIZES = {2: (16, 24), 3: (8, 16, 12)}
 WIDTHS, CLASSES = (5, 6, 7), 3
@@ -96,6 +96,67 @@ def test_training_within_the_block_changes_the_network_itself_but_no_segmentatio
     changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
     assert not any(".seg_layers." in key for key in changed)
     assert {"encoder", "decoder"} == {key.split(".")[0] for key in changed}
+
+
+def lowest_map(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The last output of the encoder in an ordinary forward pass."""
+    seen: list[torch.Tensor] = []
+    handle = network.encoder.register_forward_hook(lambda module, inputs, output: seen.append(output[-1]))
+    logits_of(network, images)
+    handle.remove()
+    return seen[0]
+
+
+def test_the_encoder_tap_gives_the_map_that_the_decoder_is_given(network, images):
+    expected, keys = lowest_map(network, images), list(network.state_dict())
+    with tapped(network, "encoder") as part, torch.no_grad():
+        found = part.features(images)
+        assert part.network is network and list(part.network.state_dict()) == keys
+    dim = images.ndim - 2
+    shrunk = tuple(n // s for n, s in zip(images.shape[2:], (2, 4, 4)[-dim:], strict=True))
+    assert torch.equal(found, expected)
+    assert found.shape == (2, part.width, *shrunk) and part.width == WIDTHS[-1]
+
+
+def test_the_segmentation_tap_is_the_whole_network_with_its_deep_supervision(network, images):
+    logits, keys = logits_of(network, images), list(network.state_dict())
+    with tapped(network, "segmentation") as part:
+        assert part.features is part.network is network and part.width == CLASSES
+        assert all(torch.equal(a, b) for a, b in zip(logits_of(part.features, images), logits, strict=True))
+    assert list(network.state_dict()) == keys
+
+
+def test_the_decoder_tap_is_the_last_decoder_map(network, images):
+    expected = hooked_map(network, images)
+    with tapped(network, "decoder") as part, torch.no_grad():
+        assert part.network is network and part.width == WIDTHS[0]
+        assert torch.equal(part.features(images), expected)
+    assert isinstance(network.decoder.seg_layers[-1], (nn.Conv2d, nn.Conv3d))
+
+
+@pytest.mark.parametrize("tap, changed_parts", [
+    ("encoder", {"encoder"}), ("decoder", {"encoder", "decoder"}), ("segmentation", {"encoder", "decoder"})])
+def test_training_a_tapped_part_changes_the_network_itself(network, images, tap, changed_parts):
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with tapped(network, tap) as part:
+        optimizer = torch.optim.SGD(part.features.parameters(), lr=0.1)
+        output = part.features(images)
+        sum(out.square().mean() for out in (output if isinstance(output, list) else [output])).backward()
+        optimizer.step()
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    # nnU-Net's decoder holds the encoder as well
+    own = {key.removeprefix("decoder.") if key.startswith("decoder.encoder.") else key for key in changed}
+    assert {key.split(".")[0] for key in own} == changed_parts
+    assert any(".seg_layers." in key for key in changed) is (tap == "segmentation")
+
+
+def test_taps_reach_beneath_a_compiled_network():
+    network = build(ResidualEncoderUNet, 2, True)
+    compiled = torch.compile(network, backend="eager")
+    for tap in ("encoder", "decoder", "segmentation"):
+        with tapped(compiled, tap) as part:
+            assert part.network is network
+            assert {id(p) for p in part.features.parameters()} <= {id(p) for p in network.parameters()}
 
 
 def test_a_compiled_network_is_tapped_beneath_its_wrapper():
