@@ -11,7 +11,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast lint types clean distclean
+.PHONY: help venv demo test test-fast nightly lint types clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -36,7 +36,11 @@ test: $(STAMP)  ## all tests, the end-to-end runs of the real commands included
 
 test-fast: $(STAMP)  ## the tests without the end-to-end runs
 	@echo "==> Running the tests without the end-to-end runs"
-	@$(ACTIVATED) python -m pytest -m "not end_to_end"
+	@$(ACTIVATED) python -m pytest -m "not end_to_end and not nightly"
+
+nightly: $(STAMP)  ## all tests and, for every trainer, the stock commands on real images (an hour or more)
+	@echo "==> Running all tests, the nightly ones included"
+	@$(ACTIVATED) python -m pytest -m ""
 
 lint: $(STAMP)  ## style and common mistakes (ruff)
 	@$(BIN)/ruff check

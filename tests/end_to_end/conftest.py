@@ -12,10 +12,15 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+from PIL import Image
 
 from nnunet_cfcl.nnunet.installation import trainers_path
+from nnunet_cfcl.trainers import nnUNetTrainerDVDCL
 
 TRAINER = "nnUNetTrainerDVDCL"
 PLANS = "shortPlans"
@@ -74,22 +79,39 @@ class NnUNet:
         assert line in output, f"'{line}' was never printed:\n{output[-4000:]}"
         return output
 
-    def settings(self, **changes: dict) -> None:
+    def settings(self, **changes: Any) -> None:
         """Write the settings file: `SHORT`, changed section by section."""
-        merged = {name: {**SHORT.get(name, {}), **changes.get(name, {})} for name in {*SHORT, *changes}}
+        merged = {**SHORT, **changes}
+        for section in SHORT.keys() & changes.keys():
+            merged[section] = {**SHORT[section], **changes[section]}
         file = self.root / "settings.json"
         file.write_text(json.dumps(merged))
         self.variables["nnUNet_cfcl_config"] = str(file)
 
-    def fold(self, dataset: str, configuration: str, trainer: str = TRAINER, plans: str = PLANS) -> Path:
-        return self.folder("results") / dataset / f"{trainer}__{plans}__{configuration}" / "fold_0"
+    def fold(
+        self, dataset: str, configuration: str, trainer: str = TRAINER, plans: str = PLANS, number: int = 0
+    ) -> Path:
+        return self.folder("results") / dataset / f"{trainer}__{plans}__{configuration}" / f"fold_{number}"
+
+    def split(self, dataset: str) -> dict[str, list[str]]:
+        """Training and validation cases of fold 0, as nnU-Net draws them."""
+        cases = sorted(f.stem for f in (self.folder("preprocessed") / dataset / "gt_segmentations").iterdir())
+        return generate_crossval_split([case.removesuffix(".nii") for case in cases], seed=12345, n_splits=5)[0]
+
+    def copy(self, root: Path) -> NnUNet:
+        """The raw and preprocessed data in folders of their own, with the times of their files; no results."""
+        copied = NnUNet(root, dict(self.variables))
+        for name in ("raw", "preprocessed"):
+            shutil.copytree(self.folder(name), copied.folder(name))
+        copied.folder("results").mkdir()
+        return copied
 
 
 @pytest.fixture(scope="session")
-def preprocessed(tmp_path_factory) -> Callable[[str, Callable[[Path], None], list[str]], NnUNet]:
+def preprocessed(tmp_path_factory) -> Callable[..., NnUNet]:
     """Factory: a raw dataset is written, planned and preprocessed by nnU-Net's command, with a small network."""
 
-    def make(dataset: str, write: Callable[[Path], None], configurations: list[str]) -> NnUNet:
+    def make(dataset: str, write: Callable[[Path], None], configurations: list[str], batch_2d: int = 8) -> NnUNet:
         nnunet = NnUNet(tmp_path_factory.mktemp(dataset))
         for name in ("raw", "preprocessed", "results"):
             nnunet.folder(name).mkdir()
@@ -99,20 +121,20 @@ def preprocessed(tmp_path_factory) -> Callable[[str, Callable[[Path], None], lis
             "nnUNetv2_plan_and_preprocess", "-d", dataset[7:10], "-c", *configurations, "-np", "1", "-npfp", "1",
             "--no_pbar",
         )
-        shorten_plans(nnunet.folder("preprocessed") / dataset)
+        shorten_plans(nnunet.folder("preprocessed") / dataset, batch_2d)
         return nnunet
 
     return make
 
 
-def shorten_plans(folder: Path) -> None:
+def shorten_plans(folder: Path, batch_2d: int) -> None:
     """`PLANS`: nnU-Net's own plan with a quarter of the features and small batches, and a copy as 3d_lowres."""
     plans = json.loads((folder / "nnUNetPlans.json").read_text())
     plans["plans_name"] = PLANS
     for name, configuration in plans["configurations"].items():
         network = configuration["architecture"]["arch_kwargs"]
         network["features_per_stage"] = [n // 4 for n in network["features_per_stage"]]
-        configuration["batch_size"] = 8 if name == "2d" else 2
+        configuration["batch_size"] = batch_2d if name == "2d" else 2
     if "3d_fullres" in plans["configurations"]:
         plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres"}
     (folder / f"{PLANS}.json").write_text(json.dumps(plans))
@@ -147,25 +169,115 @@ def hippocampus(preprocessed, real_images) -> NnUNet:
     return preprocessed("Dataset004_Hippocampus", _copy_hippocampus(source, 10), ["2d", "3d_fullres"])
 
 
+LUNGS = {"background": 0, "right lung": 1, "left lung": 2}
+
+
+def _table_of_x_rays(real_images: Path) -> dict[str, list[dict[str, str]]]:
+    """The rows of the table, by scanner."""
+    with open(real_images / "cxr" / "meta.csv") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [row for row in rows if row["scanner"] == name] for name in ("eureka_cr", "philips_dr")}
+
+
+def _write_x_rays(source: Path, raw: Path, folder: str, rows: list[dict[str, str]], smaller: int = 1) -> None:
+    """The images of some rows, their sides divided by ``smaller``; of the training set masks and description too."""
+    (raw / folder).mkdir()
+    (raw / "labelsTr").mkdir(exist_ok=True)
+    for case in [row["case_id"] for row in rows]:
+        image, mask = (Image.open(source / "cxr" / name / f"{case}.png") for name in ("images", "masks"))
+        image.reduce(smaller).save(raw / folder / f"{case}_0000.png")
+        if folder == "imagesTr":
+            mask.resize(image.reduce(smaller).size, Image.Resampling.NEAREST).save(raw / "labelsTr" / f"{case}.png")
+    if folder == "imagesTr":
+        (raw / "dataset.json").write_text(json.dumps(
+            {"channel_names": {"0": "xray"}, "labels": LUNGS, "numTraining": len(rows), "file_ending": ".png"}
+        ))
+
+
 @pytest.fixture(scope="session")
 def chest_xrays(preprocessed, real_images) -> NnUNet:
     """Sixteen real chest X-rays of one scanner with masks of both lungs; four more, of the other, to predict."""
-    source = real_images / "cxr"
-    with open(source / "meta.csv") as file:
-        rows = list(csv.DictReader(file))
+    table = _table_of_x_rays(real_images)
 
     def write(raw: Path) -> None:
-        for folder in ("imagesTr", "labelsTr", "imagesTs"):
-            (raw / folder).mkdir()
-        training = [row["case_id"] for row in rows if row["scanner"] == "eureka_cr"][:16]
-        for case in training:
-            shutil.copy(source / "images" / f"{case}.png", raw / "imagesTr" / f"{case}_0000.png")
-            shutil.copy(source / "masks" / f"{case}.png", raw / "labelsTr" / f"{case}.png")
-        for case in [row["case_id"] for row in rows if row["scanner"] == "philips_dr"][:4]:
-            shutil.copy(source / "images" / f"{case}.png", raw / "imagesTs" / f"{case}_0000.png")
-        labels = {"background": 0, "right lung": 1, "left lung": 2}
-        (raw / "dataset.json").write_text(json.dumps(
-            {"channel_names": {"0": "xray"}, "labels": labels, "numTraining": 16, "file_ending": ".png"}
-        ))
+        _write_x_rays(real_images, raw, "imagesTr", table["eureka_cr"][:16])
+        _write_x_rays(real_images, raw, "imagesTs", table["philips_dr"][:4])
 
     return preprocessed("Dataset010_ChestXrays", write, ["2d"])
+
+
+def _write_attributes(raw: Path, training: list[dict[str, str]], pool: list[dict[str, str]]) -> None:
+    """Names the first image of the pool as one of the patient of fold 0's first validation case."""
+    validation = generate_crossval_split(sorted(row["case_id"] for row in training), seed=12345, n_splits=5)[0]["val"]
+    patients = {row["case_id"]: row["patient_id"] for row in training + pool}
+    patients[pool[0]["case_id"]] = patients[validation[0]]
+    with open(raw / "attributes.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["case", "scanner", "patient", "disease", "sex"])
+        for row in training + pool:
+            case = row["case_id"]
+            table.writerow([case, row["scanner"], patients[case], row["disease"], row["sex"]])
+
+
+@pytest.fixture(scope="session")
+def chest_xrays_with_pool(preprocessed, real_images) -> NnUNet:
+    """Ten labelled chest X-rays of both scanners, their sides a quarter, and a preprocessed pool of 16 more; its silver
+    labels, with probabilities, were made by an nnU-Net that was briefly trained on the ten."""
+    table = _table_of_x_rays(real_images)
+    training, pool = ([row for rows in table.values() for row in rows[part]] for part in (slice(5), slice(5, 13)))
+
+    def write(raw: Path) -> None:
+        _write_x_rays(real_images, raw, "imagesTr", training, smaller=4)
+        _write_x_rays(real_images, raw, "imagesUn", pool, smaller=4)
+        _write_attributes(raw, training, pool)
+
+    nnunet = preprocessed("Dataset012_ChestXraysPool", write, ["2d"], batch_2d=4)
+    # everything in one process: faster for so little, and the silver labels are the same every time
+    nnunet.variables["nnUNet_n_proc_DA"] = "0"
+    nnunet.settings(finetune={
+        "epochs": 1, "iterations_per_epoch": 80, "initial_lr": 0.05, "warmup_fraction": 0, "rotation_deg": 15,
+    })
+    trainer = ("-tr", "nnUNetTrainerCFCLScratch", "-p", PLANS, "-device", "cpu")
+    nnunet.run_until("Training done", "nnUNetv2_train", "12", "2d", "0", *trainer)
+    raw = nnunet.folder("raw") / "Dataset012_ChestXraysPool"
+    nnunet.run(
+        "nnUNetv2_predict", "-i", str(raw / "imagesUn"), "-o", str(raw / "labelsSilver"), "-d", "12", "-c", "2d",
+        "-f", "0", "-npp", "1", "-nps", "1", "--save_probabilities", *trainer,
+    )
+    nnunet.run("nnunet_cfcl", "pool", "-d", "12", "-c", "2d", "-p", PLANS, "-np", "1")
+    return nnunet
+
+
+@pytest.fixture
+def trainers_of(monkeypatch, tmp_path) -> Callable[[NnUNet, str, str], Callable[..., Any]]:
+    """Factory of factories: (folders, dataset, configuration) -> a function that makes trainers in this process, which
+    leave their results in the test's own folder."""
+
+    def of(nnunet: NnUNet, dataset: str, usual: str) -> Callable[..., Any]:
+        def make(
+            trainer: Any = nnUNetTrainerDVDCL, configuration: str = usual, plan: Callable[[dict], None] | None = None,
+            continues: bool = False, fold: int = 0, **settings: Any,
+        ) -> Any:
+            nnunet.settings(**{"pretrain": {"epochs": 1}, "finetune": {"epochs": 1}, **settings})
+            for variable, value in nnunet.environment.items():
+                if variable.startswith("nnUNet"):
+                    monkeypatch.setenv(variable, value)
+            monkeypatch.setenv("nnUNet_results", str(tmp_path))
+            monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+            folder = nnunet.folder("preprocessed") / dataset
+            plans = json.loads((folder / f"{PLANS}.json").read_text())
+            if plan is not None:
+                plan(plans["configurations"])
+            plans["continue_training"] = continues
+            description = json.loads((folder / "dataset.json").read_text())
+            return trainer(plans, configuration, fold, description, torch.device("cpu"))
+
+        return make
+
+    return of
+
+
+@pytest.fixture
+def make_trainer(trainers_of, hippocampus) -> Callable[..., Any]:
+    """Factory of trainers on the hippocampus; ``plan`` changes the plan, ``settings`` the settings file."""
+    return trainers_of(hippocampus, "Dataset004_Hippocampus", "3d_fullres")

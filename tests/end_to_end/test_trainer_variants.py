@@ -1,6 +1,5 @@
 """Other configurations, networks and trainers, in this process, on real preprocessed volumes."""
 
-import json
 import os
 import pickle
 from pathlib import Path
@@ -9,36 +8,14 @@ import pytest
 import torch
 
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.pretraining_task import build_task
+from nnunet_cfcl.nnunet.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.data import PretrainingDataset
-from nnunet_cfcl.trainers import CounterfactualPretraining, nnUNetTrainerDVDCL
+from nnunet_cfcl.pretraining.ranks import Ranks
+from nnunet_cfcl.trainers import CounterfactualPretraining
 
 pytestmark = pytest.mark.end_to_end
 
 DATASET = "Dataset004_Hippocampus"
-
-
-@pytest.fixture
-def make_trainer(hippocampus, monkeypatch, tmp_path):
-    """Factory of trainers in nnU-Net's folders; ``plan`` changes the plan, ``settings`` the settings file."""
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-
-    def make(trainer=nnUNetTrainerDVDCL, configuration="3d_fullres", plan=None, continues=False, **settings):
-        hippocampus.settings(**{"pretrain": {"epochs": 1}, "finetune": {"epochs": 1}, **settings})
-        for variable, value in hippocampus.environment.items():
-            if variable.startswith("nnUNet"):
-                monkeypatch.setenv(variable, value)
-        monkeypatch.setenv("nnUNet_results", str(tmp_path))
-        monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-        folder = hippocampus.folder("preprocessed") / DATASET
-        plans = json.loads((folder / "shortPlans.json").read_text())
-        if plan is not None:
-            plan(plans["configurations"])
-        plans["continue_training"] = continues
-        description = json.loads((folder / "dataset.json").read_text())
-        return trainer(plans, configuration, 0, description, torch.device("cpu"))
-
-    return make
 
 
 def _finished(trainer) -> None:
@@ -182,10 +159,11 @@ def test_only_the_first_of_several_gpus_writes_checkpoints(make_trainer):
 def test_the_objective_and_the_cases_can_be_sent_to_spawned_processes(make_trainer):
     trainer = make_trainer()
     trainer.initialize()
-    task = build_task(trainer, trainer.settings, trainer.build_objective(), trainer.objective_name)
+    task = build_task(trainer, trainer.method, build_objective(trainer, trainer.method), Ranks())
     data = PretrainingDataset(task.reader, task.source, task.objective, task.geometry, task.settings, steps=1)
     copy = pickle.loads(pickle.dumps(data))
-    assert torch.equal(copy[0]["image"], data[0]["image"]) and torch.equal(copy[0]["points"], data[0]["points"])
+    assert torch.equal(copy[0]["image"], data[0]["image"]) and torch.equal(
+        copy[0]["drawn"]["points"], data[0]["drawn"]["points"])
 
 
 def test_a_run_without_checkpoints_leaves_a_finished_model_alone(make_trainer):
