@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from nnunet_cfcl.nnunet.decoder_tap import decoder_width, last_decoder_map
-from nnunet_cfcl.nnunet.pretraining_task import build_task
+from nnunet_cfcl.nnunet.decoder_tap import tapped
+from nnunet_cfcl.nnunet.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.loop import Pretraining
+from nnunet_cfcl.pretraining.ranks import Ranks
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,16 +53,16 @@ def prepared_pretraining(
     trainer: Any, images: int | None = None, patches_per_pass: int | None = None
 ) -> Iterator[Prepared]:
     """The trainer's pretraining, ready to step; afterwards its network is as before."""
-    settings = trainer.settings
+    objective = build_objective(trainer, trainer.method)
+    task = build_task(trainer, trainer.method, objective, Ranks())
     if images is not None:
-        settings = replace(settings, pretrain=replace(settings.pretrain, images_per_step=images))
-    task = build_task(trainer, settings, trainer.build_objective(), trainer.objective_name)
+        pretrain = replace(task.settings.pretrain, images_per_step=images)
+        task = replace(task, settings=replace(task.settings, pretrain=pretrain))
     task = replace(task, workers=0, patches_per_pass=patches_per_pass or task.patches_per_pass)
-    width = decoder_width(trainer.network)
-    with last_decoder_map(trainer.network) as network:
-        pretraining = Pretraining(network, width, task)
-        network.train()
-        yield Prepared(pretraining, next(pretraining._batches(0)))
+    with tapped(trainer.network, objective.tap) as part:
+        pretraining = Pretraining(part.network, part.features, part.width, task)
+        pretraining.model.train()
+        yield Prepared(pretraining, next(pretraining.batches(0)))
 
 
 def write_result(out: Path, name: str, result: dict[str, Any]) -> None:

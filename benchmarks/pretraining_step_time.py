@@ -35,10 +35,11 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 def _objective_alone(prepared: Prepared) -> Callable[[], None]:
     pretraining = prepared.pretraining
-    count = sum(len(pretraining.task.objective.coordinates(prepared.batch, *row)) for row in pretraining.rows)
-    dim = pretraining.settings.projection_dim
-    embeddings = torch.randn(count, dim, device=pretraining.task.device, requires_grad=True)
-    return lambda: pretraining.task.objective.loss(embeddings, prepared.batch)[0].backward()
+    objective, device = pretraining.objective, pretraining.task.device
+    count = sum(len(points) for points in objective.inputs(prepared.batch, pretraining.rows, device))
+    drawn = {key: value.to(device) for key, value in prepared.batch["drawn"].items()}
+    embeddings = torch.randn(count, pretraining.settings.projection_dim, device=device, requires_grad=True)
+    return lambda: objective.loss(pretraining.model, embeddings, drawn)[0].backward()
 
 
 def _views_alone(prepared: Prepared) -> Callable[[], None]:
@@ -50,7 +51,7 @@ def _views_alone(prepared: Prepared) -> Callable[[], None]:
 
     def render() -> None:
         for chunk in chunks * passes:
-            pretraining._render(prepared.batch, chunk)
+            pretraining.render(prepared.batch, chunk)
 
     return render
 
