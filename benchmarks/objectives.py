@@ -106,7 +106,9 @@ def _dense_positives(objective: str, labels: Tensor, positions: Tensor) -> Tenso
     if objective == "DVD-CL":
         return torch.eye(count, device=labels.device)
     image = torch.arange(IMAGES, device=labels.device).repeat_interleave(count // IMAGES)
-    near = torch.cdist(positions.flatten(0, -2), positions.flatten(0, -2)) < RADIUS
+    # the other mode cancels digits: pairs at the radius would change sides
+    everywhere = positions.flatten(0, -2)
+    near = torch.cdist(everywhere, everywhere, compute_mode="donot_use_mm_for_euclid_dist") < RADIUS
     return (near & (image[:, None] == image)).float()
 
 

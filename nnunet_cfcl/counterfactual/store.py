@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_cfcl.atomic import replace_atomically, write_text_atomically
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, listed
 
 FORMAT = 1
 SEPARATOR = "__"
@@ -164,10 +164,10 @@ class CounterfactualStore:
         allowed = {self.path(case, name).name for case in {*cases, *known} for name in self.interventions}
         if unknown := sorted(present - allowed):
             raise UserError(f"{self.folder / 'cases'} holds {len(unknown)} files of cases not in the dataset or "
-                            f"interventions not in the manifest: {_first(unknown)}; delete or rename them")
+                            f"interventions not in the manifest: {listed(unknown)}; delete or rename them")
         wanted = {self.path(case, name).name: (case, name) for case in cases for name in self.interventions}
         if missing := sorted(wanted.keys() - present):
-            raise UserError(f"{self.folder / 'cases'} lacks {len(missing)} of {len(wanted)} files: {_first(missing)}; "
+            raise UserError(f"{self.folder / 'cases'} lacks {len(missing)} of {len(wanted)} files: {listed(missing)}; "
                             "every case of the pretraining, those of the pool included, needs every intervention: "
                             "bring in the missing ones with nnunet_cfcl counterfactuals import, or set pretrain.data "
                             "to training (the pool is left out), or counterfactual.source to acquisition")
@@ -204,7 +204,7 @@ def find_store(preprocessed_folder: str | os.PathLike[str]) -> Path | None:
     """
     stores = sorted(path.parent for path in default_store_root(preprocessed_folder).glob(f"*/{MANIFEST}"))
     if len(stores) > 1:
-        raise UserError(f"there are {len(stores)} counterfactual stores: {_first([str(path) for path in stores])}; "
+        raise UserError(f"there are {len(stores)} counterfactual stores: {listed(stores)}; "
                         "name one in the setting counterfactual.store, or delete those out of date")
     return stores[0] if stores else None
 
@@ -234,8 +234,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     for name in names:
         _check_intervention(name)
     return manifest
-
-
-def _first(names: Sequence[str], count: int = 10) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more

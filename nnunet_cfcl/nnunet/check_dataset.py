@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nnunet_cfcl.config import CONFIG_VARIABLE, Settings, SettingsError, resolve_settings
+from nnunet_cfcl.errors import listed
 from nnunet_cfcl.nnunet.finding import CheckFailed, Finding
 
 # the plans of nnU-Net's own planners; the default planner needs no flag
@@ -50,7 +51,7 @@ def find_dataset(name_or_id: str) -> str:
             return found[0]
     near = difflib.get_close_matches(name_or_id, known, n=1, cutoff=0.0)
     raise CheckFailed(
-        f"no dataset {name_or_id} in nnUNet_raw or nnUNet_preprocessed ({_listed(known) or 'they hold none'})",
+        f"no dataset {name_or_id} in nnUNet_raw or nnUNet_preprocessed ({listed(known) or 'they hold none'})",
         f"-d {near[0]}" if near else "put it into $nnUNet_raw as DatasetXXX_NAME, in nnU-Net's format")
 
 
@@ -58,11 +59,6 @@ def _datasets_in(*variables: str) -> list[str]:
     folders = [Path(os.environ[variable]) for variable in variables if os.environ.get(variable)]
     found = (entry for folder in folders for entry in folder.glob("Dataset[0-9][0-9][0-9]_*") if entry.is_dir())
     return sorted({entry.name for entry in found})
-
-
-def _listed(names: Iterable[str], at_most: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:at_most]) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")
 
 
 def _preprocessed_root() -> Path:
@@ -82,7 +78,7 @@ def load_plan(dataset: str, plans: str, configuration: str | None) -> dict[str, 
     if not (folder / f"{plans}.json").is_file():
         others = sorted(file.stem for file in folder.glob("*.json") if "configurations" in _json_or_nothing(file))
         near = difflib.get_close_matches(plans, others, n=1)
-        raise CheckFailed(f"{dataset} has no plan {plans} in {folder} ({_listed(others) or 'nor any other'})",
+        raise CheckFailed(f"{dataset} has no plan {plans} in {folder} ({listed(others) or 'nor any other'})",
                           f"-p {near[0]}" if near else plan_command(dataset, configuration, plans))
     for name in (f"{plans}.json", "dataset.json"):
         if not _json_or_nothing(folder / name):
@@ -110,7 +106,7 @@ def load_configuration(plan: dict[str, Any], plans: str, configuration: str) -> 
     known = list(plan.get("configurations", {}))
     if configuration not in known:
         near = difflib.get_close_matches(configuration, known, n=1, cutoff=0.0)
-        raise CheckFailed(f"the plan {plans} has no configuration {configuration} (it has {_listed(known)})",
+        raise CheckFailed(f"the plan {plans} has no configuration {configuration} (it has {listed(known)})",
                           f"-c {near[0]}" if near else "plan again")
     block: dict[str, Any] = PlansManager(plan).get_configuration(configuration).configuration
     return block
@@ -131,7 +127,7 @@ def check_preprocessed(dataset: str, plans: str, configuration: str, block: dict
     cases = preprocessed_cases(folder, mend)
     missing = sorted(_raw_cases(dataset) - cases)
     if missing:
-        yield Finding("FAIL", f"{len(missing)} training cases are missing in {folder}: {_listed(missing)}", mend)
+        yield Finding("FAIL", f"{len(missing)} training cases are missing in {folder}: {listed(missing)}", mend)
     else:
         yield Finding("ok", f"{len(cases)} preprocessed cases in {folder}")
     yield _check_split(folder.parent / "splits_final.json", cases, mend)
@@ -182,7 +178,7 @@ def _check_split(file: Path, cases: set[str], mend: str) -> Finding:
         return Finding("FAIL", f"{file} is not a list of folds with train and val", f"rm {file}, nnU-Net draws folds")
     unknown = sorted(named - cases)
     if unknown:
-        return Finding("FAIL", f"{file} names cases that are not preprocessed: {_listed(unknown)}",
+        return Finding("FAIL", f"{file} names cases that are not preprocessed: {listed(unknown)}",
                        f"{mend}, or rm {file}")
     return Finding("ok", f"splits_final.json: {len(splits)} folds")
 

@@ -25,8 +25,7 @@ from tqdm import tqdm
 
 from nnunet_cfcl.config import digest
 from nnunet_cfcl.counterfactual.store import CounterfactualStore, default_store_root, split_name
-from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.patients import listed
+from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.nnunet.pool import (
     check_pool_is_current,
     pool_command,

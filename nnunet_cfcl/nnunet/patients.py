@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_cfcl.atomic import write_text_atomically
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, listed
 
 ATTRIBUTES = "attributes.csv"
 CASE, PATIENT = "case", "patient"
@@ -138,8 +138,3 @@ def _check_rows(file: Path, header: Sequence[str], rows: Mapping[int, Sequence[s
     faults += [f"case {case} is there more than once" for case in twice]
     if faults:
         raise UserError(f"{file} has {len(faults)} faults: {listed(faults)}; mend these rows")
-
-
-def listed(names: Sequence[str], count: int = 10) -> str:
-    """The first of a list of names, for messages."""
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

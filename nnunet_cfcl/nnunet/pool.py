@@ -20,7 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_cfcl.atomic import write_text_atomically
 from nnunet_cfcl.config import digest
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.nnunet.pool_sources import POOL_IMAGES, SILVER_LABELS, pool_names, silver_names
 
 FORMAT = 1
@@ -197,7 +197,7 @@ def _manifest_fault(folder: Path, manifest: Manifest, preprocessing: str) -> str
         return f"{folder} is not complete: preprocessing was interrupted after {len(manifest.cases)} cases"
     present = set(os.listdir(folder)) if folder.is_dir() else set()
     missing = sorted({name for record in manifest.cases.values() for name in record.files} - present)
-    return f"{folder} lacks {len(missing)} files: {_first(missing)}" if missing else None
+    return f"{folder} lacks {len(missing)} files: {listed(missing)}" if missing else None
 
 
 def _raw_faults(dataset: str, ending: str, pool: Manifest | None, silver: Manifest | None) -> list[str | None]:
@@ -216,9 +216,5 @@ def _difference(folder: Path, present: set[str], preprocessed: set[str]) -> str 
     if not preprocessed:
         return f"{folder} has {len(present)} cases that were never preprocessed for this configuration"
     new, gone = sorted(present - preprocessed), sorted(preprocessed - present)
-    changes = [f"{len(names)} {what} ({_first(names)})" for names, what in ((new, "new"), (gone, "gone")) if names]
+    changes = [f"{len(names)} {what} ({listed(names)})" for names, what in ((new, "new"), (gone, "gone")) if names]
     return f"{folder} changed since it was preprocessed: {' and '.join(changes)}"
-
-
-def _first(names: list[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

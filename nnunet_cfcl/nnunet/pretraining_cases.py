@@ -14,10 +14,10 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from numpy.typing import NDArray
 
 from nnunet_cfcl.config import Settings, SilverSettings, digest
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.nnunet.cases import PreprocessedCases, certain
 from nnunet_cfcl.nnunet.check_dataset import preprocess_command
-from nnunet_cfcl.nnunet.patients import ATTRIBUTES, PATIENT, Patients, known_patients, listed
+from nnunet_cfcl.nnunet.patients import ATTRIBUTES, PATIENT, Patients, known_patients
 from nnunet_cfcl.nnunet.pool import (
     Manifest,
     check_pool_is_current,
