@@ -240,7 +240,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
         left.axhline(floor, color="grey", linestyle=":", linewidth=1)
     left.axhline(TARGET_PRODUCTS, color="tab:red", linewidth=1)
     left.set_ylabel("time, in N x N x d products\n(dotted: floors, red: bound, dashed: dense form)")
-    right.set_ylabel("memory that a step adds, MiB (dashed: dense form)")
+    right.set_ylabel("memory added by a step, MiB\n(dashed: dense form)")
     for axes in (left, right):
         axes.set(xscale="log", yscale="log", xlabel="points N")
         axes.grid(alpha=0.3, which="both")
