@@ -135,8 +135,9 @@ def _pretrain(arguments: argparse.Namespace, device: torch.device) -> None:
     trainer = bare_trainer(
         trainer_class, arguments.dataset, arguments.configuration, arguments.fold, arguments.p, device, log)
     folder = Phase1(trainer, trainer_class.method, None, ranks).run()
+    cpu = " -device cpu" if device.type == "cpu" else ""
     log(f"Phase 1 done, its files are in {folder}. Phase 2: nnUNetv2_train {arguments.dataset} "
-        f"{arguments.configuration} {arguments.fold} -tr {arguments.tr} -p {arguments.p}")
+        f"{arguments.configuration} {arguments.fold} -tr {arguments.tr} -p {arguments.p}{cpu}")
 
 
 def _print(*line: Any, **ignored: Any) -> None:

@@ -28,8 +28,8 @@ def find_trainer(name: str) -> Any:
     found = pretraining_trainer(name)
     if found is None:
         _refuse(check_trainer(name))
-        raise UserError(f"{name} has no pretraining phase: name one of the plugin's trainers (`nnunet_cfcl doctor -tr "
-                        "NAME` knows them), or give yours the base class CounterfactualPretraining")
+        raise UserError(f"{name} has no pretraining phase: name one of the plugin's trainers (`nnunet_cfcl trainers` "
+                        "lists them), or give yours the base class CounterfactualPretraining")
     return found
 
 

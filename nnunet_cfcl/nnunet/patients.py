@@ -6,14 +6,15 @@ preprocessed data.
 
 from __future__ import annotations
 
-import csv
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_cfcl.atomic import write_text_atomically
+from nnunet_cfcl.csv_table import read_csv_table
 from nnunet_cfcl.errors import UserError, listed
 
 ATTRIBUTES = "attributes.csv"
@@ -61,6 +62,30 @@ def known_patients(raw_folder: Path | None, preprocessed: Path) -> Patients:
     return Patients({}, "")
 
 
+def check_case_names(named: Collection[str], known: Collection[str], ending: str, table: str) -> None:
+    """Refuse a table that speaks of the cases by other names, which would silently say nothing of them.
+
+    Rows of other cases are no fault: a dataset's test cases may have some.
+
+    Args:
+        named: cases of the table.
+        known: cases that it should speak of.
+        ending: file ending of the dataset's images.
+        table: where the names are from, in words.
+
+    Raises:
+        UserError: it has names of known cases' files, or of no known case at all.
+    """
+    unknown = sorted(set(named) - set(known))
+    files = [name for name in unknown if re.sub(r"_\d{4}$", "", name.removesuffix(ending)) in known]
+    if files:
+        raise UserError(f"{table} has {len(files)} names of files where names of cases are expected: {listed(files)}; "
+                        f"write them without _0000 and without {ending}")
+    if known and unknown and len(unknown) == len(set(named)):
+        raise UserError(f"{table} names none of the {len(known)} known cases, such as {sorted(known)[0]}, but "
+                        f"{len(unknown)} others: {listed(unknown)}; write the names of the cases")
+
+
 def store_patients(preprocessed: Path, patients: Mapping[str, str] | None) -> None:
     """Keep what `read_patients` found for trainings without the raw dataset, atomically.
 
@@ -102,7 +127,7 @@ def read_patients(raw_folder: Path) -> dict[str, str] | None:
     file = raw_folder / ATTRIBUTES
     if not file.exists():
         return None
-    header, rows = _read_table(file)
+    header, rows = read_csv_table(file)
     for name in (CASE, PATIENT):
         if header.count(name) > 1 or (name == CASE and name not in header):
             raise UserError(f"{file} must have one column '{name}', found the columns {', '.join(header) or 'none'}; "
@@ -113,20 +138,6 @@ def read_patients(raw_folder: Path) -> dict[str, str] | None:
         return None
     pairs = ((row[columns[CASE]], row[columns[PATIENT]]) for row in rows.values())
     return {case: patient for case, patient in pairs if patient}
-
-
-def _read_table(file: Path) -> tuple[list[str], dict[int, list[str]]]:
-    """The header, and the rows by the number of their line; cells without the spaces around them."""
-    try:
-        # spreadsheets write a byte order mark
-        with open(file, newline="", encoding="utf-8-sig") as handle:
-            reader = csv.reader(handle, strict=True)
-            header = [cell.strip() for cell in next(reader, [])]
-            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read as a table of comma-separated values in UTF-8 ({error}); save it again "
-                        "as such, or take it away") from error
-    return header, {line: row for line, row in rows if any(row)}
 
 
 def _check_rows(file: Path, header: Sequence[str], rows: Mapping[int, Sequence[str]], column: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.patients import read_patients, store_patients
+from nnunet_cfcl.nnunet.patients import ATTRIBUTES, check_case_names, read_patients, store_patients
 from nnunet_cfcl.nnunet.pool import (
     CaseRecord,
     Manifest,
@@ -24,7 +24,7 @@ from nnunet_cfcl.nnunet.pool import (
 from nnunet_cfcl.nnunet.pool_check import CaseCheck
 from nnunet_cfcl.nnunet.pool_dataset import PoolDataset, open_pool_dataset
 from nnunet_cfcl.nnunet.pool_preprocess import CasePreprocessing, scratch_folder
-from nnunet_cfcl.nnunet.pool_sources import POOL_IMAGES, SILVER_LABELS, RawCase, find_raw_pool
+from nnunet_cfcl.nnunet.pool_sources import POOL_IMAGES, SILVER_LABELS, RawCase, RawPool, find_raw_pool
 from nnunet_cfcl.nnunet.pool_workers import PoolWorkers
 
 # a manifest of a large pool has megabytes: a kill costs the cases of so many seconds
@@ -71,13 +71,14 @@ def preprocess_pool(
     """
     target = open_pool_dataset(str(dataset), configuration, plans)
     raw = find_raw_pool(target.raw, target.dataset_json)
-    if not raw.cases and not raw.problems:
+    folders = [kind(target.preprocessed) for kind in (pool_folder, silver_folder)]
+    if not raw.cases and not raw.problems and not any(manifest_file(folder).exists() for folder in folders):
         raise UserError(f"there are no images in {target.raw / POOL_IMAGES} and no silver labels of training cases in "
                         f"{target.raw / SILVER_LABELS}: put images named "
                         f"CASE_0000{target.dataset_json['file_ending']} into {POOL_IMAGES}")
-    patients = _patients(target.raw, raw.problems)
-    pools = (_Folder.find(pool_folder(target.preprocessed), [case for case in raw.cases if not case.training], target),
-             _Folder.find(silver_folder(target.preprocessed), [case for case in raw.cases if case.training], target))
+    patients = _patients(target, raw)
+    pools = [_Folder.find(folder, [case for case in raw.cases if case.training == of_training], target)
+             for folder, of_training in zip(folders, (False, True))]
     with PoolWorkers(target, processes) as workers:
         _check([case for pool in pools for case in pool.due], raw.problems, workers)
         for pool in pools:
@@ -161,12 +162,14 @@ def _check(cases: Sequence[RawCase], problems: Sequence[str], workers: PoolWorke
                         f"mend these files or take them away, then run {workers.dataset.command}")
 
 
-def _patients(raw: Path, problems: list[str]) -> dict[str, str] | None:
-    """What `read_patients` finds; a table that cannot be read is one more problem."""
+def _patients(target: PoolDataset, raw: RawPool) -> dict[str, str] | None:
+    """What `read_patients` finds; a table that cannot be read, or that has other names, is one more problem."""
     try:
-        return read_patients(raw)
+        patients = read_patients(target.raw)
+        check_case_names(patients or (), raw.known, target.dataset_json["file_ending"], str(target.raw / ATTRIBUTES))
+        return patients
     except UserError as error:
-        problems.append(str(error))
+        raw.problems.append(str(error))
         return None
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import csv
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,9 @@ from typing import Any
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_cfcl.config import digest
+from nnunet_cfcl.csv_table import read_csv_table
+from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet.patients import check_case_names
 
 POOL_IMAGES = "imagesUn"
 SILVER_LABELS = "labelsSilver"
@@ -68,10 +69,17 @@ def _state(file: Path) -> list[str | int]:
 
 @dataclass
 class RawPool:
-    """All cases of the pool and all training cases with a silver label; ``problems`` are lines for the user."""
+    """What is found in a raw dataset.
+
+    Attributes:
+        cases: all cases of the pool and all training cases with a silver label.
+        problems: lines for the user.
+        known: names of all cases of the pool and all training cases.
+    """
 
     cases: list[RawCase] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    known: frozenset[str] = frozenset()
 
 
 def find_raw_pool(raw: Path, dataset_json: Mapping[str, Any]) -> RawPool:
@@ -92,6 +100,7 @@ def find_raw_pool(raw: Path, dataset_json: Mapping[str, Any]) -> RawPool:
     silver = _silver_sources(raw / SILVER_LABELS, ending, pool.problems)
     for case in sorted(silver.keys() - images.keys() - training.keys()):
         pool.problems.append(f"{silver[case].label}: no image of case {case} in {POOL_IMAGES} or imagesTr")
+    pool.known = frozenset(images.keys() | training.keys())
     pool.cases = [RawCase(case, files, silver.get(case)) for case, files in sorted(images.items())]
     of_training = sorted(silver.keys() & training.keys() - images.keys())
     pool.cases += [RawCase(case, training[case], silver[case], training=True) for case in of_training]
@@ -163,16 +172,17 @@ def _silver_sources(folder: Path, ending: str, problems: list[str]) -> dict[str,
             problems.append(f"{path}: a silver label must be named CASE{ending}, as the dataset's images end")
     for case in sorted(probabilities.keys() - labels.keys()):
         problems.append(f"{probabilities[case]}: has no label {case}{ending} beside it; was the prediction stopped?")
-    quality = read_qualities(folder / QUALITIES, set(labels), problems)
+    quality = read_qualities(folder / QUALITIES, set(labels), ending, problems)
     return {case: SilverSource(path, probabilities.get(case), quality.get(case)) for case, path in labels.items()}
 
 
-def read_qualities(file: Path, cases: set[str], problems: list[str]) -> dict[str, float]:
+def read_qualities(file: Path, cases: set[str], ending: str, problems: list[str]) -> dict[str, float]:
     """The columns ``case`` and ``quality`` of a comma-separated file; empty without the file.
 
     Args:
-        file: ``silver.csv``; other columns are not looked at.
+        file: ``silver.csv``; other columns are not looked at, nor rows of other cases, nor empty qualities.
         cases: the cases that have a silver label.
+        ending: file ending of the labels.
         problems: gets a line for each wrong row.
 
     Returns:
@@ -181,39 +191,36 @@ def read_qualities(file: Path, cases: set[str], problems: list[str]) -> dict[str
     if not file.is_file():
         return {}
     try:
-        # spreadsheets write a byte order mark
-        with open(file, newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
-            columns = reader.fieldnames or []
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        problems.append(f"{file}: cannot be read as comma-separated UTF-8 ({error})")
+        header, rows = read_csv_table(file)
+    except UserError as error:
+        problems.append(str(error))
         return {}
-    if missing := [name for name in ("case", "quality") if name not in columns]:
+    if missing := [name for name in ("case", "quality") if name not in header]:
         problems.append(f"{file}: has no column {' and no column '.join(missing)}, found "
-                        f"{', '.join(columns) or 'none'}")
+                        f"{', '.join(header) or 'none'}")
         return {}
+    named: set[str] = set()
     found: dict[str, float] = {}
-    for line, row in rows:
-        case, quality = row["case"] or "", _number(row["quality"])
-        if fault := _row_fault(case, row["quality"], quality, cases, found):
+    for line, cells in rows.items():
+        row = dict(zip(header, cells))
+        case, quality = row.get("case", ""), row.get("quality", "")
+        if case in cases and (fault := _row_fault(case, quality, named)):
             problems.append(f"{file} line {line}: {fault}")
-        found.setdefault(case, quality)
+        elif case in cases and quality:
+            found[case] = float(quality)
+        named.add(case)
+    try:
+        check_case_names(named, cases, ending, str(file))
+    except UserError as error:
+        problems.append(str(error))
     return found
 
 
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
-
-
-def _row_fault(case: str, text: str | None, quality: float, cases: set[str], found: Mapping[str, float]) -> str | None:
-    if case not in cases:
-        return f"there is no silver label of case '{case}'"
-    if case in found:
+def _row_fault(case: str, quality: str, named: Collection[str]) -> str | None:
+    if case in named:
         return f"case {case} is there twice"
-    if not 0 <= quality <= 1:
-        return f"the quality of case {case} must be a number from 0 to 1, found '{text or ''}'"
-    return None
+    try:
+        good = not quality or 0 <= float(quality) <= 1
+    except ValueError:
+        good = False
+    return None if good else f"the quality of case {case} must be a number from 0 to 1, found '{quality}'"

@@ -17,7 +17,7 @@ from nnunet_cfcl.config import Settings, SilverSettings, digest
 from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.nnunet.cases import PreprocessedCases, certain
 from nnunet_cfcl.nnunet.check_dataset import preprocess_command
-from nnunet_cfcl.nnunet.patients import ATTRIBUTES, PATIENT, Patients, known_patients
+from nnunet_cfcl.nnunet.patients import ATTRIBUTES, PATIENT, Patients, check_case_names, known_patients
 from nnunet_cfcl.nnunet.pool import (
     Manifest,
     check_pool_is_current,
@@ -115,7 +115,7 @@ def pretraining_cases(
     Raises:
         UserError: no cases; no labels where the method needs them; a pool or silver labels that are not preprocessed,
             or not with this plan; cases in both the pool and the training set; a training case that is not
-            preprocessed; a table of attributes or its stored copy that cannot be read.
+            preprocessed; a table of attributes or its stored copy that cannot be read or has other names for the cases.
     """
     dataset = _Dataset.of(trainer)
     with_pool, silver = settings.pretrain.data != "training", settings.silver
@@ -123,6 +123,8 @@ def pretraining_cases(
         check_pool_is_current(dataset.folder, trainer.plans_manager, dataset.configuration, trainer.dataset_json)
     if with_pool:
         dataset.check_names()
+    patients = dataset.patients
+    check_case_names(patients.names, dataset.known, trainer.dataset_json["file_ending"], patients.table)
     chosen = _choose(trainer, settings.pretrain.data, dataset)
     labels = Labels()
     lines = chosen.lines(dataset)
@@ -135,7 +137,7 @@ def pretraining_cases(
     if unpack:
         _unpack(folder for folder, cases in folders if cases)
     images = [PreprocessedCases(str(folder), cases) for folder, cases in folders if cases]
-    return PretrainingCases(images, dataset.labelled | dataset.pool.cases.keys(), labels)
+    return PretrainingCases(images, dataset.known, labels)
 
 
 def _unpack(folders: Iterable[Path]) -> None:
@@ -169,6 +171,11 @@ class _Dataset:
         raw = os.environ.get("nnUNet_raw")
         patients = known_patients(Path(raw) / folder.parent.name if raw else None, folder.parent)
         return cls(folder, configuration, plans, labelled, pool, silver, patients)
+
+    @property
+    def known(self) -> frozenset[str]:
+        """All cases, used or not."""
+        return self.labelled | self.pool.cases.keys()
 
     @property
     def raw(self) -> str:
@@ -229,14 +236,14 @@ class _Chosen:
         if patients.outdated:
             lines.append(f"{patients.table} changed since its copy for trainings without nnUNet_raw was made: run "
                          f"{dataset.pool_command} again")
-        if not self.pool or not self.held_out:
+        if not self.held_out:
             return lines
         if not patients.names:
             return [*lines, f"patients are not known ({dataset.patients_column}): every case counts as a patient of "
                             "its own"]
         if unnamed := sorted({*self.training, *self.pool, *self.held_out} - patients.names.keys()):
-            lines.append(f"{patients.table} is empty for {len(unnamed)} cases, each counts as a patient of its own: "
-                         f"{listed(unnamed)}")
+            lines.append(f"{patients.table} names no patient for {len(unnamed)} cases, each counts as a patient of its "
+                         f"own: {listed(unnamed)}")
         return lines
 
 

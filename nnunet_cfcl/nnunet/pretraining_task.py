@@ -69,6 +69,7 @@ def build_task(trainer: Any, method: Method, objective: Objective, ranks: Ranks)
         checkpoints=not trainer.disable_checkpointing,
         compile=_compiled if trainer._do_i_compile() else lambda network: network,
         ranks=ranks,
+        ignore_label=trainer.label_manager.ignore_label,
     )
 
 

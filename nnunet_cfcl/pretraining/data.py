@@ -45,6 +45,7 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
         geometry: patch size and spacing.
         settings: all settings.
         steps: optimiser steps of the whole pretraining.
+        ignore_label: label that says nothing about the voxel; None: there is none.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
         geometry: ViewGeometry,
         settings: Settings,
         steps: int,
+        ignore_label: int | None = None,
     ) -> None:
         self._reader, self._source, self._objective = reader, source, objective
-        self._geometry, self._settings, self._steps = geometry, settings, steps
+        self._geometry, self._settings, self._steps, self._ignore = geometry, settings, steps, ignore_label
         self._crop_size = crop_size(geometry, settings.views)
         self._cases = tuple(reader.labelled if objective.labelled_only else reader.cases)
 
@@ -119,7 +121,7 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
 
     def _has_foreground(self, case: str, box: CropBox) -> bool:
         found = self._reader.labels(case, box.inside)
-        return found is None or bool((found[0] > 0).any())
+        return found is None or bool(((found[0] > 0) & (found[0] != self._ignore)).any())
 
 
 def _no_labels(crop_size: Sequence[int]) -> Tensor:

@@ -49,6 +49,7 @@ class PretrainingTask:
         checkpoints: false: nothing is saved.
         compile: wraps the network, e.g. ``torch.compile``.
         ranks: the processes that share every step.
+        ignore_label: label that says nothing about the voxel; None: there is none.
     """
 
     reader: CaseReader
@@ -65,6 +66,7 @@ class PretrainingTask:
     checkpoints: bool = True
     compile: Callable[[nn.Module], nn.Module] = field(default=lambda network: network)
     ranks: Ranks = Ranks()
+    ignore_label: int | None = None
 
 
 class Pretraining:
@@ -103,7 +105,7 @@ class Pretraining:
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=task.device.type == "cuda")
         self.total_steps = self.settings.epochs * self.settings.iterations_per_epoch
         self.data = PretrainingDataset(
-            task.reader, task.source, task.objective, task.geometry, task.settings, self.total_steps
+            task.reader, task.source, task.objective, task.geometry, task.settings, self.total_steps, task.ignore_label
         )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:

@@ -105,6 +105,7 @@ def test_phase_1_alone_runs_without_torchrun_and_the_real_trainer_reuses_it(toy,
     status, output, errors = run("7", "2d", "0", capsys=capsys)
     assert status == 0 and "nnunet_cfcl.pretrain:" not in errors
     assert "Pretraining epoch 1" in output and "Phase 2: nnUNetv2_train 7 2d 0 -tr nnUNetTrainerDVDCL" in output
+    assert "-p nnUNetPlans -device cpu" in output
     trainer = real(toy)
     trainer.initialize()
     folder = Phase1(trainer, type(trainer).method, False, Ranks()).run()

@@ -133,6 +133,28 @@ def test_a_second_run_makes_only_what_is_new_changed_or_lost(raw, preprocessed):
     assert load(folder, "b")[1][0].min() == 1
 
 
+def test_a_pool_that_is_taken_away_altogether_is_removed(raw, preprocessed):
+    add(raw, "a", "b", silver=True)
+    run()
+    for path in [*(raw / "imagesUn").iterdir(), *(raw / "labelsSilver").iterdir()]:
+        path.unlink()
+    assert "2 cases are gone from the raw dataset and removed: a, b" in run()
+    assert not pool_folder(preprocessed).exists() and read_manifest(pool_folder(preprocessed)) is None
+    with pytest.raises(UserError, match="no images"):
+        run()
+
+
+def test_a_table_of_patients_with_names_of_files_is_one_more_problem(raw, preprocessed):
+    add(raw, "a")
+    write(raw / "imagesUn" / "b_0001.png", np.ones(SHAPE))
+    (raw / "attributes.csv").write_text("case,patient\na_0000,p1\ntoy_1.png,p1\n")
+    with pytest.raises(UserError) as error:
+        run()
+    found = problems(error)
+    assert len(found) == 2 and "2 names of files where names of cases are expected: a_0000, toy_1.png" in found[1]
+    assert not pool_folder(preprocessed).exists()
+
+
 def test_a_changed_quality_or_a_label_taken_away_is_noticed(raw, preprocessed):
     add(raw, "a", "b", silver=True)
     run()
@@ -235,7 +257,8 @@ def test_every_bad_image_and_label_is_listed_at_once_and_nothing_is_written(raw,
     write(raw / "imagesUn" / "unnamed.png", np.ones(SHAPE))
     (raw / "imagesUn" / "broken_0000.png").write_bytes(b"no picture")
     write(raw / "labelsSilver" / "good.png", np.zeros((*SHAPE, 3)))
-    (raw / "labelsSilver" / "silver.csv").write_text("case,quality\ngood,best\nother,2\nother,0.5\nnobody,1\n")
+    rows = "good,best\nother,2\nother,0.5\nnobody,1\ngood_0000,1\n"
+    (raw / "labelsSilver" / "silver.csv").write_text("case,quality\n" + rows)
     with pytest.raises(UserError, match=r"^15 problems in .*nothing was written") as error:
         run()
     lines = problems(error)
@@ -243,7 +266,7 @@ def test_every_bad_image_and_label_is_listed_at_once_and_nothing_is_written(raw,
               r"unnamed\.png: must be named CASE_0000", r"late_0000\.png: missing",
               r"lonely\.png: no image of case lonely",
               r"silver\.csv line 2: the quality of case good .* found 'best'", r"line 3: .* other .* found '2'",
-              r"line 4: case other is there twice", r"line 5: there is no silver label of case 'nobody'",
+              r"line 4: case other is there twice", r"silver\.csv has 1 names of files .*: good_0000;",
               r"broken_0000\.png: cannot be read \(.+\)", r"colour_0000\.png: has 3 channels, expected 1 \(xray\)",
               r"wide\.png: has shape \(1, 20, 29\), its image has \(1, 20, 28\)",
               r"tall\.png: has shape \(1, 21, 28\), its image has", r"other\.png: has the values 7, .*known: 0, 1\)",

@@ -76,15 +76,30 @@ def test_every_wrong_name_and_missing_partner_is_listed(raw):
 
 def test_every_wrong_row_of_the_table_of_qualities_is_listed(tmp_path):
     file, problems = tmp_path / "silver.csv", []
-    file.write_text("case,scanner,quality\na,x,0.25\nb,x,good\nc,x,1.5\nd,x,\nunknown,x,0.5\na,x,0.75\ne,x,nan\nf,x,-0\n")
-    found = read_qualities(file, set("abcdef"), problems)
-    assert found["a"] == 0.25 and found["f"] == 0
+    file.write_text("case,scanner,quality\na,x,0.25\nb,x,good\nc,x,1.5\na,x,0.75\ne,x,nan\nf,x,-0\n")
+    found = read_qualities(file, set("abcdef"), ".png", problems)
+    assert found == {"a": 0.25, "f": 0}
     wanted = ["line 3: the quality of case b must be a number from 0 to 1, found 'good'",
               "line 4: the quality of case c must be a number from 0 to 1, found '1.5'",
-              "line 5: the quality of case d must be a number from 0 to 1, found ''",
-              "line 6: there is no silver label of case 'unknown'", "line 7: case a is there twice",
-              "line 8: the quality of case e must be a number from 0 to 1, found 'nan'"]
+              "line 5: case a is there twice",
+              "line 6: the quality of case e must be a number from 0 to 1, found 'nan'"]
     assert [problem.split("silver.csv ")[1] for problem in problems] == wanted
+
+
+def test_rows_without_quality_and_rows_of_cases_without_a_label_say_nothing(tmp_path):
+    file, problems = tmp_path / "silver.csv", []
+    file.write_text("case, quality\n a , 0.5\nb,\n,\n\nunknown,bad\nunknown,0.1\nshort\n")
+    assert read_qualities(file, {"a", "b", "c"}, ".png", problems) == {"a": 0.5}
+    assert problems == []
+
+
+@pytest.mark.parametrize(("case", "said"), [("a.png", "names of files"), ("a_0000", "names of files"),
+                                            ("z", "none of the 2 known cases, such as a, but 1 others: z;")])
+def test_a_table_that_names_the_cases_otherwise_is_one_problem(tmp_path, case, said):
+    file, problems = tmp_path / "silver.csv", []
+    file.write_text(f"case,quality\n{case},0.5\n")
+    assert read_qualities(file, {"a", "b"}, ".png", problems) == {}
+    assert len(problems) == 1 and said in problems[0] and str(file) in problems[0]
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -95,14 +110,14 @@ def test_every_wrong_row_of_the_table_of_qualities_is_listed(tmp_path):
 def test_a_table_without_its_columns_is_one_problem(tmp_path, text, message):
     file, problems = tmp_path / "silver.csv", []
     file.write_text(text)
-    assert read_qualities(file, {"a"}, problems) == {}
+    assert read_qualities(file, {"a"}, ".png", problems) == {}
     assert problems == [f"{file}: {message}"]
 
 
 def test_a_spreadsheets_byte_order_mark_is_no_part_of_the_column(tmp_path):
     file, problems = tmp_path / "silver.csv", []
     file.write_bytes("case,quality\na,0.5\n".encode("utf-8-sig"))
-    assert read_qualities(file, {"a"}, problems) == {"a": 0.5}
+    assert read_qualities(file, {"a"}, ".png", problems) == {"a": 0.5}
     assert problems == []
 
 

@@ -168,15 +168,23 @@ def test_a_patient_that_has_the_name_of_a_validation_case_is_that_cases_own(trai
     assert pretraining_cases(trainer(0), settings(), needs_labels=False).cases[-1] == "un_1"
 
 
-def test_the_log_says_where_patients_are_not_known(trainer, save, name_patients):
+@pytest.mark.parametrize("data", DATA)
+def test_the_log_says_where_patients_are_not_known(trainer, save, name_patients, data):
     save({"un_0": -1})
     owner = trainer(0)
-    pretraining_cases(owner, settings(), needs_labels=False)
+    pretraining_cases(owner, settings(data), needs_labels=False)
     assert any("patients are not known" in line and "attributes.csv" in line for line in owner.log)
+    owner = trainer("all")
+    pretraining_cases(owner, settings(data), needs_labels=False)
+    assert any("patients are not known" in line for line in owner.log) == (data == "pool")
+
+
+def test_the_log_names_the_cases_whose_patient_is_not_known(trainer, save, name_patients):
+    save({"un_0": -1})
     name_patients({f"toy_{n}": f"p{n}" for n in range(6)})
     owner = trainer(0)
     pretraining_cases(owner, settings(), needs_labels=False)
-    assert any("is empty for 1 cases" in line and line.endswith(": un_0") for line in owner.log)
+    assert any("names no patient for 1 cases" in line and line.endswith(": un_0") for line in owner.log)
 
 
 @pytest.mark.parametrize("data", DATA)
@@ -203,6 +211,28 @@ def test_a_table_that_changed_since_the_pool_was_made_wins_and_the_log_names_the
     owner = trainer(0)
     pretraining_cases(owner, settings("pool"), needs_labels=False)
     assert not any("changed since" in line for line in owner.log)
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("suffix", ["_0000", "_0000.png", ".png"])
+def test_patients_of_files_instead_of_cases_are_refused(trainer, save, name_patients, data, suffix):
+    save({"un_0": -1})
+    name_patients({"toy_0": "a", f"toy_1{suffix}": "a", f"un_0{suffix}": "b", "test_7": "c"})
+    with pytest.raises(UserError, match=f"2 names of files where names of cases .*: toy_1{suffix}, un_0{suffix};"):
+        pretraining_cases(trainer(0), settings(data), needs_labels=False)
+    name_patients({"toy_0": "a", "test_7": "c"})
+    assert pretraining_cases(trainer(0), settings(data), needs_labels=False).cases
+
+
+def test_a_table_that_names_only_cases_unknown_is_refused_with_and_without_the_raw_dataset(
+        trainer, name_patients, toy_cases, monkeypatch):
+    name_patients({"scan_1": "a", "scan_2": "a"})
+    with pytest.raises(UserError, match="none of the 6 known cases, such as toy_0, but 2 others: scan_1, scan_2"):
+        pretraining_cases(trainer(0), settings(), needs_labels=False)
+    store_patients(toy_cases.parent, {"toy_0_0000": "a"})
+    monkeypatch.delenv("nnUNet_raw")
+    with pytest.raises(UserError, match="1 names of files .*: toy_0_0000; write them without _0000"):
+        pretraining_cases(trainer(0), settings(), needs_labels=False)
 
 
 def test_if_nothing_is_left_the_reason_is_given(trainer, save, name_patients):

@@ -114,6 +114,21 @@ def test_a_share_of_the_crops_of_a_supervised_method_holds_foreground(make_task,
     assert foreground(supervised, 1.0) >= foreground(supervised, 0.0) + 8
 
 
+def test_the_ignore_label_is_no_foreground_that_a_crop_is_drawn_for(make_task, cases_in_memory):
+    labels = np.zeros((2, 1, 200, 200), np.int16)
+    labels[0], labels[0, 0, :, ::4], labels[1] = 2, 0, 100  # sparse scribbles of background, ignored elsewhere
+    labels[0, 0, 150:153, 150:153] = 1
+    reader = cases_in_memory((1, 1, 200, 200), count=1, label_maps={"case_0": labels})
+
+    def organ(ignore_label):
+        objective = DualViewObjective(20, PointLabels(0.5, ignore_label))
+        task = make_task({"silver": {"balanced_share": 1.0}}, reader=reader, objective=objective)
+        data = PretrainingDataset(reader, task.source, objective, task.geometry, task.settings, 30, ignore_label)
+        return sum(bool((data[index]["labels"][0] == 1).any()) for index in range(60))
+
+    assert organ(2) >= organ(None) + 8
+
+
 def test_an_image_without_labels_has_a_map_that_says_nothing(make_task, cases_in_memory):
     objective = DualViewObjective(20, PointLabels(0.5))
     task = make_task(reader=cases_in_memory(), objective=objective)
