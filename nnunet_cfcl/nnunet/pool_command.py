@@ -72,7 +72,10 @@ def preprocess_pool(
     target = open_pool_dataset(str(dataset), configuration, plans)
     raw = find_raw_pool(target.raw, target.dataset_json)
     folders = [kind(target.preprocessed) for kind in (pool_folder, silver_folder)]
-    if not raw.cases and not raw.problems and not any(manifest_file(folder).exists() for folder in folders):
+    # an emptied folder is meant, one that is missing altogether may be on a disk that is not there today
+    emptied = any((target.raw / name).is_dir() for name in (POOL_IMAGES, SILVER_LABELS)) and any(
+        manifest_file(folder).exists() for folder in folders)
+    if not raw.cases and not raw.problems and not emptied:
         raise UserError(f"there are no images in {target.raw / POOL_IMAGES} and no silver labels of training cases in "
                         f"{target.raw / SILVER_LABELS}: put images named "
                         f"CASE_0000{target.dataset_json['file_ending']} into {POOL_IMAGES}")

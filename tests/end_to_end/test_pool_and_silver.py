@@ -91,10 +91,10 @@ def _other_geometry(raw: Path) -> list[str]:
 
 def _no_number(raw: Path) -> list[str]:
     cases = [label.stem for label in sorted((raw / "labelsSilver").glob("*.png"))[:3]]
-    rows = "".join(f"{case},{quality}\n" for case, quality in zip(cases, ("good", "0.9", "")))
+    rows = "".join(f"{case},{quality}\n" for case, quality in zip(cases, ("good", "0.9", "1.1")))
     (raw / "labelsSilver" / "silver.csv").write_text(f"case,quality\n{rows}")
     return [f"the quality of case {case} must be a number from 0 to 1, found '{text}'"
-            for case, text in ((cases[0], "good"), (cases[2], ""))]
+            for case, text in ((cases[0], "good"), (cases[2], "1.1"))]
 
 
 def _in_both(raw: Path) -> list[str]:
@@ -104,10 +104,9 @@ def _in_both(raw: Path) -> list[str]:
     return [f"case {image.name.removesuffix('_0000.png')} is in imagesTr too" for image in images]
 
 
-def _empty(raw: Path) -> list[str]:
+def _missing(raw: Path) -> list[str]:
     for folder in ("imagesUn", "labelsSilver"):
         shutil.rmtree(raw / folder)
-        (raw / folder).mkdir()
     return [f"there are no images in {raw / 'imagesUn'}", "put images named CASE_0000.png into imagesUn"]
 
 
@@ -135,13 +134,13 @@ def refusal(monkeypatch, capsys) -> Callable[..., str]:
     return run
 
 
-@pytest.mark.parametrize("spoil", [*SPOILED, _empty])
+@pytest.mark.parametrize("spoil", [*SPOILED, _missing])
 def test_bad_input_is_refused_in_one_error_that_names_all_offenders(x_rays, refusal, spoil):
     before = _written(x_rays)
     offenders = spoil(x_rays.folder("raw") / DATASET)
     output = refusal(x_rays, POOL)
     assert all(offender in output for offender in offenders), output
-    assert spoil is _empty or f"{len(offenders)} problems in" in output
+    assert spoil is _missing or f"{len(offenders)} problems in" in output
     assert _written(x_rays) == before
 
 
@@ -173,11 +172,15 @@ def test_pool_images_with_a_missing_channel_are_all_named(hippocampus, refusal, 
     assert "2 problems in" in output and "new_1" not in output
 
 
-def test_a_pretraining_on_the_pool_alone_needs_a_pool(x_rays, trainers_of):
-    _empty(x_rays.folder("raw") / DATASET)
-    folder = _preprocessed_pool(x_rays)
-    shutil.rmtree(folder)
-    manifest_file(folder).unlink()
+def test_a_pool_that_was_emptied_stops_the_training_until_the_command_has_removed_it(x_rays, trainers_of):
+    for folder in ("imagesUn", "labelsSilver"):
+        shutil.rmtree(x_rays.folder("raw") / DATASET / folder)
+        (x_rays.folder("raw") / DATASET / folder).mkdir()
+    with pytest.raises(UserError, match="imagesUn changed .*16 gone.*run nnunet_cfcl pool -d 12 -c 2d -p shortPlans"):
+        trainers_of(x_rays, DATASET, "2d")(pretrain={"data": "pool"}).run_training()
+    assert "16 cases are gone from the raw dataset and removed" in x_rays.run(*POOL)
+    assert not _preprocessed_pool(x_rays).exists() and not manifest_file(_preprocessed_pool(x_rays)).exists()
+    assert "there are no images in" in x_rays.run(*POOL, status=1)
     with pytest.raises(UserError, match="pretrain.data is 'pool', but there is none.*imagesUn.*nnunet_cfcl pool -d 12"):
         trainers_of(x_rays, DATASET, "2d")(pretrain={"data": "pool"}).run_training()
 

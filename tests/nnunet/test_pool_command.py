@@ -133,11 +133,15 @@ def test_a_second_run_makes_only_what_is_new_changed_or_lost(raw, preprocessed):
     assert load(folder, "b")[1][0].min() == 1
 
 
-def test_a_pool_that_is_taken_away_altogether_is_removed(raw, preprocessed):
+def test_a_pool_that_was_emptied_is_removed_while_one_whose_folders_are_missing_is_kept(raw, preprocessed):
     add(raw, "a", "b", silver=True)
     run()
-    for path in [*(raw / "imagesUn").iterdir(), *(raw / "labelsSilver").iterdir()]:
-        path.unlink()
+    for name in ("imagesUn", "labelsSilver"):
+        (raw / name).rename(raw / f"away_{name}")
+    with pytest.raises(UserError, match="no images"):
+        run()
+    assert len(read_manifest(pool_folder(preprocessed)).cases) == 2
+    (raw / "imagesUn").mkdir()
     assert "2 cases are gone from the raw dataset and removed: a, b" in run()
     assert not pool_folder(preprocessed).exists() and read_manifest(pool_folder(preprocessed)) is None
     with pytest.raises(UserError, match="no images"):
