@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +33,15 @@ class CasesInMemory:
             return None
         labels, confidence = self.label_maps[case][(slice(None), *box)].astype(np.int16)
         return labels, confidence
+
+
+@pytest.fixture(scope="session")
+def real_images() -> Path:
+    """Folder with real images and their tables, see the README."""
+    folder = Path(os.environ.get("CFCL_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder}: set CFCL_TEST_DATA to a folder with them (README, 'Development')")
+    return folder
 
 
 @pytest.fixture

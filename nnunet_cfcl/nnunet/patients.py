@@ -7,18 +7,15 @@ preprocessed data.
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_cfcl.atomic import write_text_atomically
-from nnunet_cfcl.csv_table import read_csv_table
-from nnunet_cfcl.errors import UserError, listed
+from nnunet_cfcl.counterfactual.attributes import is_missing
+from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet.attribute_table import ATTRIBUTES, PATIENT, read_attribute_table
 
-ATTRIBUTES = "attributes.csv"
-CASE, PATIENT = "case", "patient"
 STORED = "cfcl_patients.json"
 FORMAT = 1
 
@@ -62,30 +59,6 @@ def known_patients(raw_folder: Path | None, preprocessed: Path) -> Patients:
     return Patients({}, "")
 
 
-def check_case_names(named: Collection[str], known: Collection[str], ending: str, table: str) -> None:
-    """Refuse a table that speaks of the cases by other names, which would silently say nothing of them.
-
-    Rows of other cases are no fault: a dataset's test cases may have some.
-
-    Args:
-        named: cases of the table.
-        known: cases that it should speak of.
-        ending: file ending of the dataset's images.
-        table: where the names are from, in words.
-
-    Raises:
-        UserError: it has names of known cases' files, or of no known case at all.
-    """
-    unknown = sorted(set(named) - set(known))
-    files = [name for name in unknown if re.sub(r"_\d{4}$", "", name.removesuffix(ending)) in known]
-    if files:
-        raise UserError(f"{table} has {len(files)} names of files where names of cases are expected: {listed(files)}; "
-                        f"write them without _0000 and without {ending}")
-    if known and unknown and len(unknown) == len(set(named)):
-        raise UserError(f"{table} names none of the {len(known)} known cases, such as {sorted(known)[0]}, but "
-                        f"{len(unknown)} others: {listed(unknown)}; write the names of the cases")
-
-
 def store_patients(preprocessed: Path, patients: Mapping[str, str] | None) -> None:
     """Keep what `read_patients` found for trainings without the raw dataset, atomically.
 
@@ -121,31 +94,10 @@ def read_patients(raw_folder: Path) -> dict[str, str] | None:
         Case -> patient, for the cases that have one; None without the file or its column ``patient``.
 
     Raises:
-        UserError: the table cannot be read, has no column ``case``, one of the two twice, rows of another length than
-            its header, rows without a case, or a case in two rows; all of them are named.
+        UserError: see `read_attribute_table`.
     """
-    file = raw_folder / ATTRIBUTES
-    if not file.exists():
+    table = read_attribute_table(raw_folder)
+    if table is None or PATIENT not in table.columns:
         return None
-    header, rows = read_csv_table(file)
-    for name in (CASE, PATIENT):
-        if header.count(name) > 1 or (name == CASE and name not in header):
-            raise UserError(f"{file} must have one column '{name}', found the columns {', '.join(header) or 'none'}; "
-                            "the first row names them, separated by commas")
-    columns = {name: header.index(name) for name in (CASE, PATIENT) if name in header}
-    _check_rows(file, header, rows, columns[CASE])
-    if PATIENT not in columns:
-        return None
-    pairs = ((row[columns[CASE]], row[columns[PATIENT]]) for row in rows.values())
-    return {case: patient for case, patient in pairs if patient}
-
-
-def _check_rows(file: Path, header: Sequence[str], rows: Mapping[int, Sequence[str]], column: int) -> None:
-    faults = [f"line {line} has {len(row)} cells, expected {len(header)}" for line, row in rows.items()
-              if len(row) != len(header)]
-    whole = {line: row[column] for line, row in rows.items() if len(row) == len(header)}
-    faults += [f"line {line} names no case" for line, case in whole.items() if not case]
-    twice = [case for case, count in Counter(whole.values()).items() if case and count > 1]
-    faults += [f"case {case} is there more than once" for case in twice]
-    if faults:
-        raise UserError(f"{file} has {len(faults)} faults: {listed(faults)}; mend these rows")
+    pairs = zip(table.cases, table.columns[PATIENT])
+    return {case: patient for case, patient in pairs if not is_missing(patient)}

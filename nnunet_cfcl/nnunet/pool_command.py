@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.patients import ATTRIBUTES, check_case_names, read_patients, store_patients
+from nnunet_cfcl.nnunet.attribute_table import ATTRIBUTES
+from nnunet_cfcl.nnunet.csv_table import check_case_names
+from nnunet_cfcl.nnunet.patients import read_patients, store_patients
 from nnunet_cfcl.nnunet.pool import (
     CaseRecord,
     Manifest,

@@ -12,9 +12,8 @@ from typing import Any
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_cfcl.config import digest
-from nnunet_cfcl.csv_table import read_csv_table
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.patients import check_case_names
+from nnunet_cfcl.nnunet.csv_table import check_case_names, read_csv_table
 
 POOL_IMAGES = "imagesUn"
 SILVER_LABELS = "labelsSilver"

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from nnunet_cfcl.config import Settings, SilverSettings, digest
 from nnunet_cfcl.errors import UserError, listed
+from nnunet_cfcl.nnunet.attribute_table import ATTRIBUTES, PATIENT
 from nnunet_cfcl.nnunet.cases import PreprocessedCases, certain
 from nnunet_cfcl.nnunet.check_dataset import preprocess_command
-from nnunet_cfcl.nnunet.patients import ATTRIBUTES, PATIENT, Patients, check_case_names, known_patients
+from nnunet_cfcl.nnunet.csv_table import check_case_names
+from nnunet_cfcl.nnunet.patients import Patients, known_patients
 from nnunet_cfcl.nnunet.pool import (
     Manifest,
     check_pool_is_current,

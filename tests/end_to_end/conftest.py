@@ -155,14 +155,6 @@ def _copy_hippocampus(source: Path, cases: int) -> Callable[[Path], None]:
 
 
 @pytest.fixture(scope="session")
-def real_images() -> Path:
-    folder = Path(os.environ.get("CFCL_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real images at {folder}: set CFCL_TEST_DATA to a folder with them (README, 'Development')")
-    return folder
-
-
-@pytest.fixture(scope="session")
 def hippocampus(preprocessed, real_images) -> NnUNet:
     """Ten real MR volumes, 2d and 3d_fullres."""
     source = real_images / "Dataset004_Hippocampus"

@@ -34,7 +34,7 @@ def test_a_table_as_spreadsheets_write_it_is_read(table, content):
 def test_without_a_table_or_its_column_nobody_is_known(tmp_path, table):
     assert read_patients(tmp_path) is None
     assert read_patients(table("case,scanner\nc1,A\n")) is None
-    assert read_patients(table("case,patient\nc1,\n")) == {}
+    assert read_patients(table("case,patient\nc1,\nc2,NA\nc3,unknown\n")) == {}
 
 
 def test_a_case_without_a_patient_is_its_own(table):
@@ -48,7 +48,7 @@ def test_a_case_without_a_patient_is_its_own(table):
     [("", "found the columns none"),
      ("case;patient\nc1;p1\n", "one column 'case', found the columns case;patient"),
      ("id,patient\nc1,p1\n", "one column 'case', found the columns id, patient"),
-     ("case,patient,patient\nc1,p1,p2\n", "one column 'patient', found the columns case, patient, patient"),
+     ("case,patient,patient\nc1,p1,p2\n", "each column once, found more than one 'patient'"),
      ("case,patient\nMüller,p1\n".encode("latin-1"), "UTF-8"),
      ("case,patient\nc1,p1\n".encode("utf-16"), "UTF-8"),
      ('case,patient\nc1,"p1\n', "comma-separated")])
