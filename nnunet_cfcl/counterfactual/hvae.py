@@ -1,0 +1,422 @@
+"""The hierarchical variational autoencoder of images given their attributes, in 2D and 3D.
+
+A deep structural causal model's mechanism of the image (Ribeiro et al. 2023, arXiv 2306.15764, with the sizes of arXiv
+2603.17110): an encoder without attributes, and a decoder from one voxel up to the image whose every block has a latent
+code z. Its prior depends on the attributes (parents) and on the prior state, which carries codes and never the image;
+its posterior on the decoder's state, the encoder's features and the parents. At the finest resolutions z is the mean of
+its prior.
+
+Intensities are standardised as nnU-Net leaves them; parents are encoded by `attributes.AttributeCoding`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Generator, Tensor, nn
+
+from nnunet_cfcl.counterfactual.gaussians import (
+    discretised_gaussian_log_probability,
+    gaussian_kl,
+    gaussian_log_density,
+)
+
+#: exp of it is the largest or smallest scale of a latent code or an intensity: none is ever zero or infinite.
+LOG_SCALE_BOUND = 9.0
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What the HVAE does at one resolution.
+
+    Attributes:
+        shape: spatial shape (D,) in voxels; it is a multiple of the next coarser one's, axis by axis.
+        width: channels.
+        encoder_blocks: residual blocks before the one that leads to the next coarser resolution.
+        decoder_blocks: blocks with a latent code.
+        latent: channels of each code.
+        stochastic: False: the code is the mean of its prior.
+    """
+
+    shape: tuple[int, ...]
+    width: int
+    encoder_blocks: int
+    decoder_blocks: int
+    latent: int
+    stochastic: bool = True
+
+
+@dataclass(frozen=True)
+class HVAESizes:
+    """All sizes of an HVAE.
+
+    Attributes:
+        resolutions: from the finest, which has the shape of the image, to the coarsest.
+        channels: of the image.
+        parents: length of the encoded attributes.
+        embedding: width of the parents' embedding.
+        bottleneck: a block's inner width is its resolution's divided by this.
+        dropout: probability in the blocks.
+        bias_maps_up_to: resolutions with at most this many voxels along every axis have a learned bias map.
+        likelihood: of the intensities; "discretised" for those that lie on a grid.
+        bin_width, low, high: distance of the grid's points, the first and the last; used by "discretised".
+        log_scale: natural logarithm of the fixed scale of the likelihood; None: the scale is learned for every voxel.
+    """
+
+    resolutions: tuple[Resolution, ...]
+    channels: int = 1
+    parents: int = 3
+    embedding: int = 32
+    bottleneck: int = 4
+    dropout: float = 0.1
+    bias_maps_up_to: int = 64
+    likelihood: Literal["continuous", "discretised"] = "continuous"
+    bin_width: float = 2 / 255
+    low: float = -1.0
+    high: float = 1.0
+    log_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        for fine, coarse in zip(self.resolutions, self.resolutions[1:]):
+            if len(fine.shape) != len(coarse.shape) or any(n % m for n, m in zip(fine.shape, coarse.shape)):
+                raise ValueError(f"every resolution must be a multiple of the next coarser one, found {fine.shape} "
+                                 f"above {coarse.shape}")
+
+
+def _paper_sizes() -> HVAESizes:
+    shapes, widths = (224, 112, 56, 28, 14, 7, 1), (32, 64, 96, 128, 160, 192, 512)
+    encoder, decoder = (2, 4, 9, 14, 14, 9, 5), (3, 5, 10, 15, 15, 10, 5)
+    latent = (1, 6, 12, 18, 24, 30, 48)
+    resolutions = tuple(
+        Resolution((shape, shape), width, *blocks, codes, shape <= 56)
+        for shape, width, blocks, codes in zip(shapes, widths, zip(encoder, decoder), latent))
+    # the paper does not give its fixed scale; this is about one grey level
+    return HVAESizes(resolutions, likelihood="discretised", log_scale=-math.log(100))
+
+
+class Likelihood(NamedTuple):
+    """A Gaussian of every voxel: mean and log of the scale, (B, C, *S), in float32 under autocast too."""
+
+    mean: Tensor
+    log_scale: Tensor
+
+
+class Evidence(NamedTuple):
+    """Parts of the negative evidence lower bound, in nats per voxel and channel of the image.
+
+    Attributes:
+        likelihood: of the voxels, given the codes.
+        nll: (B,) negative log likelihood.
+        kl: (R, B) divergence of the codes from their priors at every resolution, from the finest; 0 where the codes are
+            not stochastic.
+    """
+
+    likelihood: Likelihood
+    nll: Tensor
+    kl: Tensor
+
+
+class HVAE(nn.Module):
+    """The model; images (B, C, *S) have the shape of the finest resolution, parents are (B, P).
+
+    Args:
+        sizes: all sizes.
+    """
+
+    def __init__(self, sizes: HVAESizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.encoder = Encoder(sizes)
+        self.decoder = Decoder(sizes)
+
+    @classmethod
+    def preset(cls, name: str) -> HVAE:
+        """A model of published sizes: "paper", that of arXiv 2603.17110 for 224 x 224 images.
+
+        Raises:
+            ValueError: another name.
+        """
+        if name != "paper":
+            raise ValueError(f"the only preset is 'paper', found '{name}'")
+        return cls(_paper_sizes())
+
+    def forward(self, images: Tensor, parents: Tensor, noise: Sequence[Tensor] | None = None) -> Evidence:
+        """The evidence of images, with codes drawn from the posterior.
+
+        Args:
+            noise: of `draw_noise`; None takes the means of the posterior.
+        """
+        decoded = self.decoder(parents, self.encoder(images), noise)
+        kl = torch.stack(decoded.kl) / images[0].numel()
+        log_likelihood = self._log_likelihood(_precise(images), decoded.likelihood)
+        return Evidence(decoded.likelihood, -log_likelihood.flatten(1).mean(1), kl)
+
+    def draw_noise(self, generator: Generator, count: int) -> list[Tensor]:
+        """Standard normal numbers for the codes of ``count`` images, on the generator's device."""
+        return [torch.randn((count, *shape), generator=generator, device=generator.device)
+                for shape in self.decoder.code_shapes()]
+
+    def abduct(self, images: Tensor, parents: Tensor, noise: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """The stochastic codes of images, from the coarsest: the means of the posterior, or samples with ``noise``."""
+        return cast(Decoded, self.decoder(parents, self.encoder(images), noise)).codes
+
+    def decode(self, codes: Sequence[Tensor], parents: Tensor) -> Likelihood:
+        """The images of these codes under other parents."""
+        return cast(Decoded, self.decoder(parents, codes=codes)).likelihood
+
+    def sample(self, parents: Tensor, noise: Sequence[Tensor]) -> Likelihood:
+        """Images of these parents with codes from the prior."""
+        return cast(Decoded, self.decoder(parents, noise=noise)).likelihood
+
+    def counterfactual_change(
+        self, images: Tensor, parents: Tensor, others: Tensor, noise: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the intervention ``parents -> others`` does to the decoded images: one encoder and two decoder passes.
+
+        Returns:
+            The difference of the means m* - m and the ratio of the scales sigma* / sigma, (B, C, *S), in float32 under
+            autocast too. The counterfactual is m* + sigma*/sigma (x - m), with a fixed scale x + (m* - m) (method,
+            section 1).
+        """
+        before = self.decoder(parents, self.encoder(images), noise)
+        after = self.decode(before.codes, others)
+        return (after.mean - before.likelihood.mean,
+                torch.exp(after.log_scale - before.likelihood.log_scale))
+
+    def _log_likelihood(self, images: Tensor, likelihood: Likelihood) -> Tensor:
+        if self.sizes.likelihood == "continuous":
+            return gaussian_log_density(images, *likelihood)
+        return discretised_gaussian_log_probability(
+            images, *likelihood, self.sizes.bin_width, self.sizes.low, self.sizes.high)
+
+
+class Encoder(nn.Module):
+    """Features of an image at every resolution; attributes play no part."""
+
+    def __init__(self, sizes: HVAESizes) -> None:
+        super().__init__()
+        conv, self._pool = _layers(sizes)
+        self.stem = conv(sizes.channels, sizes.resolutions[0].width, 7, padding=3)
+        self.stages, self.down = nn.ModuleList(), nn.ModuleList()
+        for fine, coarse in zip(sizes.resolutions, (*sizes.resolutions[1:], None)):
+            blocks = [ResidualBlock(sizes, fine.width, fine.width, fine.width) for _ in range(fine.encoder_blocks)]
+            self.stages.append(nn.Sequential(*blocks))
+            if coarse is not None:
+                self.down.append(ResidualBlock(sizes, fine.width, coarse.width, fine.width))
+        self._strides = [tuple(n // m for n, m in zip(fine.shape, coarse.shape))
+                         for fine, coarse in zip(sizes.resolutions, sizes.resolutions[1:])]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features (B, width, *shape) of every resolution, from the finest."""
+        features = [self.stages[0](self.stem(images))]
+        for down, stride, stage in zip(self.down, self._strides, self.stages[1:]):
+            features.append(stage(self._pool(down(features[-1]), stride)))
+        return features
+
+
+class Decoded(NamedTuple):
+    """What comes out of the decoder: ``codes`` are the stochastic ones from the coarsest, ``kl`` is (B,) in nats for
+    every resolution from the finest."""
+
+    likelihood: Likelihood
+    codes: list[Tensor]
+    kl: list[Tensor]
+
+
+class Decoder(nn.Module):
+    """From the parents, and codes or the features of an image, to the image."""
+
+    def __init__(self, sizes: HVAESizes) -> None:
+        super().__init__()
+        self._sizes = sizes
+        conv, _ = _layers(sizes)
+        finest, coarsest = sizes.resolutions[0], sizes.resolutions[-1]
+        self.embed = nn.Sequential(
+            nn.Linear(sizes.parents, sizes.embedding), nn.SiLU(), nn.Linear(sizes.embedding, sizes.embedding))
+        self.start = nn.Parameter(torch.zeros(coarsest.width, *coarsest.shape))
+        self.biases, self.stages = nn.ModuleList(), nn.ModuleList()
+        coarse_to_fine = sizes.resolutions[::-1]
+        for index, (resolution, finer) in enumerate(zip(coarse_to_fine, (*coarse_to_fine[1:], finest))):
+            out = [resolution.width] * (resolution.decoder_blocks - 1) + [finer.width]
+            self.stages.append(nn.ModuleList(DecoderBlock(sizes, resolution, width) for width in out))
+            has_map = index > 0 and max(resolution.shape) <= sizes.bias_maps_up_to
+            self.biases.append(BiasMap(resolution) if has_map else nn.Identity())
+        self.norm = _group_norm(finest.width)
+        self.mean = conv(finest.width, sizes.channels, 1)
+        self.log_scale = _zeroed(conv(finest.width, sizes.channels, 1)) if sizes.log_scale is None else None
+
+    def code_shapes(self) -> list[tuple[int, ...]]:
+        """(latent, *shape) of every stochastic code, from the coarsest."""
+        return [(resolution.latent, *resolution.shape) for resolution in self._sizes.resolutions[::-1]
+                if resolution.stochastic for _ in range(resolution.decoder_blocks)]
+
+    def forward(
+        self,
+        parents: Tensor,
+        features: Sequence[Tensor] | None = None,
+        noise: Sequence[Tensor] | None = None,
+        codes: Sequence[Tensor] | None = None,
+    ) -> Decoded:
+        """With ``codes`` these are decoded; else they come from the posterior given ``features``, or from the prior:
+        its or their mean without ``noise``."""
+        embedded = self.embed(parents)
+        given = iter(codes) if codes is not None else None
+        random = iter(noise) if noise is not None else None
+        state = prior_state = self.start.expand(len(parents), *self.start.shape)
+        used: list[Tensor] = []
+        kl: list[Tensor] = []
+        for index, (stage, bias) in enumerate(zip(self.stages, self.biases)):
+            resolution = self._sizes.resolutions[-1 - index]
+            if index:
+                state = bias(nn.functional.interpolate(state, resolution.shape))
+                prior_state = bias(nn.functional.interpolate(prior_state, resolution.shape))
+            context = embedded.view(*embedded.shape, *[1] * len(resolution.shape)).expand(-1, -1, *resolution.shape)
+            image = features[-1 - index] if features is not None else None
+            total = _precise(parents).new_zeros(len(parents))
+            for block in cast(nn.ModuleList, stage):
+                step = block(state, prior_state, context, image, given, random)
+                state, prior_state, total = step.state, step.prior_state, total + step.kl
+                if resolution.stochastic:
+                    used.append(step.code)
+            kl.insert(0, total)
+        last = nn.functional.silu(self.norm(state))
+        mean = _precise(self.mean(last))
+        if self.log_scale is None:
+            return Decoded(Likelihood(mean, torch.full_like(mean, cast(float, self._sizes.log_scale))), used, kl)
+        return Decoded(Likelihood(mean, _bounded(_precise(self.log_scale(last)))), used, kl)
+
+
+class Step(NamedTuple):
+    """What a decoder block hands on: both states, its code and the code's divergence (B,) in nats."""
+
+    state: Tensor
+    prior_state: Tensor
+    code: Tensor
+    kl: Tensor
+
+
+class DecoderBlock(nn.Module):
+    """One code: its prior, its posterior, and what it does to the state.
+
+    Args:
+        sizes: of the model.
+        resolution: of the block.
+        out: width of the states it returns.
+    """
+
+    def __init__(self, sizes: HVAESizes, resolution: Resolution, out: int) -> None:
+        super().__init__()
+        conv, _ = _layers(sizes)
+        width, latent, context = resolution.width, resolution.latent, sizes.embedding
+        self._latent, self._stochastic = latent, resolution.stochastic
+        # there is nothing around a voxel to look at
+        kernel = 1 if max(resolution.shape) <= 2 else 3
+        self.prior = ResidualBlock(sizes, width + context, 2 * latent + width, width, kernel)
+        if resolution.stochastic:
+            self.posterior = ResidualBlock(sizes, 2 * width + context, 2 * latent, width, kernel)
+        self.insert_code = conv(latent + context, width, 1)
+        self.next_prior_state = conv(latent + width, out, 1)
+        self.residual = ResidualBlock(sizes, width, out, width, kernel)
+
+    def forward(
+        self,
+        state: Tensor,
+        prior_state: Tensor,
+        context: Tensor,
+        image: Tensor | None,
+        given: Iterator[Tensor] | None,
+        noise: Iterator[Tensor] | None,
+    ) -> Step:
+        """``given`` and ``noise`` yield the stochastic codes and their noise; the states are (B, width, *shape), the
+        context and the image's features likewise."""
+        prior = self.prior(torch.cat([prior_state, context], 1))
+        loc, log_scale, features = prior.split([self._latent, self._latent, prior.shape[1] - 2 * self._latent], 1)
+        code, kl = loc, _precise(loc).new_zeros(len(loc))
+        if self._stochastic and given is not None:
+            code = next(given)
+        elif self._stochastic:
+            prior_gaussian = here = (_precise(loc), _bounded(_precise(log_scale)))
+            if image is not None:
+                found = _precise(self.posterior(torch.cat([state, image, context], 1))).chunk(2, 1)
+                here = (found[0], _bounded(found[1]))
+                kl = gaussian_kl(*here, *prior_gaussian).flatten(1).sum(1)
+            code = here[0]
+            if noise is not None:
+                code = code + torch.exp(here[1]) * next(noise)
+        code = code.to(features.dtype)
+        state = state + features + self.insert_code(torch.cat([code, context.to(code.dtype)], 1))
+        return Step(self.residual(state), self.next_prior_state(torch.cat([code, features], 1)), code, kl)
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm-SiLU-convolution to the inner width, GroupNorm-SiLU-dropout-convolution that starts as zero; a 1x1
+    convolution beside them where the widths differ.
+
+    Args:
+        sizes: of the model.
+        width: channels in.
+        out: channels out.
+        base: inner width times ``sizes.bottleneck``.
+        kernel: 1 or 3 voxels.
+    """
+
+    def __init__(self, sizes: HVAESizes, width: int, out: int, base: int, kernel: int = 3) -> None:
+        super().__init__()
+        conv, _ = _layers(sizes)
+        inner = max(1, base // sizes.bottleneck)
+        last = _zeroed(conv(inner, out, kernel, padding=kernel // 2))
+        self.layers = nn.Sequential(
+            _group_norm(width), nn.SiLU(), conv(width, inner, kernel, padding=kernel // 2),
+            _group_norm(inner), nn.SiLU(), nn.Dropout(sizes.dropout), last)
+        self.skip = nn.Identity() if width == out else conv(width, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, *S) -> (B, out, *S)."""
+        return cast(Tensor, self.skip(x) + self.layers(x))
+
+
+class BiasMap(nn.Module):
+    """Adds a learned map (width, *shape): where in the picture one is."""
+
+    def __init__(self, resolution: Resolution) -> None:
+        super().__init__()
+        self.map = nn.Parameter(torch.zeros(resolution.width, *resolution.shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, *shape)."""
+        return x + self.map
+
+
+def _layers(sizes: HVAESizes) -> tuple[Callable[..., nn.Module], Callable[..., Tensor]]:
+    """Convolution and average pooling of the model's dimension."""
+    dim = len(sizes.resolutions[0].shape)
+    return (nn.Conv2d, nn.functional.avg_pool2d) if dim == 2 else (nn.Conv3d, nn.functional.avg_pool3d)
+
+
+def _zeroed(layer: nn.Module) -> nn.Module:
+    """The layer, giving zero until it is trained."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    """At most 32 groups of at least 4 channels: on a single voxel smaller ones would hardly leave anything."""
+    groups = math.gcd(channels, 32)
+    while groups > 1 and channels // groups < 4:
+        groups //= 2
+    return nn.GroupNorm(groups, channels)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """In float32 where autocast made it half: densities need that much."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _bounded(log_scale: Tensor) -> Tensor:
+    """Smoothly within +- `LOG_SCALE_BOUND`, and nearly the same where it is small."""
+    return LOG_SCALE_BOUND * torch.tanh(log_scale / LOG_SCALE_BOUND)
