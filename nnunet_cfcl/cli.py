@@ -32,6 +32,8 @@ VERBS = {
                         "bring in counterfactual images made elsewhere"),
     "pool": ("nnunet_cfcl.nnunet.pool_command:add_pool_parser",
              "preprocess unlabelled images (imagesUn) and AI-made labels (labelsSilver)"),
+    "attributes": ("nnunet_cfcl.nnunet.attributes_command:add_attributes_parser",
+                   "propose acquisition groups (scanners) and write attributes.csv"),
     "demo": ("nnunet_cfcl.demo.command:add_demo_parser",
              "plan, train, predict and draw a picture, on synthetic patients or on a dataset of yours"),
     "phantom": ("nnunet_cfcl.phantom.command:add_phantom_parser",

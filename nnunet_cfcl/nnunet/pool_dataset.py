@@ -70,18 +70,20 @@ def open_pool_dataset(dataset: str, configuration: str, plans: str) -> PoolDatas
     Raises:
         UserError: one of them is missing; the nearest name or the command that makes it is given.
     """
-    name = _found(lambda: check_dataset.find_dataset(dataset))
-    plan = _found(lambda: check_dataset.load_plan(name, plans, configuration))
-    block = _found(lambda: check_dataset.load_configuration(plan, plans, configuration))
-    folder = _found(lambda: check_dataset.preprocessed_folder(name, block))
+    name = found_or_refused(lambda: check_dataset.find_dataset(dataset))
+    plan = found_or_refused(lambda: check_dataset.load_plan(name, plans, configuration))
+    block = found_or_refused(lambda: check_dataset.load_configuration(plan, plans, configuration))
+    folder = found_or_refused(lambda: check_dataset.preprocessed_folder(name, block))
     if not os.environ.get("nnUNet_raw") or not (raw := Path(os.environ["nnUNet_raw"]) / name).is_dir():
-        raise UserError(f"no folder {name} in nnUNet_raw ({os.environ.get('nnUNet_raw') or 'not set'}), where imagesUn "
-                        "and labelsSilver are looked for; export nnUNet_raw=/path/to/nnUNet_raw")
+        raise UserError(f"no folder {name} in nnUNet_raw ({os.environ.get('nnUNet_raw') or 'not set'}), where "
+                        "imagesUn, labelsSilver and attributes.csv are looked for; export "
+                        "nnUNet_raw=/path/to/nnUNet_raw")
     dataset_json = load_json(str(folder.parent / "dataset.json"))
     return PoolDataset(name, raw, folder, PlansManager(plan), plans, configuration, dataset_json)
 
 
-def _found(look_up: Callable[[], Found]) -> Found:
+def found_or_refused(look_up: Callable[[], Found]) -> Found:
+    """The result of one of the doctor's look-ups; its failure as a `UserError`."""
     try:
         return look_up()
     except CheckFailed as failed:

@@ -1,9 +1,9 @@
-"""Processes that check and preprocess the cases of a pool."""
+"""Processes that do something with every case of a dataset."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.pool_dataset import PoolDataset
-from nnunet_cfcl.nnunet.pool_sources import RawCase
 
+Case = TypeVar("Case", bound=Hashable)
 Result = TypeVar("Result")
 # given a dataset, what is done with each of its cases; a class, so that processes find it by its name
-Work = Callable[[PoolDataset], Callable[[RawCase], Result]]
+Work = Callable[[PoolDataset], Callable[[Case], Result]]
 
 
 class PoolWorkers:
@@ -41,7 +41,7 @@ class PoolWorkers:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def each(self, work: Work[Result], cases: Sequence[RawCase], what: str) -> Iterator[tuple[RawCase, Result]]:
+    def each(self, work: Work[Case, Result], cases: Sequence[Case], what: str) -> Iterator[tuple[Case, Result]]:
         """(case, result) in the order in which they are done, with a progress bar called ``what``.
 
         Raises:
@@ -52,12 +52,12 @@ class PoolWorkers:
                 bar.update()
                 yield pair
 
-    def _serial(self, work: Work[Result], cases: Sequence[RawCase]) -> Iterator[tuple[RawCase, Result]]:
+    def _serial(self, work: Work[Case, Result], cases: Sequence[Case]) -> Iterator[tuple[Case, Result]]:
         function = work(self.dataset)
         for case in cases:
             yield case, function(case)
 
-    def _parallel(self, work: Work[Result], cases: Sequence[RawCase]) -> Iterator[tuple[RawCase, Result]]:
+    def _parallel(self, work: Work[Case, Result], cases: Sequence[Case]) -> Iterator[tuple[Case, Result]]:
         if self._executor is None and cases:
             # not more processes than cases; the check, which comes first, looks at all of them
             self._executor = ProcessPoolExecutor(min(self.processes, len(cases)), multiprocessing.get_context("spawn"),
@@ -68,7 +68,7 @@ class PoolWorkers:
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise UserError("a process was killed, probably for lack of memory: run the command again with a smaller "
-                            "-np; what is done is kept") from error
+                            "-np") from error
 
 
 _dataset: PoolDataset
@@ -79,5 +79,5 @@ def _set_dataset(dataset: PoolDataset) -> None:
     _dataset = dataset
 
 
-def _run(work: Work[Result], case: RawCase) -> Result:
+def _run(work: Work[Case, Result], case: Case) -> Result:
     return work(_dataset)(case)
