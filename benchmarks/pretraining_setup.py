@@ -15,7 +15,7 @@ import torch
 from nnunet_cfcl.nnunet.decoder_tap import tapped
 from nnunet_cfcl.nnunet.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.loop import Pretraining
-from nnunet_cfcl.pretraining.ranks import Ranks
+from nnunet_cfcl.runs.ranks import Ranks
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:

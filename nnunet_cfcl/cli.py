@@ -32,6 +32,8 @@ VERBS = {
                         "bring in counterfactual images made elsewhere"),
     "pool": ("nnunet_cfcl.nnunet.pool_command:add_pool_parser",
              "preprocess unlabelled images (imagesUn) and AI-made labels (labelsSilver)"),
+    "generator": ("nnunet_cfcl.generator_command:add_generator_parser",
+                  "train, judge and use a generator of counterfactuals"),
     "attributes": ("nnunet_cfcl.nnunet.attributes_command:add_attributes_parser",
                    "propose acquisition groups (scanners) and write attributes.csv"),
     "demo": ("nnunet_cfcl.demo.command:add_demo_parser",

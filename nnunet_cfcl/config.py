@@ -94,10 +94,105 @@ class ViewSettings:
 class CounterfactualSettings:
     """Where the counterfactuals come from."""
 
-    source: Literal["auto", "acquisition", "precomputed"] = setting(
-        "auto", "auto: a store of counterfactuals where there is one, else acquisition")
-    store: str | None = setting(None, "folder of a counterfactual store; null: the dataset's own, if there is one")
+    source: Literal["auto", "generator", "precomputed", "acquisition"] = setting(
+        "auto", "auto: a store that was brought in; else, where there is an attributes.csv, a generator trained on it; "
+        "else acquisition")
+    store: bool | str | None = setting(
+        None, "folder of a counterfactual store; null: the dataset's own; false: the generator works on every crop "
+        "while the network is trained, and stores nothing")
     count: int = setting(3, "counterfactuals per image; the number of views is one more", 1, 31)
+    interventions: tuple[str, ...] | None = setting(
+        None, "what the generator changes, e.g. [\"scanner\", \"scanner+disease\"]; null: every binary or categorical "
+        "attribute with enough cases, each alone and all together")
+    abduction: Literal["mean", "sample"] = setting(
+        "mean", "codes of an image: the mean of their posterior, or a sample of it")
+
+
+@dataclass(frozen=True)
+class GeneratorSettings:
+    """Phase 0: the generator of counterfactuals, a hierarchical VAE of images given their attributes (method 1)."""
+
+    epochs: int = setting(100, "length of the generator's training in epochs", 1)
+    iterations_per_epoch: int = setting(250, "optimiser steps per epoch", 1)
+    images_per_step: int = setting(16, "images in one step, processed in as many passes as the memory asks for", 1)
+    patch_size: tuple[int, ...] | None = setting(
+        None, "size of the generator's images in voxels, divisible as the plan's patch is; null: the plan's patch", 1)
+    memory_gb: float = setting(
+        8.0, "memory that the activations of a pass may take; widths, blocks and images per pass are chosen to fit",
+        0.01)
+    width: int | None = setting(
+        None, "channels of the generator's finest resolution; null: by the memory, with generator.blocks", 4)
+    blocks: int | None = setting(None, "its blocks per resolution; null: by the memory, with generator.width", 1)
+    finest_codes: int = setting(
+        2, "codes are drawn at resolutions whose voxels are at least this many times the image's; finer ones would "
+        "copy the image and leave the attributes nothing to do", 1)
+    prior: Literal["exogenous", "conditional"] = setting(
+        "exogenous", "exogenous: codes are distributed alike whatever the attributes, so that they cannot carry them; "
+        "conditional: their prior is given the attributes, as in the paper")
+    likelihood: Literal["continuous", "discretised"] = setting(
+        "continuous", "discretised: intensities lie on a grid of 256 values over four standard deviations to either "
+        "side, as 8-bit ones do")
+    scale: float | None = setting(
+        None, "scale of the likelihood in standard deviations of the images; null: learned for every voxel", 1e-4, 10)
+    beta: float = setting(1.0, "weight of the codes' divergence", 0)
+    invariance: float = setting(
+        1.0, "weight of the adversary that tries to tell the attributes from the codes; 0: none, as in the paper", 0)
+    realism: float = setting(
+        0.1, "weight of the adversary that tells decoded counterfactuals from decoded images; 0: none, as in the paper",
+        0)
+    adversary_lr: float = setting(1e-3, "the adversaries' AdamW learning rate", 0)
+    beta_warmup_fraction: float = setting(0.1, "share of the training in which beta rises linearly to its value", 0, 1)
+    free_bits: float = setting(
+        0.0, "a resolution's divergence costs nothing below this many nats per voxel of the image", 0)
+    initial_lr: float = setting(1e-3, "AdamW learning rate after the warm-up", 0)
+    weight_decay: float = setting(1e-3, "AdamW weight decay", 0)
+    warmup_steps: int = setting(100, "steps with a linearly rising rate", 0)
+    clip_norm: float = setting(50.0, "maximal gradient norm", 1e-12)
+    skip_norm: float = setting(1e4, "a step whose gradient norm is larger, or not finite, is skipped", 0)
+    ema: float = setting(0.999, "decay of the moving average of the weights, which is what is used", 0, 1)
+    dropout: float = setting(0.0, "dropout in the blocks", 0, 0.9)
+    shift: float = setting(0.05, "crops are moved beyond the image by up to this share of the patch", 0, 0.5)
+    mirror_axes: tuple[int, ...] = setting((), "axes mirrored at random in training, in array order", 0, 2)
+    parents_dropped: float = setting(
+        0.05, "probability that an attribute is hidden in training, so that \"unknown\" is learned", 0, 0.9)
+    validation_share: float = setting(
+        0.2, "share of the patients kept aside: for the generator's own validation and for the gate", 0.01, 0.5)
+    finetune_epochs: int = setting(
+        20, "length of the counterfactual fine-tuning, which is done only where the gate finds an intervention "
+        "ineffective; 0: never", 0)
+    finetune_lr: float = setting(1e-4, "its learning rate", 0)
+    finetune_slack: float = setting(
+        0.02, "how much worse, in nats per voxel, the evidence may become in it", 0)
+    samples_every: int = setting(5, "a picture of counterfactuals is drawn every so many epochs", 1)
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """What an intervention of the generator must show, on patients it was not trained on, to be used."""
+
+    enabled: bool = setting(True, "false: every intervention is used, whatever its figures")
+    effectiveness: float = setting(
+        0.8, "least share of counterfactuals that an attribute predictor takes for what they should be (and, of the "
+        "other attributes, for what their originals are), relative to its accuracy on real images", 0, 1)
+    predictability: float = setting(
+        0.4, "least accuracy of the predictor on real images, 0 being that of guessing and 1 no errors; below it "
+        "nothing can be said, and the intervention is not used", 0, 1)
+    composition: float = setting(
+        0.05, "largest mean change where nothing is changed, in standard deviations of the images", 0)
+    reversibility: float = setting(
+        0.5, "largest mean difference after going there and back, relative to that of going there", 0)
+    anatomy: float = setting(
+        0.9, "where there are labels: least Dice of a small segmentation network on counterfactuals, relative to that "
+        "on their originals", 0, 1)
+    structure: float = setting(
+        0.6, "where there are none: least correlation between the edges of an image and those of its counterfactual",
+        -1, 1)
+    distance: float = setting(
+        1.0, "largest distance of the counterfactuals' intensities to those of the target group, relative to that of "
+        "the originals; what two samples of one group differ by is allowed on top", 0)
+    cases: int = setting(64, "at most so many images are looked at, of as many cases and groups as there are", 1)
+    predictor_steps: int = setting(600, "training steps of the attribute predictor", 1)
+    segmenter_steps: int = setting(200, "training steps of the segmentation network", 1)
 
 
 @dataclass(frozen=True)
@@ -165,6 +260,8 @@ class Settings:
     pretrain: PretrainSettings = field(default_factory=PretrainSettings)
     views: ViewSettings = field(default_factory=ViewSettings)
     counterfactual: CounterfactualSettings = field(default_factory=CounterfactualSettings)
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
+    gate: GateSettings = field(default_factory=GateSettings)
     acquisition: AcquisitionSettings = field(default_factory=AcquisitionSettings)
     silver: SilverSettings = field(default_factory=SilverSettings)
     baseline: BaselineSettings = field(default_factory=BaselineSettings)
@@ -295,8 +392,10 @@ def _converted(value: Any, hint: Any, what: str) -> Any:
     """``value`` as the annotated type; JSON lists become tuples, integers are accepted as floats."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        inner = next(argument for argument in arguments if argument is not type(None))
-        return None if value is None else _converted(value, inner, what)
+        inner = [argument for argument in arguments if argument is not type(None)]
+        # a switch or a text: JSON tells them apart
+        hint = bool if bool in inner and isinstance(value, bool) else inner[-1]
+        return None if value is None else _converted(value, hint, what)
     if origin is Literal:
         if value not in arguments:
             raise SettingsError(f"{what} must be one of {', '.join(map(repr, arguments))}, found {value!r}")

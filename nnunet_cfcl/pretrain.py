@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     store = None
     try:
-        device = _device(arguments.device)
+        device = own_device(arguments.device)
         store = _join_others(device) if "RANK" in os.environ else None
         _pretrain(arguments, device)
     except UserError as error:
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _device(kind: str) -> torch.device:
+def own_device(kind: str) -> torch.device:
     """This process's own.
 
     Raises:
@@ -126,7 +126,7 @@ def _first_to_say(message: str, store: dist.Store | None) -> bool:
 @record  # tells torchrun which rank was the first to fail, and why
 def _pretrain(arguments: argparse.Namespace, device: torch.device) -> None:
     from nnunet_cfcl.nnunet.bare_trainer import bare_trainer, find_trainer
-    from nnunet_cfcl.pretraining.ranks import Ranks
+    from nnunet_cfcl.runs.ranks import Ranks
     from nnunet_cfcl.trainers.phase_1 import Phase1
 
     ranks = Ranks.current()

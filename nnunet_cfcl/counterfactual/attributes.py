@@ -21,8 +21,8 @@ Kind = Literal["binary", "categorical", "continuous"]
 #: What may be declared: one more kind takes a column out.
 DECLARABLE = (*get_args(Kind), "ignore")
 
-#: Cells that hold no value, whatever their case.
-MISSING = ("", "na", "n/a", "nan", "none", "null", "unknown", "?")
+#: Cells that hold no value, whatever their case; "none" is one, of a disease for instance.
+MISSING = ("", "na", "n/a", "nan", "null", "unknown", "?")
 #: Whole numbers are taken for the names of groups if there are at most so many of them ...
 MOST_NUMBERED_GROUPS = 10
 #: ... and every group has on average at least so many cases.

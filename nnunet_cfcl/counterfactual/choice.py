@@ -11,10 +11,26 @@ from nnunet_cfcl.counterfactual.store import CounterfactualStore, default_store_
 from nnunet_cfcl.errors import UserError
 
 
+def wants_generator(settings: Settings, preprocessed_folder: str, has_attributes: bool) -> bool:
+    """Whether counterfactuals are to come from a generator that is trained on the dataset's attributes.
+
+    Args:
+        settings: ``counterfactual.source`` and ``counterfactual.store`` decide.
+        preprocessed_folder: nnU-Net's preprocessed data; stores that were brought in lie beside it.
+        has_attributes: there is a table of attributes.
+    """
+    wanted = settings.counterfactual
+    if wanted.source != "auto":
+        return wanted.source == "generator"
+    brought_in = isinstance(wanted.store, str) or find_store(Path(preprocessed_folder)) is not None
+    return has_attributes and not brought_in
+
+
 def choose_source(
     settings: Settings, reader: CaseReader, preprocessed_folder: str, schemes: Sequence[str], dim: int
 ) -> CounterfactualSource:
-    """The store of precomputed counterfactuals where there is one and it is wanted, else analytic acquisitions.
+    """Without a generator: the store of precomputed counterfactuals where there is one and it is wanted, else analytic
+    acquisitions.
 
     Args:
         settings: ``counterfactual.source`` and ``counterfactual.store`` decide.
@@ -27,9 +43,9 @@ def choose_source(
         UserError: precomputed counterfactuals are asked for and there is no store, or it does not fit the cases.
     """
     wanted = settings.counterfactual
-    if wanted.source == "acquisition":
+    if wanted.source in ("acquisition", "generator"):
         return AcquisitionSource(reader, settings.acquisition, schemes, dim)
-    folder = Path(wanted.store) if wanted.store else find_store(Path(preprocessed_folder))
+    folder = Path(wanted.store) if isinstance(wanted.store, str) else find_store(Path(preprocessed_folder))
     if folder is not None:
         store = CounterfactualStore.open(folder)
         store.check({case: reader.shape(case) for case in reader.cases}, reader.known)

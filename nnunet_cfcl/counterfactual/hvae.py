@@ -65,6 +65,8 @@ class HVAESizes:
         likelihood: of the intensities; "discretised" for those that lie on a grid.
         bin_width, low, high: distance of the grid's points, the first and the last; used by "discretised".
         log_scale: natural logarithm of the fixed scale of the likelihood; None: the scale is learned for every voxel.
+        prior: "conditional": the prior of every code is given the parents too, as the paper has it; "exogenous": it is
+            not, so that codes must be distributed alike whatever the parents are, and cannot carry them.
     """
 
     resolutions: tuple[Resolution, ...]
@@ -79,6 +81,7 @@ class HVAESizes:
     low: float = -1.0
     high: float = 1.0
     log_scale: float | None = None
+    prior: Literal["conditional", "exogenous"] = "conditional"
 
     def __post_init__(self) -> None:
         for fine, coarse in zip(self.resolutions, self.resolutions[1:]):
@@ -113,11 +116,13 @@ class Evidence(NamedTuple):
         nll: (B,) negative log likelihood.
         kl: (R, B) divergence of the codes from their priors at every resolution, from the finest; 0 where the codes are
             not stochastic.
+        codes: the stochastic codes, from the coarsest.
     """
 
     likelihood: Likelihood
     nll: Tensor
     kl: Tensor
+    codes: list[Tensor]
 
 
 class HVAE(nn.Module):
@@ -153,7 +158,7 @@ class HVAE(nn.Module):
         decoded = self.decoder(parents, self.encoder(images), noise)
         kl = torch.stack(decoded.kl) / images[0].numel()
         log_likelihood = self._log_likelihood(_precise(images), decoded.likelihood)
-        return Evidence(decoded.likelihood, -log_likelihood.flatten(1).mean(1), kl)
+        return Evidence(decoded.likelihood, -log_likelihood.flatten(1).mean(1), kl, decoded.codes)
 
     def draw_noise(self, generator: Generator, count: int) -> list[Tensor]:
         """Standard normal numbers for the codes of ``count`` images, on the generator's device."""
@@ -172,20 +177,24 @@ class HVAE(nn.Module):
         """Images of these parents with codes from the prior."""
         return cast(Decoded, self.decoder(parents, noise=noise)).likelihood
 
-    def counterfactual_change(
-        self, images: Tensor, parents: Tensor, others: Tensor, noise: Sequence[Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """What the intervention ``parents -> others`` does to the decoded images: one encoder and two decoder passes.
+    def counterfactual_changes(
+        self, images: Tensor, parents: Tensor, others: Sequence[Tensor], noise: Sequence[Tensor] | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What the interventions ``parents -> others[k]`` do to the images: one encoder pass, one decoder pass to
+        abduct the codes and one for every intervention.
 
         Returns:
-            The difference of the means m* - m and the ratio of the scales sigma* / sigma, (B, C, *S), in float32 under
-            autocast too. The counterfactual is m* + sigma*/sigma (x - m), with a fixed scale x + (m* - m) (method,
-            section 1).
+            For each intervention offset and gain, (B, C, *S), in float32 under autocast too: the counterfactual of an
+            image x is offset + gain x. That is m* + sigma*/sigma (x - m), with a fixed scale x + (m* - m) (method,
+            section 1); the gain is sigma*/sigma.
         """
-        before = self.decoder(parents, self.encoder(images), noise)
-        after = self.decode(before.codes, others)
-        return (after.mean - before.likelihood.mean,
-                torch.exp(after.log_scale - before.likelihood.log_scale))
+        before = cast(Decoded, self.decoder(parents, self.encoder(images), noise))
+        changes = []
+        for parents_after in others:
+            after = self.decode(before.codes, parents_after)
+            gain = torch.exp(after.log_scale - before.likelihood.log_scale)
+            changes.append((after.mean - gain * before.likelihood.mean, gain))
+        return changes
 
     def _log_likelihood(self, images: Tensor, likelihood: Likelihood) -> Tensor:
         if self.sizes.likelihood == "continuous":
@@ -313,9 +322,11 @@ class DecoderBlock(nn.Module):
         conv, _ = _layers(sizes)
         width, latent, context = resolution.width, resolution.latent, sizes.embedding
         self._latent, self._stochastic = latent, resolution.stochastic
+        self._conditional = sizes.prior == "conditional"
         # there is nothing around a voxel to look at
         kernel = 1 if max(resolution.shape) <= 2 else 3
-        self.prior = ResidualBlock(sizes, width + context, 2 * latent + width, width, kernel)
+        self.prior = ResidualBlock(
+            sizes, width + (context if self._conditional else 0), 2 * latent + width, width, kernel)
         if resolution.stochastic:
             self.posterior = ResidualBlock(sizes, 2 * width + context, 2 * latent, width, kernel)
         self.insert_code = conv(latent + context, width, 1)
@@ -333,7 +344,7 @@ class DecoderBlock(nn.Module):
     ) -> Step:
         """``given`` and ``noise`` yield the stochastic codes and their noise; the states are (B, width, *shape), the
         context and the image's features likewise."""
-        prior = self.prior(torch.cat([prior_state, context], 1))
+        prior = self.prior(torch.cat([prior_state, context], 1) if self._conditional else prior_state)
         loc, log_scale, features = prior.split([self._latent, self._latent, prior.shape[1] - 2 * self._latent], 1)
         code, kl = loc, _precise(loc).new_zeros(len(loc))
         if self._stochastic and given is not None:

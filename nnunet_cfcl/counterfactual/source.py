@@ -94,8 +94,7 @@ class AcquisitionSource:
 
     def __init__(self, reader: CaseReader, settings: AcquisitionSettings, schemes: Sequence[str], dim: int) -> None:
         self._reader, self._settings, self._schemes, self._dim = reader, settings, tuple(schemes), dim
-        # after these normalisations an intensity is exactly zero only outside the mask and in padding
-        self._zero_is_outside = set(schemes) <= {"ZScoreNormalization", "CTNormalization"}
+        self._zero_is_outside = zero_is_outside(schemes)
         self._tables: dict[str, Tensor] = {}
 
     def identity(self) -> dict[str, Any]:
@@ -141,6 +140,11 @@ def _spread_box(spatial: Sequence[int], position: float) -> tuple[slice, ...]:
     return (planes, *(slice(c, c + side) for c, side in zip(corners, sides, strict=True)))
 
 
+def zero_is_outside(schemes: Sequence[str]) -> bool:
+    """Whether, after these normalisations, an intensity is exactly zero only outside the mask and in padding."""
+    return set(schemes) <= {"ZScoreNormalization", "CTNormalization"}
+
+
 class StoredImages(NamedTuple):
     """Counterfactual crops (count, C, *crop); a NamedTuple, so that torch's collate stacks them."""
 
@@ -148,12 +152,15 @@ class StoredImages(NamedTuple):
 
 
 class PrecomputedSource:
-    """Counterfactuals that lie in a store; which of its interventions, and in which order, is drawn."""
+    """Counterfactuals that lie in a store; which of its interventions, and in which order, is drawn.
 
-    name = "precomputed"
+    Args:
+        store: of the counterfactuals.
+        name: what made them.
+    """
 
-    def __init__(self, store: CounterfactualStore) -> None:
-        self._store = store
+    def __init__(self, store: CounterfactualStore, name: str = "precomputed") -> None:
+        self._store, self.name = store, name
 
     def identity(self) -> dict[str, Any]:
         """The store's own description, and the names and sizes of its files."""
@@ -180,6 +187,11 @@ class PrecomputedSource:
         part = self._store.read(case, name, box)
         require_finite(part, f"counterfactual '{name}' of case '{case}'", box)
         return part
+
+
+def take(parameters: Any, *index: Tensor) -> Any:
+    """Rows of a NamedTuple of tensors, or of further such tuples, with common leading dimensions."""
+    return type(parameters)(*(take(one, *index) if isinstance(one, tuple) else one[index] for one in parameters))
 
 
 def require_finite(part: np.ndarray, what: str, box: tuple[slice, ...]) -> None:

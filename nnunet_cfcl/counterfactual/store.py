@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from nnunet_cfcl.errors import UserError, listed
 FORMAT = 1
 SEPARATOR = "__"
 MANIFEST = "manifest.json"
+#: The source of stores that a generator of ours filled begins with it: nobody brought them in.
+GENERATED = "generator:"
+_COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 1}
 # memory mapping fails on Windows, where nnU-Net does without it too
 _OPEN_OPTIONS: dict[str, Any] = {} if os.name == "nt" else {"mmap_mode": "r"}
 
@@ -106,19 +109,50 @@ class CounterfactualStore:
         Raises:
             UserError: not an intervention of this store, or not a 4D array.
         """
+        self._check_writable(case, intervention, array.shape)
+        layout, whole = _layout(chunks, blocks), np.ascontiguousarray(array, dtype=np.float32)
+        replace_atomically(
+            self.path(case, intervention),
+            lambda file: blosc2.asarray(whole, urlpath=str(file), mode="w", cparams=_COMPRESSION, **layout),
+        )
+
+    def write_slabs(
+        self,
+        case: str,
+        interventions: Sequence[str],
+        shape: Sequence[int],
+        slabs: Iterable[NDArray[np.floating]],
+        chunks: Sequence[int] | None = None,
+        blocks: Sequence[int] | None = None,
+    ) -> None:
+        """Write several counterfactuals of a case together, a few planes at a time; none where ``slabs`` fails.
+
+        Memory is that of one chunk's planes, (K, C, chunks[1], Y, X) float32.
+
+        Args:
+            case: nnU-Net's case identifier.
+            interventions: K of the store's.
+            shape: (C, Z, Y, X) of the case's preprocessed data.
+            slabs: (K, C, z, Y, X) preprocessed intensities, from the first plane to the last.
+            chunks, blocks: see :meth:`write`.
+
+        Raises:
+            UserError: not an intervention of this store, or not a 4D shape.
+            ValueError: the slabs do not add up to ``shape``.
+        """
+        for name in interventions:
+            self._check_writable(case, name, shape)
+        layout = _layout(chunks, blocks)
+        _replace_together(
+            [self.path(case, name) for name in interventions], lambda files: _fill(files, tuple(shape), slabs, layout))
+
+    def _check_writable(self, case: str, intervention: str, shape: Sequence[int]) -> None:
         if intervention not in self.interventions:
             raise UserError(f"the store {self.folder} has the interventions {', '.join(self.interventions)}; "
                             f"found '{intervention}'")
-        if array.ndim != 4:
+        if len(shape) != 4:
             raise UserError(f"counterfactual '{intervention}' of case {case} must be (C, Z, Y, X), "
-                            f"found shape {array.shape}")
-        layout = {"chunks": tuple(chunks) if chunks else None, "blocks": tuple(blocks) if blocks else None}
-        compression = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 1}
-        whole = np.ascontiguousarray(array, dtype=np.float32)
-        replace_atomically(
-            self.path(case, intervention),
-            lambda file: blosc2.asarray(whole, urlpath=str(file), mode="w", cparams=compression, **layout),
-        )
+                            f"found shape {tuple(shape)}")
 
     def read(self, case: str, intervention: str, box: tuple[slice, ...] | None = None) -> NDArray[np.float32]:
         """A box of a counterfactual; only the blocks that it touches are read.
@@ -197,16 +231,66 @@ def default_store_root(preprocessed_folder: str | os.PathLike[str]) -> Path:
 
 
 def find_store(preprocessed_folder: str | os.PathLike[str]) -> Path | None:
-    """The store of a dataset's preprocessed data, None without one.
+    """The store that was brought in for a dataset's preprocessed data, None without one; those that a generator filled
+    do not count.
 
     Raises:
-        UserError: there are several; setting ``counterfactual.store`` must name one.
+        UserError: there are several, and setting ``counterfactual.store`` must name one; a manifest cannot be read.
     """
-    stores = sorted(path.parent for path in default_store_root(preprocessed_folder).glob(f"*/{MANIFEST}"))
+    folders = sorted(path.parent for path in default_store_root(preprocessed_folder).glob(f"*/{MANIFEST}"))
+    stores = [folder for folder in folders if not CounterfactualStore.open(folder).source.startswith(GENERATED)]
     if len(stores) > 1:
         raise UserError(f"there are {len(stores)} counterfactual stores: {listed(stores)}; "
                         "name one in the setting counterfactual.store, or delete those out of date")
     return stores[0] if stores else None
+
+
+def _layout(chunks: Sequence[int] | None, blocks: Sequence[int] | None) -> dict[str, Any]:
+    return {"chunks": tuple(chunks) if chunks else None, "blocks": tuple(blocks) if blocks else None}
+
+
+def _replace_together(
+    files: Sequence[Path], write: Callable[[Sequence[Path]], None], opened: tuple[Path, ...] = ()
+) -> None:
+    """`replace_atomically` of several files that one function writes."""
+    if len(opened) == len(files):
+        write(opened)
+    else:
+        replace_atomically(
+            files[len(opened)], lambda temporary: _replace_together(files, write, (*opened, temporary)))
+
+
+def _fill(
+    files: Sequence[Path], shape: tuple[int, ...], slabs: Iterable[NDArray[np.floating]], layout: Mapping[str, Any]
+) -> None:
+    arrays = [blosc2.empty(shape, np.float32, urlpath=str(file), mode="w", cparams=_COMPRESSION, **layout)
+              for file in files]
+    done = 0
+    # whole chunks: one that is written again is compressed again
+    for slab in _regrouped(slabs, arrays[0].chunks[1]):
+        planes = slice(done, done + slab.shape[2])
+        if slab.shape != (len(files), shape[0], planes.stop - done, *shape[2:]) or planes.stop > shape[1]:
+            raise ValueError(f"a slab of shape {slab.shape} at plane {done} does not fit {len(files)} images {shape}")
+        for array, part in zip(arrays, slab, strict=True):
+            array[:, planes] = np.ascontiguousarray(part, dtype=np.float32)
+        done = planes.stop
+    if done != shape[1]:
+        raise ValueError(f"the slabs have {done} planes, expected {shape[1]}")
+
+
+def _regrouped(slabs: Iterable[NDArray[np.floating]], depth: int) -> Iterator[NDArray[np.floating]]:
+    """The same planes (axis 2), ``depth`` at a time, the last ones fewer."""
+    held: list[NDArray[np.floating]] = []
+    for slab in slabs:
+        while slab.shape[2]:
+            missing = depth - sum(part.shape[2] for part in held)
+            held.append(slab[:, :, :missing])
+            slab = slab[:, :, missing:]
+            if held[-1].shape[2] == missing:
+                yield np.concatenate(held, 2)
+                held = []
+    if held:
+        yield np.concatenate(held, 2)
 
 
 def _check_intervention(name: str) -> None:

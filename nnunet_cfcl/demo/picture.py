@@ -18,7 +18,7 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from numpy.typing import NDArray
 
-from nnunet_cfcl.pretraining.monitor import read_log
+from nnunet_cfcl.runs.epoch_log import read_log
 
 CASES_SHOWN = 2
 

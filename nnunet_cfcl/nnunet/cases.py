@@ -50,6 +50,11 @@ class PreprocessedCases:
         labels = np.asarray(self._arrays(case)[1][(slice(0, 1), *box)][0], dtype=np.int16)
         return labels, certain(labels)
 
+    def layout(self, case: str) -> tuple[Sequence[int] | None, Sequence[int] | None]:
+        """Chunks and blocks of a case's own file; None where it is in nnU-Net's old format."""
+        image = self._arrays(case)[0]
+        return getattr(image, "chunks", None), getattr(image, "blocks", None)
+
     @property
     def labelled(self) -> tuple[str, ...]:
         """The cases with labels: nnU-Net's training cases all have some."""

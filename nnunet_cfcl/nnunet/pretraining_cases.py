@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,15 +58,20 @@ class PretrainingCases:
         images: readers of the folders; a case is in one of them only.
         known: all cases of the dataset and its pool, used or not.
         labels: the labels that are to be used.
+        patients: case -> patient, of the cases that have one.
 
     Attributes:
         cases: the cases of phase 1, sorted.
         known: all cases of the dataset and its pool, sorted.
         labelled: those of ``cases`` that have labels, sorted; none where the method needs none.
+        patients: case -> patient, of the cases that have one.
     """
 
-    def __init__(self, images: Sequence[PreprocessedCases], known: Iterable[str], labels: Labels) -> None:
-        self._images, self._labels = tuple(images), labels
+    def __init__(
+        self, images: Sequence[PreprocessedCases], known: Iterable[str], labels: Labels,
+        patients: Mapping[str, str] | None = None,
+    ) -> None:
+        self._images, self._labels, self.patients = tuple(images), labels, dict(patients or {})
         self._reader = {case: reader for reader in images for case in reader.cases}
         self.cases = tuple(sorted(self._reader))
         self.known = tuple(sorted(known))
@@ -79,6 +84,10 @@ class PretrainingCases:
     def read(self, case: str, box: tuple[slice, ...]) -> NDArray[np.float32]:
         """Intensities (C, z, y, x), float32, of the spatial ``box`` (three slices inside the case)."""
         return self._reader[case].read(case, box)
+
+    def layout(self, case: str) -> tuple[Sequence[int] | None, Sequence[int] | None]:
+        """Chunks and blocks of a case's own file; None where it is in nnU-Net's old format."""
+        return self._reader[case].layout(case)
 
     def has_labels(self, case: str) -> bool:
         """Whether a case has a label that is used, manual or silver."""
@@ -139,7 +148,7 @@ def pretraining_cases(
     if unpack:
         _unpack(folder for folder, cases in folders if cases)
     images = [PreprocessedCases(str(folder), cases) for folder, cases in folders if cases]
-    return PretrainingCases(images, dataset.known, labels)
+    return PretrainingCases(images, dataset.known, labels, patients.names)
 
 
 def _unpack(folders: Iterable[Path]) -> None:

@@ -11,14 +11,14 @@ from torch import nn
 
 from nnunet_cfcl.config import Settings, digest
 from nnunet_cfcl.counterfactual.choice import choose_source
-from nnunet_cfcl.counterfactual.source import AcquisitionSource, OriginalSource
+from nnunet_cfcl.counterfactual.source import AcquisitionSource, CounterfactualSource, OriginalSource
 from nnunet_cfcl.nnunet.plan import check_single_stage, fingerprint, view_geometry
 from nnunet_cfcl.nnunet.pretraining_cases import PretrainingCases, pretraining_cases
 from nnunet_cfcl.nnunet.segmentation_loss import segmentation_loss
 from nnunet_cfcl.pretraining.loop import PretrainingTask
 from nnunet_cfcl.pretraining.methods import Method, MethodContext
 from nnunet_cfcl.pretraining.objective import Objective
-from nnunet_cfcl.pretraining.ranks import Ranks
+from nnunet_cfcl.runs.ranks import Ranks
 
 #: Passes and processes change the speed alone.
 NOT_DECIDING = ("pretrain.enabled", "pretrain.patches_per_pass")
@@ -33,7 +33,9 @@ def build_objective(trainer: Any, method: Method) -> Objective:
         MethodContext(trainer.settings, geometry, channels, ignore, lambda: segmentation_loss(trainer)))
 
 
-def build_task(trainer: Any, method: Method, objective: Objective, ranks: Ranks) -> PretrainingTask:
+def build_task(
+    trainer: Any, method: Method, objective: Objective, ranks: Ranks, generated: CounterfactualSource | None = None
+) -> PretrainingTask:
     """The pretraining of a trainer: its cases, its patch, its device, its compile switch.
 
     Args:
@@ -41,6 +43,7 @@ def build_task(trainer: Any, method: Method, objective: Objective, ranks: Ranks)
         method: the pretraining method.
         objective: made from it by `build_objective`.
         ranks: the processes that share every step.
+        generated: counterfactuals of a generator; None: others are chosen.
 
     Raises:
         UserError: the configuration is a cascade's second stage, there are no suitable cases, or the counterfactuals do
@@ -51,7 +54,7 @@ def build_task(trainer: Any, method: Method, objective: Objective, ranks: Ranks)
     reader = pretraining_cases(trainer, settings, objective.needs_labels)
     geometry = view_geometry(configuration)
     schemes, dim = configuration.normalization_schemes, len(geometry.patch_size)
-    source = OriginalSource() if not method.counterfactuals else choose_source(
+    source = OriginalSource() if not method.counterfactuals else generated or choose_source(
         settings, reader, trainer.preprocessed_dataset_folder, schemes, dim)
     identity = _identity(trainer, method, objective, reader, source.identity())
     return PretrainingTask(
@@ -106,9 +109,11 @@ def _identity(
 def _deciding_settings(settings: Settings, method: Method, source: str) -> dict[str, Any]:
     """All settings but those that this pretraining does not use, or that change only its speed or the second phase."""
     chosen = settings.to_dict()
-    # the views hold what the preset did, and the source describes itself
+    # the views hold what the preset did, and the source describes itself, with all that went into a generator
     del chosen["finetune"], chosen["preset"], chosen["counterfactual"]["source"], chosen["counterfactual"]["store"]
-    if source != AcquisitionSource.name:
+    del chosen["generator"], chosen["gate"], chosen["counterfactual"]["interventions"]
+    del chosen["counterfactual"]["abduction"]
+    if AcquisitionSource.name not in source:
         del chosen["acquisition"]
     for key in (*method.unused(), *NOT_DECIDING):
         section, name = key.split(".")

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from nnunet_cfcl.config import Settings
 from nnunet_cfcl.counterfactual.source import CaseReader, CounterfactualSource, require_finite
 from nnunet_cfcl.pretraining.objective import ImageViews, Objective
+from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.views import (
     CropBox,
     ViewGeometry,
@@ -26,13 +27,6 @@ from nnunet_cfcl.views import (
 )
 
 POSITIONS_TRIED = 8
-
-
-def generator_for(*key: int) -> Generator:
-    """A CPU generator whose numbers depend on the key (seed, step, image, ...) alone."""
-    # the length keeps (s, n) and (s, n, 0) apart, which numpy pads to the same numbers
-    state = np.random.SeedSequence([len(key), *key]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 class PretrainingDataset(Dataset[dict[str, Any]]):

@@ -18,15 +18,17 @@ from tqdm import tqdm
 from nnunet_cfcl.config import Settings, digest
 from nnunet_cfcl.counterfactual.source import CaseReader, CounterfactualSource
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.pretraining.checkpoint import load_body, load_checkpoint, save_checkpoint
-from nnunet_cfcl.pretraining.data import PretrainingDataset, StepOrder, batches, generator_for
+from nnunet_cfcl.pretraining.data import PretrainingDataset, StepOrder, batches
 from nnunet_cfcl.pretraining.gallery import plot_views
 from nnunet_cfcl.pretraining.gradient_cache import backward_with_cache, check_norms
-from nnunet_cfcl.pretraining.monitor import TITLES, Monitor, collapse_warning
+from nnunet_cfcl.pretraining.monitor import TITLES, collapse_warning, plot_progress
 from nnunet_cfcl.pretraining.objective import Objective
-from nnunet_cfcl.pretraining.ranks import Ranks
 from nnunet_cfcl.pretraining.render import Row, render_views
 from nnunet_cfcl.pretraining.schedule import learning_rate
+from nnunet_cfcl.runs.checkpoint import load_body, load_checkpoint, save_checkpoint
+from nnunet_cfcl.runs.epoch_log import EpochLog
+from nnunet_cfcl.runs.ranks import Ranks
+from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.views import ViewGeometry, check_patch
 
 
@@ -128,7 +130,7 @@ class Pretraining:
     def run(self, resume: bool) -> None:
         """Train; with ``resume`` go on after the epoch of ``checkpoint_latest.pth``, if there is one."""
         first_epoch = self._restore() if resume else 0
-        monitor = Monitor(self.task.folder if self._saves else None, first_epoch)
+        log = EpochLog(self.task.folder if self._saves else None, first_epoch, plot_progress)
         if self._saves:
             self._plot_views()
         data = self.batches(first_epoch)
@@ -138,7 +140,7 @@ class Pretraining:
             steps = self._epoch(epoch, data)
             self.ranks.same_weights(self.model)  # processors of different kinds round differently
             images = len(steps) * self.settings.images_per_step
-            line = monitor.end_epoch(epoch, steps, time.perf_counter() - started, images)
+            line = log.end_epoch(epoch, steps, time.perf_counter() - started, images)
             if self.ranks.leads:
                 self._report(line)
             self._save(self.latest, epoch + 1)

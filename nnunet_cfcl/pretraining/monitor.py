@@ -1,16 +1,13 @@
-"""How the pretraining goes: one JSON line and one picture per epoch, and a word when the embeddings collapse."""
+"""How the pretraining goes: a picture of its curves, and a word when the embeddings collapse."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-
-from nnunet_cfcl.atomic import replace_atomically, write_text_atomically
 
 TITLES = {
     "loss": "loss",
@@ -25,36 +22,6 @@ TITLES = {
 NOTES = {"alignment": " (0: positives agree)", "uniformity": " (0: collapsed)"}
 COLLAPSED_UNIFORMITY = -0.05
 UNINFORMED_MARGIN = 0.02
-
-
-class Monitor:
-    """Keeps ``log.jsonl`` and ``progress.png`` in a folder.
-
-    Args:
-        folder: where both files lie, made if it is missing; None: nothing is written.
-        first_epoch: lines of this epoch and later, left by a run that was killed, are dropped.
-    """
-
-    def __init__(self, folder: Path | None, first_epoch: int = 0) -> None:
-        self._folder, self.epochs = folder, list[dict[str, float]]()
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.epochs = [line for line in read_log(folder / "log.jsonl") if line["epoch"] < first_epoch]
-            text = "".join(json.dumps(line) + "\n" for line in self.epochs)
-            write_text_atomically(folder / "log.jsonl", text)
-
-    def end_epoch(
-        self, epoch: int, steps: Sequence[Mapping[str, float]], seconds: float, images: int
-    ) -> dict[str, float]:
-        """Average the steps' statistics, write the line and the picture, return the line."""
-        means = {key: _mean([step[key] for step in steps]) for key in steps[0]}
-        line = {"epoch": epoch, **means, "seconds": seconds, "images_per_second": images / seconds}
-        self.epochs.append(line)
-        if self._folder is not None:
-            with open(self._folder / "log.jsonl", "a") as file:
-                file.write(json.dumps(line) + "\n")
-            replace_atomically(self._folder / "progress.png", lambda file: plot_progress(self.epochs, file))
-        return line
 
 
 def collapse_warning(line: Mapping[str, float]) -> str | None:
@@ -73,19 +40,6 @@ def collapse_warning(line: Mapping[str, float]) -> str | None:
     return None
 
 
-def read_log(file: Path) -> list[dict[str, float]]:
-    """Lines of a ``log.jsonl``; a last line cut short by a kill is left out."""
-    if not file.exists():
-        return []
-    lines = []
-    for text in file.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
 def plot_progress(epochs: Sequence[Mapping[str, float]], file: Path) -> None:
     """One panel per curve of `TITLES` that the method has, over the epochs, as PNG."""
     figure = Figure(figsize=(14, 6), layout="constrained")
@@ -102,8 +56,3 @@ def plot_progress(epochs: Sequence[Mapping[str, float]], file: Path) -> None:
     for panel in list(figure.axes)[len(shown):]:
         panel.set_axis_off()
     figure.savefig(file, dpi=90, format="png")
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan

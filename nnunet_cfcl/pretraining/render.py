@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnunet_cfcl.config import ViewSettings
-from nnunet_cfcl.counterfactual.source import CounterfactualSource
+from nnunet_cfcl.counterfactual.source import CounterfactualSource, take
 from nnunet_cfcl.views import ViewGeometry, apply_affine_views, apply_intensity
 
 Row = tuple[int, int]
@@ -41,13 +41,8 @@ def render_views(
     crops = batch["image"][first : int(images.max()) + 1].to(device)[(images - first).to(device)]
     altered = views > 0
     if altered.any():
-        drawn = _take(batch["counterfactual"], images[altered], views[altered] - 1)
+        drawn = take(batch["counterfactual"], images[altered], views[altered] - 1)
         chosen = altered.nonzero()[:, 0].to(device)
         crops[chosen] = source.apply(crops[chosen], drawn, geometry.spacing)
     patches = apply_affine_views(crops, batch["matrices"][images, views].to(device), geometry)
-    return apply_intensity(patches, _take(batch["intensity"], images, views), settings, geometry.spacing)
-
-
-def _take(parameters: Any, images: Tensor, views: Tensor) -> Any:
-    """Rows of a NamedTuple of tensors with leading dimensions (image, view)."""
-    return type(parameters)(*(field[images, views] for field in parameters))
+    return apply_intensity(patches, take(batch["intensity"], images, views), settings, geometry.spacing)

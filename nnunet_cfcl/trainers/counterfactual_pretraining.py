@@ -14,7 +14,7 @@ from nnunet_cfcl.config import Settings
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.pretraining import methods
 from nnunet_cfcl.pretraining.methods import Method
-from nnunet_cfcl.pretraining.ranks import Ranks
+from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.trainers.finetuning import FineTuning
 from nnunet_cfcl.trainers.phase_1 import Phase1
 

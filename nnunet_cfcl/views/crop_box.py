@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,9 +42,16 @@ class CropBox:
     def pad(self, part: np.ndarray, value: float = 0) -> Tensor:
         """(C, *crop) float32 from the part inside the image (C, z, y, x), padded; nnU-Net's loader pads intensities
         with zeros, labels with -1."""
+        return self._padded(part, mode="constant", constant_values=value)
+
+    def extend(self, part: np.ndarray) -> Tensor:
+        """As `pad`, with the intensities at the image's border repeated."""
+        return self._padded(part, mode="edge")
+
+    def _padded(self, part: np.ndarray, **how: Any) -> Tensor:
         before = [low.start - s for low, s in zip(self.inside, self.start, strict=True)]
-        padded = np.full((part.shape[0], *self.size), value, dtype=np.float32)
-        padded[(slice(None), *(slice(b, b + n) for b, n in zip(before, part.shape[1:], strict=True)))] = part
+        after = [n - b - m for n, b, m in zip(self.size, before, part.shape[1:], strict=True)]
+        padded = np.pad(np.asarray(part, np.float32), [(0, 0), *zip(before, after, strict=True)], **how)
         return torch.from_numpy(padded if self.dim == 3 else padded[:, 0])
 
 

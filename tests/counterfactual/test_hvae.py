@@ -14,7 +14,7 @@ from nnunet_cfcl.counterfactual.hvae import HVAE, HVAESizes, Resolution
 FLAT = HVAESizes((Resolution((16, 12), 8, 1, 1, 2, stochastic=False), Resolution((8, 12), 12, 1, 2, 3),
                   Resolution((4, 6), 16, 1, 2, 4), Resolution((1, 1), 24, 1, 2, 5)), channels=2, parents=4, dropout=0.0)
 DEEP = HVAESizes((Resolution((4, 8, 8), 8, 1, 1, 2), Resolution((4, 4, 4), 12, 1, 2, 3),
-                  Resolution((1, 1, 1), 16, 1, 1, 5)), channels=1, parents=4, dropout=0.0)
+                  Resolution((1, 1, 1), 16, 1, 1, 5)), channels=1, parents=4, dropout=0.0, prior="exogenous")
 BOTH = pytest.mark.parametrize("sizes", [FLAT, DEEP], ids=["2d", "3d"])
 
 
@@ -102,15 +102,44 @@ def test_decoding_abducted_codes_is_the_reconstruction(sizes):
 @BOTH
 def test_changing_nothing_changes_nothing_and_changing_the_parents_is_the_difference_of_two_decodings(sizes):
     model, images, parents = model_of(sizes), images_of(sizes), parents_of(sizes)
-    difference, ratio = model.counterfactual_change(images, parents, parents)
-    assert (difference == 0).all() and (ratio == 1).all()
+    offset, gain = model.counterfactual_changes(images, parents, [parents])[0]
+    assert (offset == 0).all() and (gain == 1).all()
     others = 1 - parents
-    difference, ratio = model.counterfactual_change(images, parents, others)
+    offset, gain = model.counterfactual_changes(images, parents, [others])[0]
     codes = model.abduct(images, parents)
     before, after = model.decode(codes, parents), model.decode(codes, others)
-    torch.testing.assert_close(difference, after.mean - before.mean)
-    torch.testing.assert_close(ratio, (after.log_scale - before.log_scale).exp())
-    assert difference.abs().mean() > 1e-3
+    residual = (images - before.mean) / before.log_scale.exp()
+    expected = after.mean + after.log_scale.exp() * residual
+    torch.testing.assert_close(offset + gain * images, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gain, (after.log_scale - before.log_scale).exp())
+    assert (offset + (gain - 1) * images).abs().mean() > 1e-3
+
+
+@BOTH
+def test_several_interventions_are_those_of_one_each_and_cost_one_encoding(sizes):
+    model, images, parents = model_of(sizes), images_of(sizes), parents_of(sizes)
+    noise = model.draw_noise(torch.Generator().manual_seed(9), 3)
+    others = [1 - parents, parents, parents.flip(1)]
+    alone = [model.counterfactual_changes(images, parents, [one], noise)[0] for one in others]
+    encoded, decoded = [], []
+    model.encoder.register_forward_hook(lambda *_: encoded.append(1))
+    model.decoder.register_forward_hook(lambda *_: decoded.append(1))
+    together = model.counterfactual_changes(images, parents, others, noise)
+    assert len(encoded) == 1 and len(decoded) == 4
+    for found, expected in zip(together, alone, strict=True):
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+@BOTH
+def test_an_exogenous_prior_gives_the_same_codes_whatever_the_parents_and_a_conditional_one_does_not(sizes):
+    for prior in ("exogenous", "conditional"):
+        model, parents = model_of(replace(sizes, prior=prior)), parents_of(sizes)
+        noise = model.draw_noise(torch.Generator().manual_seed(10), 3)
+        codes = [model.decoder(one, noise=noise).codes for one in (parents, 1 - parents)]
+        same = [torch.equal(one, other) for one, other in zip(*codes, strict=True)]
+        assert all(same) if prior == "exogenous" else not any(same)
+        # the decoder is given them either way
+        assert not torch.equal(model.sample(parents, noise).mean, model.sample(1 - parents, noise).mean)
 
 
 @BOTH
@@ -179,7 +208,7 @@ def test_a_fixed_scale_is_used_and_has_no_parameters():
     model, images, parents = model_of(fixed), images_of(fixed), parents_of(fixed)
     assert model.decoder.log_scale is None
     assert (model(images, parents).likelihood.log_scale == -math.log(20)).all()
-    assert (model.counterfactual_change(images, parents, 1 - parents)[1] == 1).all()
+    assert (model.counterfactual_changes(images, parents, [1 - parents])[0][1] == 1).all()
 
 
 def test_the_discretised_likelihood_takes_its_grid():
@@ -232,6 +261,6 @@ def test_a_few_steps_of_training_find_what_the_parents_do():
         optimiser.step()
     model.eval()
     with torch.no_grad():
-        difference, _ = model.counterfactual_change(images, parents, 1 - parents)
+        difference, _ = model.counterfactual_changes(images, parents, [1 - parents])[0]
     true = (1 - 2 * parents)[..., None, None]
     assert float((difference - true).abs().mean()) < 0.3

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nnunet_cfcl.counterfactual import CounterfactualStore, default_store_root, find_store
-from nnunet_cfcl.counterfactual.store import split_name
+from nnunet_cfcl.counterfactual.store import GENERATED, split_name
 from nnunet_cfcl.errors import UserError
 
 SHAPE = (2, 6, 20, 18)
@@ -199,6 +199,73 @@ def test_the_only_store_beside_the_preprocessed_data_is_found(tmp_path):
     CounterfactualStore.create(default_store_root(preprocessed) / "bbb", ["vendorB"], "test")
     with pytest.raises(UserError, match=r"2 counterfactual stores.*counterfactual\.store"):
         find_store(preprocessed)
+
+
+def test_stores_that_a_generator_filled_are_not_taken_for_one_that_was_brought_in(tmp_path):
+    preprocessed = tmp_path / "Dataset001_X" / "nnUNetPlans_2d"
+    root = default_store_root(preprocessed)
+    for name in ("aaa", "ccc"):
+        CounterfactualStore.create(root / name, ["scanner"], f"{GENERATED}{name}")
+    assert find_store(preprocessed) is None
+    mine = CounterfactualStore.create(root / "bbb", ["scanner"], "generators of a friend")
+    assert find_store(preprocessed) == mine.folder
+
+
+def test_a_manifest_that_cannot_be_read_is_named_when_a_store_is_looked_for(tmp_path):
+    folder = default_store_root(tmp_path / "nnUNetPlans_2d") / "aaa"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="aaa/manifest.json is not valid JSON"):
+        find_store(tmp_path / "nnUNetPlans_2d")
+
+
+# ---------------------------------------------------------------- a few planes at a time
+
+
+def in_slabs(images: np.ndarray, *depths: int):
+    """(K, C, Z, Y, X) in pieces of so many planes."""
+    for end, depth in zip(np.cumsum(depths), depths):
+        yield images[:, :, end - depth : end]
+
+
+@pytest.mark.parametrize("depths", [(6,), (1,) * 6, (3, 3), (4, 2), (5, 1)])
+@pytest.mark.parametrize("layout", [(None, None), ((1, 4, 16, 16), (1, 2, 8, 8)), ((2, 1, 20, 18), (2, 1, 20, 18))])
+def test_slabs_of_any_depth_give_the_files_that_whole_images_give(store, tmp_path, depths, layout):
+    whole = CounterfactualStore.create(tmp_path / "whole", store.interventions, "test")
+    images = np.stack([image(7), image(8)])
+    store.write_slabs("case_1", store.interventions, SHAPE, in_slabs(images, *depths), *layout)
+    for name, one in zip(store.interventions, images):
+        whole.write("case_1", name, one, *layout)
+        np.testing.assert_array_equal(store.read("case_1", name), one)
+        mine, expected = (blosc2.open(str(s.path("case_1", name)), mode="r") for s in (store, whole))
+        assert (mine.chunks, mine.blocks, mine.dtype) == (expected.chunks, expected.blocks, expected.dtype)
+        # nothing was written twice
+        assert store.path("case_1", name).stat().st_size == whole.path("case_1", name).stat().st_size
+
+
+def test_slabs_that_fail_half_way_leave_the_old_files_and_nothing_else(store):
+    def failing():
+        yield np.stack([image(7), image(8)])[:, :, :4]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.write_slabs("case_1", store.interventions, SHAPE, failing(), chunks=(1, 2, 20, 18))
+    np.testing.assert_array_equal(store.read("case_1", "vendorB"), image(0))
+    np.testing.assert_array_equal(store.read("case_1", "low_field"), image(1))
+    assert not list((store.folder / "cases").glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("depths", "message"), [((4, 1), "have 5 planes, expected 6"), ((6, 1), "does not fit")])
+def test_slabs_with_too_few_or_too_many_planes_are_refused(store, depths, message):
+    images = np.zeros((2, 2, 7, 20, 18))
+    with pytest.raises(ValueError, match=message):
+        store.write_slabs("case_1", store.interventions, SHAPE, in_slabs(images, *depths), chunks=(1, 1, 20, 18))
+    np.testing.assert_array_equal(store.read("case_1", "vendorB"), image(0))
+
+
+def test_slabs_of_an_intervention_that_the_store_has_not_are_refused(store):
+    with pytest.raises(UserError, match="found 'vendorC'"):
+        store.write_slabs("case_1", ["vendorB", "vendorC"], SHAPE, iter(()))
 
 
 def test_file_names_are_split_at_the_last_double_underscore():

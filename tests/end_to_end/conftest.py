@@ -26,7 +26,8 @@ TRAINER = "nnUNetTrainerDVDCL"
 PLANS = "shortPlans"
 SHORT = {
     "pretrain": {"epochs": 2, "iterations_per_epoch": 2, "images_per_step": 2, "points_per_image": 100},
-    "counterfactual": {"count": 2},
+    # tests of the generator ask for it; elsewhere it would be trained for every table of attributes
+    "counterfactual": {"count": 2, "source": "acquisition"},
     "finetune": {"epochs": 2, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "mirror_axes": []},
 }
 

@@ -10,7 +10,7 @@ import torch
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.data import PretrainingDataset
-from nnunet_cfcl.pretraining.ranks import Ranks
+from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.trainers import CounterfactualPretraining
 
 pytestmark = pytest.mark.end_to_end

@@ -17,7 +17,7 @@ from nnunet_cfcl.nnunet.bare_trainer import bare_trainer, find_trainer
 from nnunet_cfcl.nnunet.installation import trainers_path
 from nnunet_cfcl.nnunet.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.data import PretrainingDataset
-from nnunet_cfcl.pretraining.ranks import Ranks
+from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.trainers.phase_1 import Phase1
 
 DATASET, CPU = "Dataset007_Toy", torch.device("cpu")

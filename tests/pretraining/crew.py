@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from nnunet_cfcl.pretraining.ranks import Ranks
+from nnunet_cfcl.runs.ranks import Ranks
 
 SECONDS = 120
 #: The server imports once what all processes need; they are forked from it, which has no threads that could be lost.

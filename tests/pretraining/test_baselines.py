@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nnunet_cfcl.pretraining import loop, monitor
+from nnunet_cfcl.pretraining import loop
 from nnunet_cfcl.pretraining.image_contrast import ImageContrastObjective
 from nnunet_cfcl.pretraining.loop import Pretraining
 from nnunet_cfcl.pretraining.masked_autoencoder import MaskedAutoencoderObjective
@@ -35,7 +35,7 @@ OBJECTIVES = {
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """They take longer than the training."""
-    monkeypatch.setattr(monitor, "plot_progress", lambda epochs, file: Path(file).touch())
+    monkeypatch.setattr(loop, "plot_progress", lambda epochs, file: Path(file).touch())
     monkeypatch.setattr(loop, "plot_views", lambda *arguments: None)
 
 

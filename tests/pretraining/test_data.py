@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.pretraining.data import PretrainingDataset, StepOrder, batches, generator_for
+from nnunet_cfcl.pretraining.data import PretrainingDataset, StepOrder, batches
 from nnunet_cfcl.pretraining.dual_view import DualViewObjective
 from nnunet_cfcl.pretraining.point_labels import PointLabels
 
@@ -91,12 +91,6 @@ def test_a_constant_crop_is_drawn_again(cases_in_memory, dataset):
     reader = cases_in_memory((1, 1, 200, 40), count=1)
     reader.arrays["case_0"][:, :, :70] = 0
     assert all(data["image"].min() < data["image"].max() for data in [dataset(reader=reader)[n] for n in range(18)])
-
-
-def test_keys_give_independent_reproducible_generators():
-    first = torch.rand(3, generator=generator_for(0, 1, 2))
-    assert torch.equal(first, torch.rand(3, generator=generator_for(0, 1, 2)))
-    assert not torch.equal(first, torch.rand(3, generator=generator_for(0, 2, 1)))
 
 
 def test_a_share_of_the_crops_of_a_supervised_method_holds_foreground(make_task, cases_in_memory):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.pretraining.checkpoint import load_checkpoint
 from nnunet_cfcl.pretraining.loop import Pretraining
+from nnunet_cfcl.runs.checkpoint import load_checkpoint
 
 
 def _train(task, network, resume=False):

@@ -26,11 +26,11 @@ from nnunet_cfcl.counterfactual.source import AcquisitionSource, OriginalSource
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.decoder_tap import plain_network
 from nnunet_cfcl.nnunet.segmentation_loss import NnUNetLoss
-from nnunet_cfcl.pretraining import loop, methods, monitor
-from nnunet_cfcl.pretraining.checkpoint import load_checkpoint
+from nnunet_cfcl.pretraining import loop, methods
 from nnunet_cfcl.pretraining.loop import Pretraining, PretrainingTask
 from nnunet_cfcl.pretraining.methods import Method, MethodContext
-from nnunet_cfcl.pretraining.ranks import Ranks
+from nnunet_cfcl.runs.checkpoint import load_checkpoint
+from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.views import ViewGeometry
 from tests.conftest import CasesInMemory
 from tests.pretraining.conftest import TINY, tiny_network
@@ -238,7 +238,7 @@ def train(ranks: Ranks, method: str, folder: Path, killed: bool = False, resume:
     if killed:
         pretraining._epoch = only_first(pretraining._epoch)
     # what takes longest are the pictures
-    with patch.object(loop, "plot_views", draw_views), patch.object(monitor, "plot_progress", draw), suppress(Killed):
+    with patch.object(loop, "plot_views", draw_views), patch.object(loop, "plot_progress", draw), suppress(Killed):
         pretraining.run(resume)
     return {key: value.numpy() for key, value in pretraining.model.state_dict().items()}
 

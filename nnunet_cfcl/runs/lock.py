@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from nnunet_cfcl.pretraining.ranks import Ranks
+from nnunet_cfcl.runs.ranks import Ranks
 
 if sys.platform != "win32":
     import fcntl

@@ -117,17 +117,18 @@ class Ranks:
         """What ``work`` returns; the first rank does it before the others, for work that may leave files behind.
 
         Raises:
-            UserError: of the first rank, on every rank; of another rank, on that one.
+            UserError: of the first rank, on every rank, of the same class; of another rank, on that one.
         """
-        results, complaint = [], None
+        results: list[T] = []
+        complaint: UserError | None = None
         if self.leads:
             try:
                 results.append(work())
             except UserError as error:
-                complaint = str(error)
+                complaint = error
         complaint = self.from_first(complaint)
         if complaint is not None:
-            raise UserError(complaint)
+            raise complaint
         return results[0] if self.leads else work()
 
     def wait(self) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_cfcl.pretraining.checkpoint import load_body, load_checkpoint, save_checkpoint, to_cpu
+from nnunet_cfcl.runs.checkpoint import load_body, load_checkpoint, save_checkpoint, to_cpu
 
 
 def test_nested_tensors_are_detached():

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from nnunet_cfcl.pretraining import lock
-from nnunet_cfcl.pretraining.lock import exclusive
+from nnunet_cfcl.runs import lock
+from nnunet_cfcl.runs.lock import exclusive
 from tests.pretraining.crew import Crew
 
 HOLDER = """
@@ -119,6 +119,7 @@ def test_all_processes_of_a_run_wait_with_the_first_one(holder, tmp_path):
     process, folder = holder
     crew = Crew(2, tmp_path)
     try:
+        crew(_here)  # on a busy machine the processes may need longer to start than the lock is held
         release = threading.Timer(1.0, process.kill)
         release.start()
         (first_free, first_lines), (second_free, second_lines) = crew(enter, folder)
@@ -126,6 +127,10 @@ def test_all_processes_of_a_run_wait_with_the_first_one(holder, tmp_path):
         crew.close()
     assert not first_free and not second_free
     assert len(first_lines) == 1 and second_lines == []
+
+
+def _here(ranks):
+    return ranks.rank
 
 
 def enter(ranks, folder):

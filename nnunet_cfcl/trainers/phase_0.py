@@ -1,0 +1,260 @@
+"""Phase 0 of a trainer: the generator of counterfactuals, trained, judged, and put to work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from nnunet_cfcl.atomic import write_text_atomically
+from nnunet_cfcl.config import digest
+from nnunet_cfcl.counterfactual.attribute_predictor import train_predictor
+from nnunet_cfcl.counterfactual.blended_change import BlendedChange
+from nnunet_cfcl.counterfactual.choice import wants_generator
+from nnunet_cfcl.counterfactual.counterfactual_finetuning import CounterfactualFineTuning
+from nnunet_cfcl.counterfactual.gate import judge
+from nnunet_cfcl.counterfactual.gate_figures import GateReport
+from nnunet_cfcl.counterfactual.gate_report import write_report
+from nnunet_cfcl.counterfactual.generation import Generation, generate_counterfactuals
+from nnunet_cfcl.counterfactual.generator import CounterfactualGenerator
+from nnunet_cfcl.counterfactual.generator_data import Patches, draw_patches
+from nnunet_cfcl.counterfactual.generator_source import GeneratorSource
+from nnunet_cfcl.counterfactual.generator_training import GeneratorTask, GeneratorTraining
+from nnunet_cfcl.counterfactual.interventions import Intervention
+from nnunet_cfcl.counterfactual.mixed_source import MixedSource
+from nnunet_cfcl.counterfactual.source import (
+    AcquisitionSource,
+    CounterfactualSource,
+    PrecomputedSource,
+    zero_is_outside,
+)
+from nnunet_cfcl.counterfactual.store import CounterfactualStore
+from nnunet_cfcl.errors import UserError, listed
+from nnunet_cfcl.nnunet.attributes_of_cases import NothingToChange
+from nnunet_cfcl.nnunet.generator_task import build_generator_task, has_attributes
+from nnunet_cfcl.nnunet.plan import fingerprint
+from nnunet_cfcl.nnunet.pretraining_cases import PretrainingCases
+from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
+from nnunet_cfcl.runs.lock import exclusive
+from nnunet_cfcl.runs.ranks import Ranks
+
+#: Patches that the judges learn from: so many times those that are looked at.
+TRAINING_PATCHES = 8
+#: Part of the seed of the teacher in fine-tuning, which must not be the judge.
+TEACHER_SEED = 101
+
+
+def generated_source(trainer: Any, ranks: Ranks) -> CounterfactualSource | None:
+    """The counterfactuals of a generator where the settings and the dataset ask for one, after all of phase 0; None
+    where they do not, or where the gate let nothing pass.
+
+    Raises:
+        UserError: see `build_generator_task`.
+    """
+    attributes = ranks.in_turn(lambda: has_attributes(trainer))
+    if not wants_generator(trainer.settings, trainer.preprocessed_dataset_folder, attributes):
+        return None
+    try:
+        phase = Phase0(trainer, ranks)
+    except NothingToChange as reason:
+        if trainer.settings.counterfactual.source == "generator":
+            raise
+        if ranks.leads:
+            trainer.print_to_log_file(f"No generator is trained, acquisition is used instead: {reason}")
+        return None
+    source = phase.source()
+    if ranks.leads and not trainer.disable_checkpointing:
+        phase.copy_report(Path(trainer.output_folder) / "cfcl" / "generator" / "report")
+    return source
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A generator and what the gate says about it.
+
+    Attributes:
+        generator: the one to use.
+        passed, failed: its interventions.
+    """
+
+    generator: CounterfactualGenerator
+    passed: tuple[Intervention, ...]
+    failed: tuple[Intervention, ...]
+
+
+class Phase0:
+    """The generator of a trainer's fold.
+
+    Args:
+        trainer: an nnU-Net trainer with ``settings``, or what `bare_trainer` makes.
+        ranks: the processes that share every step.
+
+    Raises:
+        UserError: see `build_generator_task`.
+    """
+
+    def __init__(self, trainer: Any, ranks: Ranks) -> None:
+        self.trainer, self.ranks = trainer, ranks
+        self.task: GeneratorTask = ranks.in_turn(lambda: build_generator_task(trainer, ranks))
+
+    @property
+    def report_folder(self) -> Path:
+        """Where the gate's report lies."""
+        return self.task.folder / "report"
+
+    def trained(self) -> CounterfactualGenerator:
+        """The generator as its own training leaves it; trained, gone on with, or loaded."""
+        training_file = GeneratorTraining.final_in(self.task.folder)
+        with exclusive(self.task.folder, self._log, self.ranks):
+            if self.ranks.from_first(training_file.exists()):
+                self._log(f"The generator was trained before, same settings, cases and attributes: {training_file}")
+            else:
+                self._announce()
+                GeneratorTraining(self.task).run(resume=True)
+        return self._load(training_file)
+
+    def judged(self) -> Judged:
+        """The generator after the gate; fine-tuned first where an intervention does too little."""
+        generator = self.trained()
+        with exclusive(self.task.folder, self._log, self.ranks):
+            found = self.ranks.from_first(self._verdicts(generator) if self.ranks.leads else None)
+            if found["ineffective"] and self.task.settings.generator.finetune_epochs:
+                taught = self._finetuned(generator)
+                again = self.ranks.from_first(self._verdicts(taught) if self.ranks.leads else None)
+                if len(again["passed"]) >= len(found["passed"]):
+                    generator, found = taught, again
+        for name, words in found["words"].items():
+            self._log(f"Gate, intervention '{name}': {words}")
+        passes = {one: one.name in found["passed"] or not self.task.settings.gate.enabled
+                  for one in self.task.interventions}
+        return Judged(generator, tuple(one for one, passed in passes.items() if passed),
+                      tuple(one for one, passed in passes.items() if not passed))
+
+    def generated(self, judged: Judged) -> CounterfactualStore:
+        """The store with the counterfactuals of all cases by the interventions that passed."""
+        reader, settings = cast(PretrainingCases, self.task.reader), self.task.settings.counterfactual
+        blender = BlendedChange(judged.generator, reader, self._windows(judged), self._patches_per_pass, self._masked)
+        wanted = Generation(
+            digest(judged.generator.identity), judged.passed, self.task.settings.seed, settings.abduction,
+            digest([fingerprint(self.trainer.configuration_manager), reader.content()]))
+        return self.ranks.in_turn(lambda: generate_counterfactuals(
+            blender, self.task.cells, wanted, self.trainer.preprocessed_dataset_folder, self._log, reader.layout))
+
+    def source(self) -> CounterfactualSource | None:
+        """What phase 1 takes its counterfactuals from; None if no intervention passed the gate."""
+        judged, settings = self.judged(), self.task.settings
+        if not judged.passed:
+            self._log(f"No intervention of the generator passed the gate: acquisition takes its place. See "
+                      f"{self.report_folder}")
+            return None
+        generated: CounterfactualSource
+        if settings.counterfactual.store is False:
+            generated = GeneratorSource(
+                judged.generator, self.task.cells, judged.passed, self._windows(judged), self._patches_per_pass,
+                settings.counterfactual.abduction, self._masked)
+        else:
+            generated = PrecomputedSource(self.generated(judged), "generator")
+        if not judged.failed:
+            return generated
+        self._log(f"Acquisition takes the place of {', '.join(one.name for one in judged.failed)}, which did not pass "
+                  f"the gate. See {self.report_folder}")
+        acquisition = AcquisitionSource(self.task.reader, settings.acquisition, self._schemes, len(self.task.spacing))
+        return MixedSource(generated, acquisition, len(judged.passed), len(judged.failed))
+
+    def copy_report(self, folder: Path) -> None:
+        """The gate's report, into the fold's own folder."""
+        shutil.copytree(self.report_folder, folder, dirs_exist_ok=True)
+
+    def _verdicts(self, generator: CounterfactualGenerator) -> dict[str, Any]:
+        """Names that passed, names of those that do too little, words about each; from the report if it is there."""
+        key = digest([generator.identity, self.task.settings.to_dict()["gate"], [one.name for one in self._wanted]])
+        file = self.task.folder / f"gate_{key}.json"
+        if not (file.exists() and self.report_folder.exists()):
+            held_out, training = self._patches()
+            self._log(f"Gate: {len(held_out)} patches of {len(set(held_out.cases))} held-out cases are looked at")
+            report = judge(generator, training, held_out, self._wanted, self.task.settings.gate,
+                           self.task.settings.seed)
+            write_report(self.report_folder, report, generator, held_out, self._wanted, self.task.spacing)
+            write_text_atomically(file, json.dumps(_summary(report), indent=1))
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    def _finetuned(self, generator: CounterfactualGenerator) -> CounterfactualGenerator:
+        """After counterfactual fine-tuning, now or before."""
+        file = CounterfactualFineTuning.final_in(self.task.folder)
+        if not self.ranks.from_first(file.exists()):
+            self._log("An intervention does too little: the generator is fine-tuned against an attribute predictor "
+                      "(generator.finetune_epochs)")
+            _, training = self._patches()
+            teacher = train_predictor(
+                training, self.task.coding, "residual", self.task.settings.gate.predictor_steps,
+                self.task.settings.seed + TEACHER_SEED, self.task.device, self.task.scale)
+            CounterfactualFineTuning(self.task, generator, teacher).run(resume=True)
+        return self._load(file)
+
+    def _patches(self) -> tuple[Patches, Patches]:
+        """Held-out patches, and those that the judges learn from."""
+        task, count = self.task, self.task.settings.gate.cases
+        size, seed = task.sizes.resolutions[0].shape, task.settings.seed
+        return (draw_patches(task.reader, task.cells, task.validation, size, max(count, len(task.validation)), seed),
+                draw_patches(task.reader, task.cells, task.training, size,
+                             max(TRAINING_PATCHES * count, len(task.training)), seed + 1))
+
+    @property
+    def _wanted(self) -> Sequence[Intervention]:
+        return self.task.interventions
+
+    def _load(self, file: Path) -> CounterfactualGenerator:
+        """A generator of this task.
+
+        Raises:
+            UserError: it cannot be read, or was made for another plan, other cases, attributes or settings.
+        """
+        generator = CounterfactualGenerator.load(file, self.task.device)
+        found, expected = generator.identity, json.loads(json.dumps(dict(self.task.identity)))
+        differing = [key for key in expected if json.loads(json.dumps(found.get(key))) != expected[key]]
+        if differing:
+            raise UserError(f"{file} was made with other {listed(differing)} than this run has: it was put there by "
+                            f"hand, or changed; delete {file.parent} and train anew with `nnunet_cfcl generator train`")
+        return generator
+
+    def _windows(self, judged: Judged) -> SlidingWindows:
+        return SlidingWindows(judged.generator.patch_size)
+
+    @property
+    def _patches_per_pass(self) -> int:
+        # without a graph to keep, more of them fit
+        return max(1, 2 * self.task.images_per_pass)
+
+    @property
+    def _schemes(self) -> Sequence[str]:
+        schemes: Sequence[str] = self.trainer.configuration_manager.normalization_schemes
+        return schemes
+
+    @property
+    def _masked(self) -> bool:
+        return zero_is_outside(self._schemes)
+
+    def _announce(self) -> None:
+        task, chosen = self.task, self.task.settings.generator
+        self._log(
+            f"Phase 0: a generator of counterfactuals is trained, {chosen.epochs} epochs of "
+            f"{chosen.iterations_per_epoch} steps of {chosen.images_per_step} patches of "
+            f"{list(task.sizes.resolutions[0].shape)} voxels, {len(task.training)} cases and {len(task.validation)} "
+            "held out, attributes "
+            f"{', '.join(f'{one.name} ({one.kind})' for one in task.coding.attributes)}, interventions "
+            f"{', '.join(one.name for one in task.interventions)}; its files are in {task.folder}")
+
+    def _log(self, line: str) -> None:
+        if self.ranks.leads:
+            self.trainer.print_to_log_file(line)
+
+
+def _summary(report: GateReport) -> dict[str, Any]:
+    verdicts = dict(zip((one.name for one in report.interventions), report.verdicts))
+    return {"passed": [name for name, verdict in verdicts.items() if verdict.passed],
+            "ineffective": [name for name, verdict in verdicts.items() if verdict.ineffective],
+            "words": {name: verdict.words for name, verdict in verdicts.items()}}
