@@ -24,8 +24,8 @@ DATASET = "Dataset020_ChestXrays"
 #: Two cores, about half an hour; the defaults are made for a GPU.
 SETTINGS: dict[str, Any] = {
     "pretrain": {"data": "training"},
-    "generator": {"width": 12, "blocks": 1, "images_per_step": 8, "epochs": 20, "iterations_per_epoch": 100,
-                  "ema": 0.99},
+    "generator": {"width": 12, "blocks": 1, "images_per_step": 8, "epochs": 18, "iterations_per_epoch": 100,
+                  "ema": 0.998, "finetune_epochs": 2},
 }
 
 

@@ -50,6 +50,21 @@ def test_dotted_keys_equal_nested_ones():
         ({"counterfactual": {"source": "magic"}}, ["counterfactual.source", "acquisition"]),
         ({"finetune": {"mirror_axes": [3]}}, ["finetune.mirror_axes", "<= 2"]),
         ({"pretrain": 3}, ["pretrain"]),
+        ({"counterfactual": {"store": 3}}, ["counterfactual.store", "text", "3"]),
+        ({"counterfactual": {"interventions": "scanner"}}, ["counterfactual.interventions", "list", "'scanner'"]),
+        ({"counterfactual": {"interventions": [1]}}, ["counterfactual.interventions", "text", "1"]),
+        ({"counterfactual": {"abduction": "mode"}}, ["counterfactual.abduction", "'mean'", "'sample'"]),
+        ({"generator": {"epoch": 2}}, ["generator.epoch", "nearest", "generator.epochs"]),
+        ({"generator": {"patch_size": 64}}, ["generator.patch_size", "list", "64"]),
+        ({"generator": {"patch_size": [64, 0]}}, ["generator.patch_size", ">= 1", "0"]),
+        ({"generator": {"width": 3}}, ["generator.width", ">= 4"]),
+        ({"generator": {"memory_gb": 0}}, ["generator.memory_gb", ">= 0.01"]),
+        ({"generator": {"validation_share": 0.6}}, ["generator.validation_share", ">= 0.01 and <= 0.5", "0.6"]),
+        ({"generator": {"prior": "paper"}}, ["generator.prior", "exogenous", "conditional"]),
+        ({"generator": {"scale": 0}}, ["generator.scale", ">= 0.0001"]),
+        ({"generator": {"mirror_axes": [0, 3]}}, ["generator.mirror_axes", "<= 2"]),
+        ({"gate": {"anatomy": 1.2}}, ["gate.anatomy", "<= 1"]),
+        ({"gate": {"enabled": "no"}}, ["gate.enabled", "true or false", "'no'"]),
     ],
 )
 def test_a_wrong_setting_is_an_error_that_names_it(block, words):
@@ -73,6 +88,22 @@ def test_a_missing_file_is_an_error_that_names_the_variable(tmp_path):
 
 def test_null_keeps_an_optional_setting_open():
     assert resolve_settings({"finetune": {"epochs": None}}).finetune.epochs is None
+
+
+@pytest.mark.parametrize("store", [None, False, True, "folder"])
+def test_a_store_is_a_folder_or_a_switch_or_left_open(store):
+    found = resolve_settings({"counterfactual.store": store}).counterfactual.store
+    assert found == store and type(found) is type(store)
+
+
+def test_the_generators_open_settings_take_what_they_are_given():
+    settings = resolve_settings({
+        "generator": {"patch_size": [64, 32], "width": 8, "scale": 1, "mirror_axes": []},
+        "counterfactual": {"interventions": ["scanner", "scanner+disease"]}})
+    assert settings.generator.patch_size == (64, 32) and settings.generator.width == 8
+    assert settings.generator.scale == 1.0 and isinstance(settings.generator.scale, float)
+    assert settings.counterfactual.interventions == ("scanner", "scanner+disease")
+    assert resolve_settings(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
 def test_settings_survive_a_round_trip_through_json():

@@ -3,6 +3,7 @@ difference."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,9 @@ from nnunet_cfcl.counterfactual.generator_data import Cells, Patches
 from nnunet_cfcl.counterfactual.interventions import Intervention
 
 #: Longer side of a panel, and the room around it, in inches.
-PANEL, GAP, HEAD, SIDE = 1.45, 0.06, 0.22, 1.25
+PANEL, GAP, HEAD, SIDE = 1.45, 0.06, 0.22, 1.4
+#: Letters that fit beside a row.
+LINE = 19
 #: Room above the first row and to the right of the last column, in inches.
 TOP, RIGHT = 0.75, 0.85
 #: Share of the voxels whose change is beyond the ends of the colours.
@@ -111,7 +114,7 @@ def contact_sheet(sheet: Sheet, spacing: Sequence[float], file: Path, title: str
     for number, row in enumerate(rows):
         window = _grey_window(row)
         bottom = up - TOP - (number + 1) * (height + HEAD)
-        figure.text(0.08 / across, (bottom + height / 2) / up, sheet.titles[number], fontsize=7, va="center")
+        figure.text(0.08 / across, (bottom + height / 2) / up, _wrapped(sheet.titles[number]), fontsize=7, va="center")
         for column, panel in enumerate(row):
             left = SIDE + column * (width + GAP)
             axes = figure.add_axes((left / across, bottom / up, width / across, height / up))
@@ -121,6 +124,11 @@ def contact_sheet(sheet: Sheet, spacing: Sequence[float], file: Path, title: str
     if shown is not None:
         _colour_bar(figure, shown)
     replace_atomically(file, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+
+
+def _wrapped(title: str) -> str:
+    """Long names of cases would run into the pictures."""
+    return "\n".join(part for line in title.split("\n") for part in textwrap.wrap(line, LINE) or [""])
 
 
 def most_changed_channel(sheet: Sheet) -> int:

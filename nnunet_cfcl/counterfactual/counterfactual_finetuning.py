@@ -25,6 +25,12 @@ STEPS_BEFORE = 20
 MEMORY = 0.95
 
 
+def finetuned_identity(task: GeneratorTask) -> dict[str, Any]:
+    """The task's own and the settings of the fine-tuning."""
+    chosen = task.settings.generator
+    return {**task.identity, "finetuned": [chosen.finetune_epochs, chosen.finetune_lr, chosen.finetune_slack]}
+
+
 class CounterfactualFineTuning(GeneratorTraining):
     """Goes on with a generator so that a predictor takes its counterfactuals for what they should be.
 
@@ -42,7 +48,7 @@ class CounterfactualFineTuning(GeneratorTraining):
     log_folder, title = "finetuning", "fine-tuning"
 
     def __init__(self, task: GeneratorTask, generator: CounterfactualGenerator, predictor: AttributePredictor) -> None:
-        super().__init__(replace(task, identity={**task.identity, "finetuned": True}))
+        super().__init__(replace(task, identity=finetuned_identity(task)))
         self.model.load_state_dict(generator.model.state_dict())
         self.average = AveragedModel(self.model, avg_fn=self._averaged)
         self.predictor = predictor.to(task.device)

@@ -108,7 +108,7 @@ class GeneratorTraining:
             self.adversaries.parameters(), lr=self.settings.adversary_lr, betas=(0.5, 0.9))
         self.total_steps = self.epochs * self.settings.iterations_per_epoch
         self.scale = task.scale.to(task.device)
-        self.images = self.ranks.images(self.settings.images_per_step)
+        self.images = self.ranks.images(self.settings.images_per_step, setting="generator.images_per_step")
         self.data = GeneratorDataset(task.reader, task.cells, task.training, task.coding,
                                      task.interventions, self._patch_size, self.settings, task.settings.seed,
                                      self.total_steps)
@@ -146,9 +146,10 @@ class GeneratorTraining:
             if self.ranks.leads:
                 images = len(steps) * self.settings.images_per_step
                 line = log.end_epoch(epoch, steps, time.perf_counter() - started, images, self._validate())
+                # what is reported is not lost by a kill
+                save_checkpoint(self._state(epoch + 1), self.latest)
                 self._report(line)
                 self._draw_samples(epoch)
-                save_checkpoint(self._state(epoch + 1), self.latest)
         return self._finish()
 
     def step(self, batch: Sample, number: int) -> dict[str, float]:
@@ -326,7 +327,7 @@ class GeneratorTraining:
         if content is None:
             return 0
         if content["hash"] != digest(self.task.identity):
-            raise UserError(f"{self.latest} was made with other settings, cases or another plan; delete the folder to "
+            raise UserError(f"{self.latest} was made with other settings, cases or another plan; delete this file to "
                             "train anew")
         self._load(content)
         if self.ranks.leads:

@@ -17,16 +17,23 @@ from torch import Tensor, nn
 
 from nnunet_cfcl import trainers
 from nnunet_cfcl.config import CONFIG_VARIABLE, Settings
-from nnunet_cfcl.counterfactual.choice import choose_source
+from nnunet_cfcl.counterfactual.choice import choose_source, wants_generator
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet import check_dataset, check_environment
+from nnunet_cfcl.nnunet.attribute_table import ATTRIBUTES
+from nnunet_cfcl.nnunet.attributes_of_cases import (
+    KnownAttributes,
+    NothingToChange,
+    coding_and_interventions,
+    known_attributes,
+)
 from nnunet_cfcl.nnunet.decoder_tap import decoder_width
 from nnunet_cfcl.nnunet.finding import CheckFailed, Finding
 from nnunet_cfcl.nnunet.installation import plugin_trainers
 from nnunet_cfcl.nnunet.plan import check_single_stage, view_geometry
 from nnunet_cfcl.nnunet.pool import pool_command, read_manifest, silver_folder
 from nnunet_cfcl.nnunet.pool_sources import SILVER_LABELS
-from nnunet_cfcl.nnunet.pretraining_cases import pretraining_cases
+from nnunet_cfcl.nnunet.pretraining_cases import PretrainingCases, pretraining_cases
 from nnunet_cfcl.pretraining.gradient_cache import check_norms
 from nnunet_cfcl.pretraining.methods import MethodContext
 from nnunet_cfcl.pretraining.objective import Objective
@@ -155,13 +162,41 @@ class PlannedPretraining:
         if needs_labels:
             yield from self._silver_findings(folder)
         if method.counterfactuals:
-            block = asked.plans_manager.get_configuration(self.configuration)
-            yield _checked(
-                lambda: choose_source(self.settings, cases, str(folder), block.normalization_schemes,
-                                      len(block.patch_size)),
-                "counterfactuals for all cases",
-                f"nnunet_cfcl counterfactuals import -d {int(self.dataset[7:10])} -c {self.configuration} "
-                f"-p {self.plans} -i IMAGES, or set counterfactual.source to acquisition in {_settings_file()}")
+            yield self._counterfactual_finding(asked, cases, folder)
+
+    def _counterfactual_finding(self, asked: _Fold, cases: PretrainingCases, folder: Path) -> Finding:
+        """Of the table of attributes where a generator is to be trained on it, else of the source that is chosen."""
+        try:
+            known = known_attributes(folder.parent)
+            if wants_generator(self.settings, str(folder), known is not None and bool(known.columns)):
+                return self._attributes_finding(known, asked, cases)
+        except UserError as error:
+            what, _, mend = str(error).rpartition("; ")
+            return Finding("FAIL", what or mend, mend if what else f"mend {ATTRIBUTES}")
+        block = asked.plans_manager.get_configuration(self.configuration)
+        return _checked(
+            lambda: choose_source(self.settings, cases, str(folder), block.normalization_schemes,
+                                  len(block.patch_size)),
+            "counterfactuals for all cases",
+            f"nnunet_cfcl counterfactuals import -d {int(self.dataset[7:10])} -c {self.configuration} "
+            f"-p {self.plans} -i IMAGES, or set counterfactual.source to acquisition in {_settings_file()}")
+
+    def _attributes_finding(self, known: KnownAttributes | None, asked: _Fold, cases: PretrainingCases) -> Finding:
+        wanted = self.settings.counterfactual
+        if known is None:
+            return Finding("FAIL", f"counterfactual.source is 'generator', but nnUNet_raw/{self.dataset} has no "
+                           f"{ATTRIBUTES}", f"nnunet_cfcl attributes discover -d {self.dataset}, or write it by hand")
+        try:
+            coding, interventions = coding_and_interventions(
+                known, cases.cases, cases.known, asked.dataset_json["file_ending"], wanted.interventions,
+                asked.log.append)
+        except NothingToChange as reason:
+            if wanted.source == "generator":
+                raise
+            return Finding("warn", f"no generator will be trained, acquisition is used: {reason}", f"mend {ATTRIBUTES}")
+        said = ", ".join(f"{one.name} ({one.kind})" for one in coding.attributes)
+        return Finding("ok", f"a generator of counterfactuals will be trained on {said}; interventions: "
+                       f"{', '.join(one.name for one in interventions)}")
 
     def _silver_findings(self, folder: Path) -> Iterator[Finding]:
         """The training takes manual labels where silver ones are missing; whoever asked for these may want to know."""

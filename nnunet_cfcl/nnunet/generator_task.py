@@ -22,8 +22,8 @@ from nnunet_cfcl.nnunet.pretraining_cases import pretraining_cases
 from nnunet_cfcl.runs.ranks import Ranks
 
 GENERATORS = "cfcl_generators"
-#: These change the speed, the memory or the pictures, not the generator.
-NOT_DECIDING = ("samples_every", "memory_gb")
+#: These change the speed, the memory or the pictures, or what may come after the generator's own training.
+NOT_DECIDING = ("samples_every", "memory_gb", "finetune_epochs", "finetune_lr", "finetune_slack")
 
 
 def has_attributes(trainer: Any) -> bool:

@@ -41,8 +41,15 @@ class Ranks:
         """Whether this rank writes the files."""
         return self.rank == 0
 
-    def images(self, images_per_step: int, rank: int | None = None) -> range:
+    def images(
+        self, images_per_step: int, rank: int | None = None, setting: str = "pretrain.images_per_step"
+    ) -> range:
         """The images of a step that a rank (this one by default) processes.
+
+        Args:
+            images_per_step: all of them.
+            rank: whose.
+            setting: where ``images_per_step`` comes from, for the message.
 
         Raises:
             UserError: there are fewer images than ranks.
@@ -50,7 +57,7 @@ class Ranks:
         if images_per_step < self.count:
             raise UserError(
                 f"{self.count} processes share the {images_per_step} images of a step: use at most {images_per_step} "
-                "processes, or raise pretrain.images_per_step"
+                f"processes, or raise {setting}"
             )
         rank = self.rank if rank is None else rank
         return range(rank * images_per_step // self.count, (rank + 1) * images_per_step // self.count)

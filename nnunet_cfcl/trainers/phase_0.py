@@ -14,7 +14,7 @@ from nnunet_cfcl.config import digest
 from nnunet_cfcl.counterfactual.attribute_predictor import train_predictor
 from nnunet_cfcl.counterfactual.blended_change import BlendedChange
 from nnunet_cfcl.counterfactual.choice import wants_generator
-from nnunet_cfcl.counterfactual.counterfactual_finetuning import CounterfactualFineTuning
+from nnunet_cfcl.counterfactual.counterfactual_finetuning import CounterfactualFineTuning, finetuned_identity
 from nnunet_cfcl.counterfactual.gate import judge
 from nnunet_cfcl.counterfactual.gate_figures import GateReport
 from nnunet_cfcl.counterfactual.gate_report import write_report
@@ -185,7 +185,8 @@ class Phase0:
     def _finetuned(self, generator: CounterfactualGenerator) -> CounterfactualGenerator:
         """After counterfactual fine-tuning, now or before."""
         file = CounterfactualFineTuning.final_in(self.task.folder)
-        if not self.ranks.from_first(file.exists()):
+        wanted = digest(finetuned_identity(self.task))
+        if not self.ranks.from_first(file.exists() and digest(self._load(file).identity) == wanted):
             self._log("An intervention does too little: the generator is fine-tuned against an attribute predictor "
                       "(generator.finetune_epochs)")
             _, training = self._patches()

@@ -8,8 +8,9 @@ import pytest
 
 from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.counterfactual import CounterfactualStore, default_store_root
-from nnunet_cfcl.counterfactual.choice import choose_source
+from nnunet_cfcl.counterfactual.choice import choose_source, wants_generator
 from nnunet_cfcl.counterfactual.source import AcquisitionSource, PrecomputedSource
+from nnunet_cfcl.counterfactual.store import GENERATED
 from nnunet_cfcl.errors import UserError
 
 SHAPE = (1, 1, 20, 18)
@@ -123,3 +124,40 @@ def test_a_counterfactual_of_an_unknown_case_is_named(choose, fill, preprocessed
 def test_cases_of_the_dataset_that_are_not_used_may_be_in_the_store_in_any_shape(choose, fill, preprocessed):
     fill(default_store_root(preprocessed) / "abc", {"case_3": (1, 1, 5, 5)})
     assert isinstance(choose("auto"), PrecomputedSource)
+
+
+# ---------------------------------------------------------------- a generator
+
+
+def wants(preprocessed, attributes=True, **counterfactual) -> bool:
+    return wants_generator(resolve_settings({"counterfactual": counterfactual}), str(preprocessed), attributes)
+
+
+@pytest.mark.parametrize("store", [None, False])
+def test_a_generator_is_wanted_where_there_are_attributes_and_nobody_asked_for_another_source(preprocessed, store):
+    assert wants(preprocessed, store=store)
+    assert not wants(preprocessed, attributes=False, store=store)
+
+
+@pytest.mark.parametrize(("source", "wanted"), [("generator", True), ("acquisition", False), ("precomputed", False)])
+@pytest.mark.parametrize("attributes", [True, False])
+def test_a_source_that_is_asked_for_decides_whatever_there_is(preprocessed, fill, source, wanted, attributes):
+    assert wants(preprocessed, attributes, source=source) == wanted
+    fill(default_store_root(preprocessed) / "abc")
+    assert wants(preprocessed, attributes, source=source) == wanted
+
+
+def test_a_store_that_was_brought_in_goes_before_a_generator(preprocessed, fill, tmp_path):
+    assert not wants(preprocessed, store=str(tmp_path / "elsewhere"))
+    fill(default_store_root(preprocessed) / "abc")
+    assert not wants(preprocessed)
+
+
+def test_what_a_generator_has_made_before_does_not_keep_it_from_being_wanted(preprocessed):
+    CounterfactualStore.create(default_store_root(preprocessed) / "abc", ["scanner"], f"{GENERATED} abc")
+    assert wants(preprocessed)
+
+
+def test_a_generator_of_which_nothing_passed_is_replaced_by_acquisitions(choose, fill, preprocessed):
+    fill(default_store_root(preprocessed) / "abc")
+    assert isinstance(choose("generator"), AcquisitionSource)

@@ -42,3 +42,20 @@ def test_a_slice_of_a_volume_is_the_slice_that_was_drawn():
     volume = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((1, 4, 5, 5), dtype=np.float32)
     box = CropBox((2, 0, 0), (1, 5, 5), (4, 5, 5), 2)
     assert read_crop(box, lambda part: volume[(slice(None), *part)]).unique().tolist() == [2.0]
+
+
+@pytest.mark.parametrize(("start", "size", "dim"), [
+    ((-2, -3, 1), (9, 8, 9), 3), ((4, 5, -6), (3, 9, 7), 3), ((0, 0, 0), (5, 6, 20), 3), ((2, -3, 18), (1, 12, 7), 2)])
+def test_an_extended_crop_repeats_the_border_and_a_padded_one_has_the_value(start, size, dim):
+    image = np.random.default_rng(0).normal(size=(2, 5, 6, 20)).astype(np.float32)
+    box = CropBox(start, size, (5, 6, 20), dim)
+    part = image[(slice(None), *box.inside)]
+    extended, padded = box.extend(part), box.pad(part, -7)
+    assert extended.shape == padded.shape == (2, *size[-dim:]) and extended.dtype == padded.dtype == torch.float32
+    for place in np.ndindex(size):
+        voxel = [s + n for s, n in zip(start, place, strict=True)]
+        nearest = tuple(min(max(v, 0), n - 1) for v, n in zip(voxel, image.shape[1:], strict=True))
+        crop = (slice(None), *place[-dim:])
+        np.testing.assert_array_equal(extended[crop], image[(slice(None), *nearest)])
+        expected = image[(slice(None), *nearest)] if nearest == tuple(voxel) else [-7, -7]
+        np.testing.assert_array_equal(padded[crop], expected)
