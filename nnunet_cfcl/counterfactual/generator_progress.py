@@ -44,7 +44,7 @@ def plot_generator_progress(epochs: Lines, file: Path) -> None:
         _plot(panel, title, PANELS[title], epochs)
     levels = sorted({key for line in epochs for key in line if key.startswith("kl_")})
     curves = {key: key.removeprefix("kl_") for key in levels}
-    _plot(panels[len(shown)], "divergence at every resolution (0: the image's)", curves, epochs)
+    _plot(panels[len(shown)], "divergence by resolution (0: finest)", curves, epochs)
     panels[len(shown)].set_yscale("log")
     for panel in panels[len(shown) + 1:]:
         panel.set_axis_off()

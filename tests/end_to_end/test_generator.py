@@ -75,8 +75,8 @@ def test_mvd_cl_and_the_commands_find_the_generator_and_its_counterfactuals(x_ra
 
 def test_an_intervention_that_fails_the_gate_has_acquisition_in_its_place(x_rays, trainers_of, capsys):
     make = trainers_of(x_rays, DATASET, "2d")
-    make(nnUNetTrainerDVDCL, counterfactual=ALONE, generator=GENERATOR,
-         gate={**GATE, "effectiveness": 1.0}).run_training()
+    make(nnUNetTrainerDVDCL, counterfactual=ALONE, generator={**GENERATOR, "validation_share": 0.45},
+         gate={**GATE, "predictor_steps": 60, "predictability": 0.0}).run_training()
     output = capsys.readouterr().out
     assert "the generator is fine-tuned against an attribute predictor" in output
     assert "Gate, intervention 'scanner': not passed" in output
