@@ -227,8 +227,10 @@ def main() -> None:
     count = arguments.patients or {2: 240, 3: 160}[dim]
     test_count = arguments.test_patients or {2: 60, 3: 24}[dim]
     with ProcessPoolExecutor(arguments.threads) as pool:
-        cases, test = (list(pool.map(rendered, phantom_cases(number, arguments.seed, dim, test=is_test)))
-                       for number, is_test in ((count, False), (test_count, True)))
+        # test patients of another seed: those of seed 0 were looked at while the method was being made
+        cases, test = (list(pool.map(rendered, phantom_cases(number, seed, dim, test=is_test)))
+                       for number, seed, is_test in (
+                           (count, arguments.seed, False), (test_count, arguments.seed + 1, True)))
     own = {**SETTINGS[dim], "seed": arguments.seed}
     own["generator"] = {**own["generator"], **arguments.settings}
     settings_file = out / f"generator_phantom_{dim}d_settings.json"

@@ -28,7 +28,8 @@ MEMORY = 0.95
 def finetuned_identity(task: GeneratorTask) -> dict[str, Any]:
     """The task's own and the settings of the fine-tuning."""
     chosen = task.settings.generator
-    return {**task.identity, "finetuned": [chosen.finetune_epochs, chosen.finetune_lr, chosen.finetune_slack]}
+    return {**task.identity, "finetuned": [
+        chosen.finetune_epochs, chosen.finetune_lr, chosen.finetune_slack, task.settings.gate.predictor_steps]}
 
 
 class CounterfactualFineTuning(GeneratorTraining):
