@@ -272,25 +272,27 @@ def _fill(
         if slab.shape != (len(files), shape[0], planes.stop - done, *shape[2:]) or planes.stop > shape[1]:
             raise ValueError(f"a slab of shape {slab.shape} at plane {done} does not fit {len(files)} images {shape}")
         for array, part in zip(arrays, slab, strict=True):
-            array[:, planes] = np.ascontiguousarray(part, dtype=np.float32)
+            array[:, planes] = np.ascontiguousarray(part)
         done = planes.stop
     if done != shape[1]:
         raise ValueError(f"the slabs have {done} planes, expected {shape[1]}")
 
 
-def _regrouped(slabs: Iterable[NDArray[np.floating]], depth: int) -> Iterator[NDArray[np.floating]]:
-    """The same planes (axis 2), ``depth`` at a time, the last ones fewer."""
-    held: list[NDArray[np.floating]] = []
+def _regrouped(slabs: Iterable[NDArray[np.floating]], depth: int) -> Iterator[NDArray[np.float32]]:
+    """The same planes (axis 2), ``depth`` at a time, the last ones fewer; in one buffer, to be used before the next."""
+    buffer, filled = np.empty(0, np.float32), 0
     for slab in slabs:
+        if not buffer.size:
+            buffer = np.empty((*slab.shape[:2], depth, *slab.shape[3:]), np.float32)
         while slab.shape[2]:
-            missing = depth - sum(part.shape[2] for part in held)
-            held.append(slab[:, :, :missing])
-            slab = slab[:, :, missing:]
-            if held[-1].shape[2] == missing:
-                yield np.concatenate(held, 2)
-                held = []
-    if held:
-        yield np.concatenate(held, 2)
+            part = slab[:, :, : depth - filled]
+            buffer[:, :, filled : filled + part.shape[2]] = part
+            filled, slab = filled + part.shape[2], slab[:, :, part.shape[2] :]
+            if filled == depth:
+                yield buffer
+                filled = 0
+    if filled:
+        yield buffer[:, :, :filled]
 
 
 def _check_intervention(name: str) -> None:
