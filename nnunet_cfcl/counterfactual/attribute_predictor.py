@@ -19,8 +19,8 @@ from nnunet_cfcl.counterfactual.generator_data import Cells, Patches
 from nnunet_cfcl.counterfactual.small_training import halvings, images_per_step, shifted, train_briefly
 
 Architecture = Literal["residual", "plain"]
-#: Images of one pass where no gradient is needed.
-PASS = 16
+#: Images, and voxels, of one pass where no gradient is needed.
+PASS, VOXELS_PER_PASS = 16, 1 << 21
 
 
 class AttributePredictor(nn.Module):
@@ -60,7 +60,7 @@ class AttributePredictor(nn.Module):
     def predictions(self, images: Tensor) -> dict[str, Tensor]:
         """Attribute -> (N,) int64 most probable value, on the CPU; images may be anywhere and any number."""
         device = self.head.weight.device
-        parts = [self.log_probabilities(part.to(device)) for part in images.split(PASS)]
+        parts = [self.log_probabilities(part.to(device)) for part in images.split(images_per_pass(images))]
         return {attribute.name: torch.cat([part[attribute.name].argmax(1).cpu() for part in parts])
                 for attribute in self.attributes}
 
@@ -123,6 +123,11 @@ class PlainFeatures(nn.Module):
         """(N, width) of images as the model sees them."""
         flat = self.layers(images).flatten(2)
         return cast(Tensor, self.hidden(torch.cat([flat.mean(2), flat.amax(2)], 1)))
+
+
+def images_per_pass(images: Tensor) -> int:
+    """How many images (N, C, *S) are looked at together where no gradient is needed."""
+    return max(1, min(PASS, VOXELS_PER_PASS // images.shape[2:].numel()))
 
 
 def convolution(dim: int) -> Callable[..., nn.Module]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_cfcl.counterfactual.attribute_predictor import PASS
+from nnunet_cfcl.counterfactual.attribute_predictor import images_per_pass
 from nnunet_cfcl.counterfactual.attributes import AttributeCoding
 from nnunet_cfcl.counterfactual.generator import IntensityScale
 from nnunet_cfcl.counterfactual.generator_data import Cells, Patches
@@ -91,14 +91,16 @@ def counterfactuals_of(generator: JudgedGenerator, images: Tensor, before: Seque
                        ) -> Tensor:
     """Counterfactuals (N, C, *patch) float32 on the CPU of any number of images, a few at a time."""
     parents = [torch.stack([generator.coding.encode(cells) for cells in side]) for side in (before, after)]
+    count = images_per_pass(images)
     return torch.cat([generator.counterfactuals(*part).float().cpu()
-                      for part in zip(images.split(PASS), *(side.split(PASS) for side in parents))])
+                      for part in zip(images.split(count), *(side.split(count) for side in parents))])
 
 
 def reconstructions_of(generator: JudgedGenerator, patches: Patches) -> Tensor:
     """What the generator makes of the images without their residual, (N, C, *patch) float32 on the CPU."""
+    count = images_per_pass(patches.images)
     return torch.cat([generator.reconstruct(*part).float().cpu()
-                      for part in zip(patches.images.split(PASS), patches.parents(generator.coding).split(PASS))])
+                      for part in zip(patches.images.split(count), patches.parents(generator.coding).split(count))])
 
 
 def intervene(

@@ -60,7 +60,8 @@ class Generation:
 
     def folder(self, preprocessed_folder: str | os.PathLike[str]) -> Path:
         """The folder of the store, there or not: the order of the interventions does not matter."""
-        changed = sorted((one.name, [asdict(attribute) for attribute in one.attributes]) for one in self.interventions)
+        changed = sorted((one.name, [asdict(attribute) for attribute in one.attributes], one.targets)
+                         for one in self.interventions)
         content = [FORMAT, self.generator, changed, self.seed, self.abduction, self.preprocessing]
         return default_store_root(preprocessed_folder) / digest(content)
 

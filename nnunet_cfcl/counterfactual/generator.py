@@ -96,12 +96,15 @@ class CounterfactualGenerator:
         scale: of the intensities.
         identity: what it was made from, JSON-ready.
         device: where it works.
+        zero_is_outside: voxels with zeros in all channels are outside of the mask in which the image was normalised,
+            and stay zero in `counterfactuals`.
     """
 
     def __init__(
         self, model: HVAE, coding: AttributeCoding, scale: IntensityScale, identity: Mapping[str, Any],
-        device: torch.device | str = "cpu",
+        device: torch.device | str = "cpu", zero_is_outside: bool = False,
     ) -> None:
+        self.zero_is_outside = zero_is_outside
         self.device = torch.device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.coding, self.identity = coding, dict(identity)
@@ -154,7 +157,8 @@ class CounterfactualGenerator:
     ) -> Tensor:
         """Counterfactuals (N, C, *patch_size) of images of the patch size, clipped, on the generator's device."""
         own = images.to(self.device).float()
-        return self.scale.clip(self.changes(images, parents, [others], noise)[0].apply(own), own)
+        changed = self.scale.clip(self.changes(images, parents, [others], noise)[0].apply(own), own)
+        return torch.where((own != 0).any(1, keepdim=True), changed, own) if self.zero_is_outside else changed
 
     def _autocast(self) -> torch.autocast:
         # on CPUs, figures and files should not depend on the kind of processor

@@ -29,8 +29,8 @@ from nnunet_cfcl.runs.epoch_log import EpochLog
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.runs.seeds import generator_for
 
-#: Patches of the validation, and how many of them a pass has.
-VALIDATION_PATCHES, VALIDATION_PASS = 64, 8
+#: Patches of the validation.
+VALIDATION_PATCHES = 64
 ADVERSARIES = ("code_adversary", "image_adversary")
 
 
@@ -281,8 +281,10 @@ class GeneratorTraining:
                                min(VALIDATION_PATCHES, 4 * len(task.validation)), task.settings.seed)
         generator = self.generator()
         parts: dict[str, list[Tensor]] = {}
-        for start in range(0, len(patches), VALIDATION_PASS):
-            rows = slice(start, start + VALIDATION_PASS)
+        # without a graph to keep, twice as many fit
+        count = min(8, 2 * task.images_per_pass)
+        for start in range(0, len(patches), count):
+            rows = slice(start, start + count)
             images = generator.scale.forward(patches.images[rows].to(device))
             parents = patches.parents(task.coding)[rows].to(device)
             noise = generator.model.draw_noise(torch.Generator(device).manual_seed(start), len(images))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator
@@ -26,9 +26,11 @@ class Intervention:
 
     Attributes:
         attributes: binary or categorical ones.
+        targets: for each of them the values that it may be given; (): any.
     """
 
     attributes: tuple[Attribute, ...]
+    targets: tuple[tuple[str, ...], ...] = ()
 
     @property
     def name(self) -> str:
@@ -36,18 +38,19 @@ class Intervention:
         return "+".join(attribute.name for attribute in self.attributes)
 
     def draw(self, generator: Generator, cells: Mapping[str, str]) -> dict[str, str]:
-        """New values of the changed attributes: for each one that the case has not, all equally likely.
+        """New values of the changed attributes: for each one of its targets that the case has not, all equally likely.
 
         Args:
             generator: on the CPU.
             cells: attribute -> value of the case; one that is missing may become any value.
         """
-        return {attribute.name: _another(generator, attribute, cells.get(attribute.name, ""))
-                for attribute in self.attributes}
+        targets = self.targets or tuple(attribute.values for attribute in self.attributes)
+        return {attribute.name: _another(generator, values, cells.get(attribute.name, ""))
+                for attribute, values in zip(self.attributes, targets)}
 
 
-def _another(generator: Generator, attribute: Attribute, cell: str) -> str:
-    others = [value for value in attribute.values if value != cell]
+def _another(generator: Generator, values: Sequence[str], cell: str) -> str:
+    others = [value for value in values if value != cell]
     return others[int(torch.randint(len(others), (), generator=generator))]
 
 
@@ -67,6 +70,21 @@ def default_interventions(
     chosen.sort(key=lambda attribute: not any(word in attribute.name.lower() for word in ACQUISITION))
     alone = [Intervention((attribute,)) for attribute in chosen]
     return tuple(alone + ([Intervention(tuple(chosen))] if len(chosen) > 1 else []))
+
+
+def frequent_targets(
+    intervention: Intervention, columns: Mapping[str, Mapping[str, str]], cases: Sequence[str]
+) -> Intervention:
+    """The intervention with values that `ENOUGH_CASES` cases have as its targets; any where there are not two of them.
+
+    Nobody can learn, or judge, what a group of a few cases looks like.
+    """
+    targets = []
+    for attribute in intervention.attributes:
+        counts = Counter(columns[attribute.name].get(case, "") for case in cases)
+        frequent = tuple(value for value in attribute.values if counts[value] >= ENOUGH_CASES)
+        targets.append(frequent if len(frequent) > 1 else attribute.values)
+    return replace(intervention, targets=tuple(targets))
 
 
 def _has_enough(cells: Mapping[str, str], cases: Sequence[str]) -> bool:

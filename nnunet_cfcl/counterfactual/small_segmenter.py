@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from nnunet_cfcl.counterfactual.attribute_predictor import PASS, convolution
+from nnunet_cfcl.counterfactual.attribute_predictor import convolution, images_per_pass
 from nnunet_cfcl.counterfactual.generator import IntensityScale
 from nnunet_cfcl.counterfactual.generator_data import Patches
 from nnunet_cfcl.counterfactual.small_training import halvings, images_per_step, shifted, train_briefly
@@ -56,7 +56,8 @@ class SmallSegmenter(nn.Module):
     def segment(self, images: Tensor) -> Tensor:
         """(N, *patch) int16 label maps, on the CPU; images may be anywhere and any number."""
         device, table = cast(Tensor, self.last.weight).device, torch.tensor(self.labels, dtype=torch.int16)
-        return torch.cat([table[self(part.to(device)).argmax(1).cpu()] for part in images.split(PASS)])
+        parts = images.split(images_per_pass(images))
+        return torch.cat([table[self(part.to(device)).argmax(1).cpu()] for part in parts])
 
 
 def _stage(before: int, after: int, dim: int) -> nn.Module:

@@ -18,6 +18,7 @@ from nnunet_cfcl.errors import UserError, listed
 FORMAT = 1
 SEPARATOR = "__"
 MANIFEST = "manifest.json"
+LONGEST_NAME = 100
 #: The source of stores that a generator of ours filled begins with it: nobody brought them in.
 GENERATED = "generator:"
 _COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 1}
@@ -59,7 +60,7 @@ class CounterfactualStore:
         """
         names = list(dict.fromkeys(interventions))
         for name in names:
-            _check_intervention(name)
+            check_intervention_name(name)
         wanted = {"format": FORMAT, "source": source, "data_identifier": data_identifier,
                   "preprocessing": preprocessing}
         path = Path(folder)
@@ -295,7 +296,15 @@ def _regrouped(slabs: Iterable[NDArray[np.floating]], depth: int) -> Iterator[ND
         yield buffer[:, :, :filled]
 
 
-def _check_intervention(name: str) -> None:
+def check_intervention_name(name: str) -> None:
+    """Refuse what cannot be part of a file's name.
+
+    Raises:
+        UserError: says what is wrong with it.
+    """
+    if len(name) > LONGEST_NAME:
+        raise UserError(f"an intervention's name is part of a file name and must not be longer than {LONGEST_NAME} "
+                        f"characters, found '{name}'; name those you want in counterfactual.interventions")
     if not name or SEPARATOR in name or any(mark in name for mark in "/\\") or name != name.strip("_"):
         raise UserError(f"an intervention's name is part of a file name and must not contain '{SEPARATOR}', slashes or "
                         f"outer underscores, found '{name}'")
@@ -318,5 +327,5 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest.get("source"), str):
         raise UserError(f"{path} must name the 'source' of the counterfactuals, found {manifest.get('source')!r}")
     for name in names:
-        _check_intervention(name)
+        check_intervention_name(name)
     return manifest

@@ -20,11 +20,14 @@ from nnunet_cfcl.counterfactual.interventions import (
     ENOUGH_CASES,
     Intervention,
     default_interventions,
+    frequent_targets,
     named_interventions,
 )
+from nnunet_cfcl.counterfactual.store import check_intervention_name
 from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.nnunet.attribute_table import ATTRIBUTES, DECLARATIONS, read_attribute_table, read_declared_kinds
 from nnunet_cfcl.nnunet.csv_table import check_case_names
+from nnunet_cfcl.nnunet.patients import read_patients, store_patients
 
 STORED = "cfcl_attributes.json"
 FORMAT = 1
@@ -73,6 +76,8 @@ def known_attributes(preprocessed: Path) -> KnownAttributes | None:
     if table is not None and raw_folder is not None:
         declared = read_declared_kinds(raw_folder)
         _keep_copy(stored, {"format": FORMAT, "columns": table.attributes, "declared": declared})
+        with suppress(OSError):
+            store_patients(preprocessed, read_patients(raw_folder))
         return KnownAttributes(table.attributes, declared, str(raw_folder / ATTRIBUTES))
     if raw_folder is not None and raw_folder.is_dir():
         return None  # the raw dataset is here, and has no table any more
@@ -134,7 +139,14 @@ def coding_and_interventions(
             f"cases or attributes, declare a kind in {DECLARATIONS}, name counterfactual.interventions, or set "
             "counterfactual.source to acquisition")
     _check_known(known, cases, interventions, log)
-    return coding, interventions
+    for one in interventions:
+        check_intervention_name(one.name)
+    aimed = tuple(frequent_targets(one, known.columns, cases) for one in interventions)
+    for attribute, targets in dict(pair for one in aimed for pair in zip(one.attributes, one.targets)).items():
+        if rare := [value for value in attribute.values if value not in targets]:
+            log(f"{known.table}: no case is changed to {attribute.name} {listed(rare)}, which fewer than "
+                f"{ENOUGH_CASES} cases have")
+    return coding, aimed
 
 
 def _check_known(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_cfcl.config import Settings, digest
+from nnunet_cfcl.counterfactual.attributes import AttributeCoding, is_missing
+from nnunet_cfcl.counterfactual.gate_verdict import FEWEST_CASES
 from nnunet_cfcl.counterfactual.generator import IntensityScale
 from nnunet_cfcl.counterfactual.generator_data import case_quantiles, split_patients
 from nnunet_cfcl.counterfactual.generator_training import GeneratorTask
 from nnunet_cfcl.counterfactual.hvae_sizes import plan_sizes
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.attributes_of_cases import coding_and_interventions, known_attributes
+from nnunet_cfcl.nnunet.attributes_of_cases import NothingToChange, coding_and_interventions, known_attributes
 from nnunet_cfcl.nnunet.plan import check_single_stage, fingerprint, view_geometry
 from nnunet_cfcl.nnunet.pretraining_cases import pretraining_cases
 from nnunet_cfcl.runs.ranks import Ranks
@@ -45,7 +48,8 @@ def build_generator_task(trainer: Any, ranks: Ranks) -> GeneratorTask:
 
     Raises:
         UserError: the configuration is a cascade's second stage; there is no table of attributes, or see
-            `coding_and_interventions`; too few patients; a patch that cannot be pooled as the plan has it.
+            `coding_and_interventions`; a patch that cannot be pooled as the plan has it.
+        NothingToChange: too few patients, or a network without strides.
     """
     settings, configuration = trainer.settings, trainer.configuration_manager
     check_single_stage(trainer.configuration_name, configuration)
@@ -65,18 +69,21 @@ def build_generator_task(trainer: Any, ranks: Ranks) -> GeneratorTask:
     groups = {case: tuple(one.get(name, "") for name in changed) for case, one in cells.items()}
     training, validation = split_patients(
         reader.cases, reader.patients, groups, settings.generator.validation_share, settings.seed)
-    if not validation:
-        raise UserError(f"a generator is judged on patients it has not seen, but the {len(reader.cases)} cases have no "
-                        "two patients with the same attributes; add cases, or set counterfactual.source to acquisition")
+    fewest = FEWEST_CASES if settings.gate.enabled else 1
+    if len(validation) < fewest:
+        raise NothingToChange(
+            f"a generator is judged on at least {fewest} cases of patients it has not seen, but of the "
+            f"{len(reader.cases)} cases only {len(validation)} can be kept aside; add cases, raise "
+            "generator.validation_share, or set counterfactual.source to acquisition")
     geometry = view_geometry(configuration)
     sizes, images_per_pass = plan_sizes(
         geometry.patch_size, pooling_strides(configuration), len(configuration.normalization_schemes), coding.width,
         settings.generator)
     identity = {
         "generator": _deciding(settings), "seed": settings.seed, "sizes": asdict(sizes),
-        "plan": fingerprint(configuration), "attributes": coding.to_json(), "cells": digest(cells),
+        "plan": fingerprint(configuration), "attributes": coding.to_json(), "cells": digest(_seen(cells, coding)),
         "interventions": [one.name for one in interventions], "training": training, "validation": validation,
-        "images": reader.content(),
+        "images": reader.image_content(),
     }
     return GeneratorTask(
         reader=reader, cells=cells, training=training, validation=validation, coding=coding,
@@ -97,12 +104,20 @@ def pooling_strides(configuration: ConfigurationManager) -> list[tuple[int, ...]
     Raises:
         UserError: the plan's network does not say.
     """
-    strides = configuration.configuration["architecture"]["arch_kwargs"].get("strides")
+    network = configuration.configuration.get("architecture", {})
+    strides = network.get("arch_kwargs", {}).get("strides")
     if not strides:
-        raise UserError(f"the plan's network {configuration.network_arch_class_name} names no strides, from which the "
-                        "generator takes its resolutions; set counterfactual.source to acquisition")
+        name = network.get("network_class_name", "network")
+        raise NothingToChange(f"the plan's {name} names no strides, from which the generator takes its resolutions; "
+                              "set counterfactual.source to acquisition")
     dim = len(configuration.patch_size)
     return [tuple(stride) if not isinstance(stride, int) else (stride,) * dim for stride in strides]
+
+
+def _seen(cells: Mapping[str, Mapping[str, str]], coding: AttributeCoding) -> dict[str, dict[str, str]]:
+    """What the generator is told of every case."""
+    return {case: {one.name: cell for one in coding.attributes if not is_missing(cell := cells[case].get(one.name, ""))}
+            for case in cells}
 
 
 def _deciding(settings: Settings) -> dict[str, Any]:

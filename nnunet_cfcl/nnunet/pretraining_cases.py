@@ -107,6 +107,10 @@ class PretrainingCases:
         """A digest of the images and of the labels that are used, whatever the machine and its folders."""
         return digest([[reader.content() for reader in self._images], self._labels.content])
 
+    def image_content(self) -> str:
+        """The same of the images alone."""
+        return digest([reader.content() for reader in self._images])
+
 
 def pretraining_cases(
     trainer: Any, settings: Settings, needs_labels: bool, unpack: bool = True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -15,6 +17,7 @@ from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.losses import share_blocks
 
 T = TypeVar("T")
+SECONDS_BETWEEN_QUESTIONS = 1.0
 
 
 @dataclass(frozen=True)
@@ -138,10 +141,48 @@ class Ranks:
             raise complaint
         return results[0] if self.leads else work()
 
+    def first_works(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns on the first rank, which alone does it and may take as long as it likes: the others ask
+        again and again, for torch.distributed gives up on a rank that keeps it waiting for minutes.
+
+        Args:
+            work: its result can be pickled.
+
+        Raises:
+            UserError: of the first rank, on every rank.
+        """
+        if self.count == 1:
+            return work()
+        thread = _Working(work) if self.leads else None
+        while not self.from_first(thread is None or not thread.is_alive()):
+            time.sleep(SECONDS_BETWEEN_QUESTIONS)
+        result, complaint = self.from_first(None if thread is None else (thread.result, thread.complaint))
+        if complaint is not None:
+            raise complaint
+        return cast(T, result)
+
     def wait(self) -> None:
         """Until all ranks are here."""
         if self.count > 1:
             dist.barrier()
+
+
+class _Working(threading.Thread):
+    """Does something, and keeps what comes of it."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self.result: Any = None
+        self.complaint: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Whatever goes wrong is kept for the other ranks."""
+        try:
+            self.result = self._work()
+        except Exception as error:
+            self.complaint = error
 
 
 class _Gather(torch.autograd.Function):

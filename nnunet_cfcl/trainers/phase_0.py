@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +44,8 @@ from nnunet_cfcl.runs.ranks import Ranks
 
 #: Patches that the judges learn from: so many times those that are looked at.
 TRAINING_PATCHES = 8
+#: Memory that the patches of either kind may take.
+PATCH_BYTES = 2 << 30
 #: Part of the seed of the teacher in fine-tuning, which must not be the judge.
 TEACHER_SEED = 101
 
@@ -57,6 +60,11 @@ def generated_source(trainer: Any, ranks: Ranks) -> CounterfactualSource | None:
     attributes = ranks.in_turn(lambda: has_attributes(trainer))
     if not wants_generator(trainer.settings, trainer.preprocessed_dataset_folder, attributes):
         return None
+    wanted = trainer.settings.counterfactual
+    if isinstance(wanted.store, str):
+        raise UserError(f"counterfactual.store names a folder ({wanted.store}), but counterfactual.source is "
+                        "'generator', whose store lies beside the preprocessed data: leave counterfactual.store out, "
+                        "or set the source to precomputed")
     try:
         phase = Phase0(trainer, ranks)
     except NothingToChange as reason:
@@ -99,11 +107,8 @@ class Phase0:
     def __init__(self, trainer: Any, ranks: Ranks) -> None:
         self.trainer, self.ranks = trainer, ranks
         self.task: GeneratorTask = ranks.in_turn(lambda: build_generator_task(trainer, ranks))
-
-    @property
-    def report_folder(self) -> Path:
-        """Where the gate's report lies."""
-        return self.task.folder / "report"
+        #: where the report on the generator that is used lies, once it is judged
+        self.report_folder = self.task.folder / "report"
 
     def trained(self) -> CounterfactualGenerator:
         """The generator as its own training leaves it; trained, gone on with, or loaded."""
@@ -120,12 +125,13 @@ class Phase0:
         """The generator after the gate; fine-tuned first where an intervention does too little."""
         generator = self.trained()
         with exclusive(self.task.folder, self._log, self.ranks):
-            found = self.ranks.from_first(self._verdicts(generator) if self.ranks.leads else None)
+            found = self.ranks.first_works(lambda: self._verdicts(generator))
             if found["ineffective"] and self.task.settings.generator.finetune_epochs:
                 taught = self._finetuned(generator)
-                again = self.ranks.from_first(self._verdicts(taught) if self.ranks.leads else None)
+                again = self.ranks.first_works(lambda: self._verdicts(taught))
                 if len(again["passed"]) >= len(found["passed"]):
                     generator, found = taught, again
+        self.report_folder = self.task.folder / found["report"]
         for name, words in found["words"].items():
             self._log(f"Gate, intervention '{name}': {words}")
         passes = {one: one.name in found["passed"] or not self.task.settings.gate.enabled
@@ -139,9 +145,16 @@ class Phase0:
         blender = BlendedChange(judged.generator, reader, self._windows(judged), self._patches_per_pass, self._masked)
         wanted = Generation(
             digest(judged.generator.identity), judged.passed, self.task.settings.seed, settings.abduction,
-            digest([fingerprint(self.trainer.configuration_manager), reader.content()]))
-        return self.ranks.in_turn(lambda: generate_counterfactuals(
-            blender, self.task.cells, wanted, self.trainer.preprocessed_dataset_folder, self._log, reader.layout))
+            # images are part of the generator's own identity
+            digest(fingerprint(self.trainer.configuration_manager)))
+
+        def generate() -> CounterfactualStore:
+            return generate_counterfactuals(
+                blender, self.task.cells, wanted, self.trainer.preprocessed_dataset_folder, self._log, reader.layout)
+
+        # the first rank makes them all, which may take long; the others find everything there
+        store = self.ranks.first_works(generate)
+        return store if self.ranks.leads else generate()
 
     def source(self) -> CounterfactualSource | None:
         """What phase 1 takes its counterfactuals from; None if no intervention passed the gate."""
@@ -171,14 +184,14 @@ class Phase0:
     def _verdicts(self, generator: CounterfactualGenerator) -> dict[str, Any]:
         """Names that passed, names of those that do too little, words about each; from the report if it is there."""
         key = digest([generator.identity, self.task.settings.to_dict()["gate"], [one.name for one in self._wanted]])
-        file = self.task.folder / f"gate_{key}.json"
-        if not (file.exists() and self.report_folder.exists()):
+        file, report_folder = self.task.folder / f"gate_{key}.json", self.task.folder / f"report_{key}"
+        if not (file.exists() and report_folder.exists()):
             held_out, training = self._patches()
             self._log(f"Gate: {len(held_out)} patches of {len(set(held_out.cases))} held-out cases are looked at")
             report = judge(generator, training, held_out, self._wanted, self.task.settings.gate,
                            self.task.settings.seed)
-            write_report(self.report_folder, report, generator, held_out, self._wanted, self.task.spacing)
-            write_text_atomically(file, json.dumps(_summary(report), indent=1))
+            write_report(report_folder, report, generator, held_out, self._wanted, self.task.spacing)
+            write_text_atomically(file, json.dumps({**_summary(report), "report": report_folder.name}, indent=1))
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
 
@@ -200,9 +213,19 @@ class Phase0:
         """Held-out patches, and those that the judges learn from."""
         task, count = self.task, self.task.settings.gate.cases
         size, seed = task.sizes.resolutions[0].shape, task.settings.seed
-        return (draw_patches(task.reader, task.cells, task.validation, size, max(count, len(task.validation)), seed),
-                draw_patches(task.reader, task.cells, task.training, size,
-                             max(TRAINING_PATCHES * count, len(task.training)), seed + 1))
+        fitting = PATCH_BYTES // (4 * task.sizes.channels * math.prod(size))
+        held_out, training = (
+            draw_patches(task.reader, task.cells, cases, size, max(1, min(fitting, number)), draw)
+            for cases, number, draw in ((task.validation, max(count, len(task.validation)), seed),
+                                        (task.training, TRAINING_PATCHES * count, seed + 1)))
+        return self._without_ignored(held_out), self._without_ignored(training)
+
+    def _without_ignored(self, patches: Patches) -> Patches:
+        """The ignore label says nothing about a voxel, as no label does."""
+        ignored = self.trainer.label_manager.ignore_label
+        if patches.labels is None or ignored is None:
+            return patches
+        return replace(patches, labels=patches.labels.masked_fill(patches.labels == ignored, -1))
 
     @property
     def _wanted(self) -> Sequence[Intervention]:
@@ -214,7 +237,10 @@ class Phase0:
         Raises:
             UserError: it cannot be read, or was made for another plan, other cases, attributes or settings.
         """
-        generator = CounterfactualGenerator.load(file, self.task.device)
+        # other machines need not see the file
+        state = self.ranks.from_first(CounterfactualGenerator.load(file).state() if self.ranks.leads else None)
+        generator = CounterfactualGenerator.from_state(state, self.task.device)
+        generator.zero_is_outside = self._masked
         found, expected = generator.identity, json.loads(json.dumps(dict(self.task.identity)))
         differing = [key for key in expected if json.loads(json.dumps(found.get(key))) != expected[key]]
         if differing:

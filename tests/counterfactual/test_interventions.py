@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from nnunet_cfcl.counterfactual.attributes import Attribute, AttributeCoding
-from nnunet_cfcl.counterfactual.interventions import Intervention, default_interventions, named_interventions
+from nnunet_cfcl.counterfactual.interventions import (
+    Intervention,
+    default_interventions,
+    frequent_targets,
+    named_interventions,
+)
 from nnunet_cfcl.errors import UserError
 
 SEX, SITE = Attribute("sex", "binary", ("F", "M")), Attribute("Site", "categorical", ("A", "B", "C"))
@@ -69,3 +74,16 @@ def test_everything_that_cannot_be_changed_is_named_at_once():
                  "'tumour' is asked for more than once", "'Site+sex' is asked for more than once"):
         assert said in message, said
     assert "counterfactual.interventions" in message
+
+
+def test_no_case_is_changed_to_a_value_that_hardly_any_case_has():
+    vendor = Attribute("vendor", "categorical", ("GE", "Philips", "Toshiba"))
+    cells = dict(enumerate(["GE"] * 30 + ["Philips"] * 20 + ["Toshiba"]))
+    columns = {"vendor": {str(case): cell for case, cell in cells.items()}}
+    (aimed,) = (frequent_targets(Intervention((vendor,)), columns, list(columns["vendor"])),)
+    assert aimed.targets == (("GE", "Philips"),)
+    generator = torch.Generator().manual_seed(0)
+    assert {aimed.draw(generator, {"vendor": "GE"})["vendor"] for _ in range(20)} == {"Philips"}
+    assert {aimed.draw(generator, {"vendor": "Toshiba"})["vendor"] for _ in range(40)} == {"GE", "Philips"}
+    rare = {"vendor": {"a": "GE", "b": "Philips"}}
+    assert frequent_targets(Intervention((vendor,)), rare, ["a", "b"]).targets == (vendor.values,)

@@ -11,6 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_cfcl.config import digest
 from nnunet_cfcl.counterfactual.generator_training import GeneratorTraining
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet.attributes_of_cases import NothingToChange
 from nnunet_cfcl.nnunet.bare_trainer import bare_trainer, find_trainer
 from nnunet_cfcl.nnunet.generator_task import build_generator_task, has_attributes, pooling_strides
 from nnunet_cfcl.nnunet.installation import trainers_path
@@ -21,7 +22,7 @@ DATASET = "Dataset007_Toy"
 ROWS = {"toy_0": ("A", "p0", "40"), "toy_1": ("B", "p1", "50"), "toy_2": ("A", "p2", "61"), "toy_3": ("B", "p3", "62"),
         "toy_4": ("A", "p4", "63"), "toy_5": ("B", "p5", "64.5")}
 SHORT = {"generator": {"epochs": 1, "iterations_per_epoch": 1, "images_per_step": 2, "width": 4, "blocks": 1},
-         "counterfactual": {"interventions": ["scanner"]}}
+         "counterfactual": {"interventions": ["scanner"]}, "gate": {"enabled": False}}
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +159,7 @@ def test_without_a_table_it_is_said_how_to_write_one():
 
 def test_without_two_patients_of_the_same_attributes_nobody_can_be_held_out(write):
     write({case: (cells[0], "p0", cells[2]) for case, cells in ROWS.items()})
-    with pytest.raises(UserError, match=r"the 6 cases have no two patients with the same attributes"):
+    with pytest.raises(UserError, match=r"of the 6 cases only 0 can be kept aside"):
         task_of()
 
 
@@ -182,3 +183,10 @@ def test_a_network_without_strides_is_refused():
 
 def test_strides_may_be_numbers():
     assert pooling_strides(configuration_with([1, 2, [2, 1]])) == [(1, 1), (2, 2), (2, 1)]
+
+
+def test_with_fewer_cases_than_the_gate_looks_at_nothing_is_trained(write, settings):
+    write()
+    settings(gate={"enabled": True})
+    with pytest.raises(NothingToChange, match=r"at least 8 cases.*of the 6 cases only 2 can be kept aside"):
+        task_of()

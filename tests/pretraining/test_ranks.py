@@ -29,6 +29,7 @@ from nnunet_cfcl.nnunet.segmentation_loss import NnUNetLoss
 from nnunet_cfcl.pretraining import loop, methods
 from nnunet_cfcl.pretraining.loop import Pretraining, PretrainingTask
 from nnunet_cfcl.pretraining.methods import Method, MethodContext
+from nnunet_cfcl.runs import ranks as ranks_module
 from nnunet_cfcl.runs.checkpoint import load_checkpoint
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.views import ViewGeometry
@@ -380,3 +381,26 @@ def test_a_process_that_fails_ends_the_others_and_is_named(tmp_path, how, messag
     with pytest.raises((mp.ProcessRaisedException, mp.ProcessExitedException), match=rf"(?si){message}"):
         mp.start_processes(lose_rank_1, (str(tmp_path / "store"), how), nprocs=2, start_method="forkserver")
     assert time.monotonic() - started < 60
+
+
+def test_the_first_process_works_alone_and_all_get_its_result_or_its_error(crews):
+    assert crews(2)(let_the_first_work, "good") == [("good", [0]), ("good", [])]
+    assert all("bad" in found for found in crews(2)(let_the_first_work, "bad"))
+    assert Ranks().first_works(lambda: 3) == 3
+
+
+def let_the_first_work(ranks: Ranks, word: str) -> Any:
+    ranks_module.SECONDS_BETWEEN_QUESTIONS = 0.01
+    worked: list[int] = []
+
+    def work() -> str:
+        worked.append(ranks.rank)
+        time.sleep(0.1)
+        if word == "bad":
+            raise UserError("this is bad")
+        return word
+
+    try:
+        return ranks.first_works(work), worked
+    except UserError as error:
+        return str(error)
