@@ -41,7 +41,7 @@ def exclusive(folder: Path, log: Callable[[str], None], ranks: Ranks = Ranks()) 
         # not one long wait: a rank that is kept waiting for the first one by torch.distributed gives up after minutes
         while not ranks.from_first(file is not None and _locked(file, log)):
             if not told and ranks.leads:
-                log(f"Another run is pretraining in {folder}: waiting for it to finish.")
+                log(f"Another run is at work in {folder}: waiting for it to finish.")
             told = True
             time.sleep(SECONDS_BETWEEN_TRIES)
         yield
