@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -65,6 +66,10 @@ def generated_source(trainer: Any, ranks: Ranks) -> CounterfactualSource | None:
         raise UserError(f"counterfactual.store names a folder ({wanted.store}), but counterfactual.source is "
                         "'generator', whose store lies beside the preprocessed data: leave counterfactual.store out, "
                         "or set the source to precomputed")
+    folder = Path(trainer.preprocessed_dataset_folder).parent
+    if wanted.store is not False and not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written, where the counterfactuals would be kept: make it writable, or set "
+                        "counterfactual.store to false, or counterfactual.source to acquisition")
     try:
         phase = Phase0(trainer, ranks)
     except NothingToChange as reason:
