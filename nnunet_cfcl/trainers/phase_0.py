@@ -68,8 +68,8 @@ def generated_source(trainer: Any, ranks: Ranks) -> CounterfactualSource | None:
                         "or set the source to precomputed")
     folder = Path(trainer.preprocessed_dataset_folder).parent
     if wanted.store is not False and not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} cannot be written, where the counterfactuals would be kept: make it writable, or set "
-                        "counterfactual.store to false, or counterfactual.source to acquisition")
+        raise UserError(f"{folder} cannot be written, where the counterfactuals would be kept: make it writable, or "
+                        "set counterfactual.store to false, or counterfactual.source to acquisition")
     try:
         phase = Phase0(trainer, ranks)
     except NothingToChange as reason:
