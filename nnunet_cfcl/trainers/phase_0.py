@@ -188,14 +188,15 @@ class Phase0:
 
     def _verdicts(self, generator: CounterfactualGenerator) -> dict[str, Any]:
         """Names that passed, names of those that do too little, words about each; from the report if it is there."""
-        key = digest([generator.identity, self.task.settings.to_dict()["gate"], [one.name for one in self._wanted]])
+        names = [one.name for one in self.task.interventions]
+        key = digest([generator.identity, self.task.settings.to_dict()["gate"], names])
         file, report_folder = self.task.folder / f"gate_{key}.json", self.task.folder / f"report_{key}"
         if not (file.exists() and report_folder.exists()):
-            held_out, training = self._patches()
+            held_out, training = self._held_out_patches(), self._training_patches()
             self._log(f"Gate: {len(held_out)} patches of {len(set(held_out.cases))} held-out cases are looked at")
-            report = judge(generator, training, held_out, self._wanted, self.task.settings.gate,
+            report = judge(generator, training, held_out, self.task.interventions, self.task.settings.gate,
                            self.task.settings.seed)
-            write_report(report_folder, report, generator, held_out, self._wanted, self.task.spacing)
+            write_report(report_folder, report, generator, held_out, self.task.interventions, self.task.spacing)
             write_text_atomically(file, json.dumps({**_summary(report), "report": report_folder.name}, indent=1))
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
@@ -203,38 +204,37 @@ class Phase0:
     def _finetuned(self, generator: CounterfactualGenerator) -> CounterfactualGenerator:
         """After counterfactual fine-tuning, now or before."""
         file = CounterfactualFineTuning.final_in(self.task.folder)
-        wanted = digest(finetuned_identity(self.task))
-        if not self.ranks.from_first(file.exists() and digest(self._load(file).identity) == wanted):
-            self._log("An intervention does too little: the generator is fine-tuned against an attribute predictor "
-                      "(generator.finetune_epochs)")
-            _, training = self._patches()
-            teacher = train_predictor(
-                training, self.task.coding, "residual", self.task.settings.gate.predictor_steps,
-                self.task.settings.seed + TEACHER_SEED, self.task.device, self.task.scale)
-            CounterfactualFineTuning(self.task, generator, teacher).run(resume=True)
+        if self.ranks.from_first(file.exists()):
+            taught = self._load(file)
+            if digest(taught.identity) == digest(finetuned_identity(self.task)):
+                return taught
+        self._log("An intervention does too little: the generator is fine-tuned against an attribute predictor "
+                  "(generator.finetune_epochs)")
+        teacher = train_predictor(
+            self._training_patches(), self.task.coding, "residual", self.task.settings.gate.predictor_steps,
+            self.task.settings.seed + TEACHER_SEED, self.task.device, self.task.scale)
+        CounterfactualFineTuning(self.task, generator, teacher).run(resume=True)
         return self._load(file)
 
-    def _patches(self) -> tuple[Patches, Patches]:
-        """Held-out patches, and those that the judges learn from."""
-        task, count = self.task, self.task.settings.gate.cases
-        size, seed = task.sizes.resolutions[0].shape, task.settings.seed
-        fitting = PATCH_BYTES // (4 * task.sizes.channels * math.prod(size))
-        held_out, training = (
-            draw_patches(task.reader, task.cells, cases, size, max(1, min(fitting, number)), draw)
-            for cases, number, draw in ((task.validation, max(count, len(task.validation)), seed),
-                                        (task.training, TRAINING_PATCHES * count, seed + 1)))
-        return self._without_ignored(held_out), self._without_ignored(training)
+    def _held_out_patches(self) -> Patches:
+        """Those that are looked at."""
+        count = max(self.task.settings.gate.cases, len(self.task.validation))
+        return self._patches(self.task.validation, count, self.task.settings.seed)
 
-    def _without_ignored(self, patches: Patches) -> Patches:
-        """The ignore label says nothing about a voxel, as no label does."""
-        ignored = self.trainer.label_manager.ignore_label
+    def _training_patches(self) -> Patches:
+        """Those that judges and teacher learn from."""
+        count = TRAINING_PATCHES * self.task.settings.gate.cases
+        return self._patches(self.task.training, count, self.task.settings.seed + 1)
+
+    def _patches(self, cases: Sequence[str], count: int, seed: int) -> Patches:
+        """Patches of the cases, as many as fit; the ignore label says nothing about a voxel, as no label does."""
+        task, ignored = self.task, self.trainer.label_manager.ignore_label
+        size = task.sizes.resolutions[0].shape
+        fitting = PATCH_BYTES // (4 * task.sizes.channels * math.prod(size))
+        patches = draw_patches(task.reader, task.cells, cases, size, max(1, min(fitting, count)), seed)
         if patches.labels is None or ignored is None:
             return patches
         return replace(patches, labels=patches.labels.masked_fill(patches.labels == ignored, -1))
-
-    @property
-    def _wanted(self) -> Sequence[Intervention]:
-        return self.task.interventions
 
     def _load(self, file: Path) -> CounterfactualGenerator:
         """A generator of this task.
@@ -242,8 +242,8 @@ class Phase0:
         Raises:
             UserError: it cannot be read, or was made for another plan, other cases, attributes or settings.
         """
-        # other machines need not see the file
-        state = self.ranks.from_first(CounterfactualGenerator.load(file).state() if self.ranks.leads else None)
+        # other machines need not see the file, and hear of it if the first rank cannot read it
+        state = self.ranks.first_works(lambda: CounterfactualGenerator.load(file).state())
         generator = CounterfactualGenerator.from_state(state, self.task.device)
         generator.zero_is_outside = self._masked
         found, expected = generator.identity, json.loads(json.dumps(dict(self.task.identity)))
