@@ -27,6 +27,9 @@ from nnunet_cfcl.counterfactual.gaussians import (
 
 #: exp of it is the largest or smallest scale of a latent code or an intensity: none is ever zero or infinite.
 LOG_SCALE_BOUND = 9.0
+#: Log of the spread that every intensity has at least, about the grid of 8-bit images: a background that is the same
+#: number everywhere would otherwise be worth any density, and all else nothing.
+LOG_SCALE_FLOOR = -4.0
 
 
 @dataclass(frozen=True)
@@ -296,7 +299,7 @@ class Decoder(nn.Module):
         mean = _precise(self.mean(last))
         if self.log_scale is None:
             return Decoded(Likelihood(mean, torch.full_like(mean, cast(float, self._sizes.log_scale))), used, kl)
-        return Decoded(Likelihood(mean, _bounded(_precise(self.log_scale(last)))), used, kl)
+        return Decoded(Likelihood(mean, _floored(_bounded(_precise(self.log_scale(last))))), used, kl)
 
 
 class Step(NamedTuple):
@@ -431,3 +434,8 @@ def _precise(x: Tensor) -> Tensor:
 def _bounded(log_scale: Tensor) -> Tensor:
     """Smoothly within +- `LOG_SCALE_BOUND`, and nearly the same where it is small."""
     return LOG_SCALE_BOUND * torch.tanh(log_scale / LOG_SCALE_BOUND)
+
+
+def _floored(log_scale: Tensor) -> Tensor:
+    """Of the sum of two independent deviations, the second of `LOG_SCALE_FLOOR`."""
+    return torch.logaddexp(2 * log_scale, torch.full_like(log_scale, 2 * LOG_SCALE_FLOOR)) / 2

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nnunet_cfcl.counterfactual.gaussians import gaussian_log_density
-from nnunet_cfcl.counterfactual.hvae import HVAE, HVAESizes, Resolution
+from nnunet_cfcl.counterfactual.hvae import HVAE, LOG_SCALE_FLOOR, HVAESizes, Resolution
 
 FLAT = HVAESizes((Resolution((16, 12), 8, 1, 1, 2, stochastic=False), Resolution((8, 12), 12, 1, 2, 3),
                   Resolution((4, 6), 16, 1, 2, 4), Resolution((1, 1), 24, 1, 2, 5)), channels=2, parents=4, dropout=0.0)
@@ -78,7 +78,7 @@ def test_the_divergence_is_positive_where_codes_are_stochastic_and_zero_elsewher
 def test_an_untrained_model_begins_with_finite_evidence_and_scale_one(sizes):
     evidence = model_of(sizes, moved=False)(images_of(sizes), parents_of(sizes))
     assert evidence.nll.isfinite().all() and evidence.kl.isfinite().all()
-    assert (evidence.likelihood.log_scale == 0).all()
+    assert (evidence.likelihood.log_scale.abs() < 1e-3).all()  # the floor adds a little to it
 
 
 @BOTH
@@ -209,6 +209,13 @@ def test_a_fixed_scale_is_used_and_has_no_parameters():
     assert model.decoder.log_scale is None
     assert (model(images, parents).likelihood.log_scale == -math.log(20)).all()
     assert (model.counterfactual_changes(images, parents, [1 - parents])[0][1] == 1).all()
+
+
+def test_a_learned_scale_never_falls_below_the_grid_of_8_bit_images():
+    model, images, parents = model_of(FLAT), images_of(FLAT), parents_of(FLAT)
+    model.decoder.log_scale.bias.data.fill_(-50.0)
+    log_scale = model(images, parents).likelihood.log_scale
+    assert (log_scale >= LOG_SCALE_FLOOR).all() and (log_scale < LOG_SCALE_FLOOR + 0.01).all()
 
 
 def test_the_discretised_likelihood_takes_its_grid():
