@@ -1,7 +1,8 @@
 """The command ``nnunet_cfcl VERB``.
 
 Every room brings its own verbs: a function ``add_..._parser(subparsers)`` that adds one sub-parser and sets its default
-``run``, a function of the parsed arguments that returns the exit status. A room is imported when its verb is typed, so
+``run``, a function of the parsed arguments that returns the exit status. A verb that passes what it does not know on to
+a command of nnU-Net sets ``passes_on`` and finds it in ``others``. A room is imported when its verb is typed, so
 that light verbs stay fast.
 """
 
@@ -36,6 +37,10 @@ VERBS = {
                   "train, judge and use a generator of counterfactuals"),
     "attributes": ("nnunet_cfcl.nnunet.attributes_command:add_attributes_parser",
                    "propose acquisition groups (scanners) and write attributes.csv"),
+    "predict": ("nnunet_cfcl.nnunet.chromap_commands:add_predict_parser",
+                "nnU-Net's prediction, with CHRO-maps beside the masks"),
+    "chromap": ("nnunet_cfcl.nnunet.chromap_commands:add_chromap_parser",
+                "write CHRO-maps of images, without masks"),
     "demo": ("nnunet_cfcl.demo.command:add_demo_parser",
              "plan, train, predict and draw a picture, on synthetic patients or on a dataset of yours"),
     "phantom": ("nnunet_cfcl.phantom.command:add_phantom_parser",
@@ -71,7 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     verb = argv[0] if argv and argv[0] in VERBS else None
-    arguments = build_parser(verb).parse_args(argv)
+    parser = build_parser(verb)
+    arguments, others = parser.parse_known_args(argv)
+    if others and not getattr(arguments, "passes_on", False):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    arguments.others = others
     try:
         return int(arguments.run(arguments))
     except UserError as error:

@@ -11,27 +11,17 @@ import difflib
 import hashlib
 import json
 import os
-import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.setting_checks import SettingsError, checked_value, setting
 
 CONFIG_VARIABLE = "nnUNet_cfcl_config"
 
 #: A learned temperature stays above this, about where CLIP stops (Radford et al. 2021, arXiv 2103.00020: 0.01).
 LOWEST_MOVING_TEMPERATURE = 0.02
-
-
-class SettingsError(UserError):
-    """An unknown key, a wrong type or a value out of range; the message names the key."""
-
-
-def setting(default: Any, meaning: str, low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field with its meaning and its inclusive range (for a pair, of both its members)."""
-    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
@@ -251,6 +241,29 @@ class FinetuneSettings:
 
 
 @dataclass(frozen=True)
+class ChromapSettings:
+    """CHRO-maps: colours that say what the network holds a voxel to be (method section 5)."""
+
+    fit: bool = setting(
+        True, "fit the model's colour space at the end of training, so that colours are comparable in all its maps")
+    reducer: Literal["umap", "pca"] = setting(
+        "umap", "how features become a plane; pca is faster and keeps to straight lines")
+    palette: Literal["hsv", "oklch"] = setting(
+        "hsv", "hsv: the paper's; oklch: even lightness, which survives colour blindness better")
+    components: int = setting(8, "principal components that features are reduced to before windows are blended", 2, 64)
+    landmarks: int = setting(2000, "voxels that UMAP places; all others follow the nearest of them", 16, 20000)
+    samples: int = setting(50000, "voxels that the colour space is fitted on", 100)
+    cases: int = setting(64, "training cases that they are drawn from, at most", 1)
+    coverage: float = setting(
+        0.99, "share of the plane's points inside the ellipse that becomes the colour wheel; the others get its rim",
+        0.5, 1)
+    mirroring: bool = setting(False, "average the features over nnU-Net's mirrored passes too")
+    alpha: float = setting(0.5, "weight of the colours over the grey image; 1: colours alone", 0, 1)
+    grey_background: bool = setting(False, "darken colours where the image is dark")
+    embedding: bool = setting(False, "write the two plane coordinates too (CASE_embedding.nii.gz)")
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings. ``seed`` rules every random draw of both phases."""
 
@@ -266,6 +279,7 @@ class Settings:
     silver: SilverSettings = field(default_factory=SilverSettings)
     baseline: BaselineSettings = field(default_factory=BaselineSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    chromap: ChromapSettings = field(default_factory=ChromapSettings)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested, JSON-ready dictionary of all settings."""
@@ -362,57 +376,10 @@ def _with_value(settings: Settings, key: str, value: Any, origin: str) -> Settin
         raise SettingsError(f"unknown setting '{key}' in {origin}; the nearest valid one is '{near[0]}'")
     section_name, _, name = key.rpartition(".")
     section = getattr(settings, section_name) if section_name else settings
-    checked = _checked(section, name, value, f"setting '{key}' in {origin}")
+    checked = checked_value(section, name, value, f"setting '{key}' in {origin}")
     changed: Any = replace(section, **{name: checked})
     whole: dict[str, Any] = {section_name: changed}
     return replace(settings, **whole) if section_name else changed
-
-
-def _checked(section: Any, name: str, value: Any, what: str) -> Any:
-    hint = get_type_hints(type(section))[name]
-    converted = _converted(value, hint, what)
-    metadata = next(f.metadata for f in fields(section) if f.name == name)
-    members = converted if isinstance(converted, tuple) else (converted,)
-    for member in members:
-        if isinstance(member, (int, float)) and not isinstance(member, bool):
-            _check_range(member, metadata["low"], metadata["high"], what)
-    if get_origin(hint) is tuple and Ellipsis not in get_args(hint) and converted[0] > converted[1]:
-        raise SettingsError(f"{what} must be [low, high] with low <= high, found {list(converted)}")
-    return converted
-
-
-def _check_range(value: float, low: float | None, high: float | None, what: str) -> None:
-    # written so that NaN, which compares false with everything, is refused too
-    if (low is not None and not value >= low) or (high is not None and not value <= high) or value != value:
-        bounds = " and ".join(f"{sign} {bound:g}" for sign, bound in ((">=", low), ("<=", high)) if bound is not None)
-        raise SettingsError(f"{what} must be {bounds}, found {value}")
-
-
-def _converted(value: Any, hint: Any, what: str) -> Any:
-    """``value`` as the annotated type; JSON lists become tuples, integers are accepted as floats."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        inner = [argument for argument in arguments if argument is not type(None)]
-        # a switch or a text: JSON tells them apart
-        hint = bool if bool in inner and isinstance(value, bool) else inner[-1]
-        return None if value is None else _converted(value, hint, what)
-    if origin is Literal:
-        if value not in arguments:
-            raise SettingsError(f"{what} must be one of {', '.join(map(repr, arguments))}, found {value!r}")
-        return value
-    if origin is tuple:
-        return _converted_tuple(value, arguments, what)
-    accepted = (int, float) if hint is float else (hint,)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-        raise SettingsError(f"{what} must be {_name_of(hint)}, found {value!r}")
-    return hint(value)
-
-
-def _converted_tuple(value: Any, arguments: tuple[Any, ...], what: str) -> tuple[Any, ...]:
-    length = None if Ellipsis in arguments else len(arguments)
-    if not isinstance(value, (list, tuple)) or (length is not None and len(value) != length):
-        raise SettingsError(f"{what} must be a list{f' of {length} numbers' if length else ''}, found {value!r}")
-    return tuple(_converted(member, arguments[0], what) for member in value)
 
 
 def add_settings_parser(subparsers: Any) -> None:
@@ -424,7 +391,3 @@ def add_settings_parser(subparsers: Any) -> None:
 def _print_settings(arguments: Any) -> int:
     print(settings_table())
     return 0
-
-
-def _name_of(hint: type) -> str:
-    return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}.get(hint, hint.__name__)

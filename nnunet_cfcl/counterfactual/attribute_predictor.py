@@ -230,14 +230,6 @@ def train_predictor(
         len(patches), loss_of, steps, images_per_step(size), len(size), seed, device)
 
 
-def accuracy(predictor: AttributePredictor, patches: Patches, name: str) -> float | None:
-    """Balanced accuracy of attribute ``name``: the share of cases it tells correctly, averaged over the values that
-    occur in ``patches``; None where fewer than two do."""
-    attribute = next(one for one in predictor.attributes if one.name == name)
-    predicted = predictor.predictions(patches.images)[name]
-    return balanced(accuracy_by_value(predicted, value_indices(attribute, patches.cells)))
-
-
 def balanced(shares: Mapping[int, float]) -> float | None:
     """Mean of the values' shares; None of fewer than two."""
     return sum(shares.values()) / len(shares) if len(shares) > 1 else None

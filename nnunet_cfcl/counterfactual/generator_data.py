@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -197,32 +198,63 @@ def _middle(reader: CaseReader, case: str, slices: int = 16) -> NDArray[np.float
 
 
 def split_patients(
-    cases: Sequence[str], patient: Mapping[str, str], groups: Mapping[str, Any], share: float, seed: int
+    cases: Sequence[str], patient: Mapping[str, str], values: Mapping[str, Sequence[str]], share: float, seed: int
 ) -> tuple[list[str], list[str]]:
-    """Cases to learn from and cases to validate on; no patient is in both, and groups are in both where they can be.
+    """Cases to learn from and cases to validate on; no patient is in both.
+
+    Values of two patients or more are found on both sides, as far as every value keeps a patient to be learned from.
+    Combinations of values have their share of the validation, but none has a claim to a patient there: with many
+    combinations that would be far more than ``share``.
 
     Args:
         cases: all of them.
         patient: case -> patient; a case that is not there is a patient of its own.
-        groups: case -> what should be found on both sides, e.g. its values of the categorical attributes.
-        share: of the patients of every group that is kept for validation; one at least where there are two, and never
-            all of them.
+        values: case -> its values, in the order of the attributes that they are of.
+        share: of the patients that is kept for validation; one at least where there are two.
         seed: of the choice.
     """
     of: dict[str, list[str]] = {}
     for case in sorted(cases):
         of.setdefault(patient.get(case, case), []).append(case)
-    groups_of = {name: {repr(groups.get(case)) for case in members} for name, members in of.items()}
-    patients = Counter(group for found in groups_of.values() for group in found)
-    by_group: dict[str, list[str]] = {}
-    for name, found in groups_of.items():
-        # a patient of several groups stands for the rarest, of which there are fewest others
-        by_group.setdefault(min(found, key=lambda group: (patients[group], group)), []).append(name)
-    kept: set[str] = set()
-    for number, group in enumerate(sorted(by_group)):
-        members = sorted(by_group[group])
-        count = round(share * len(members)) or (1 if len(members) > 1 else 0)
-        order = np.random.default_rng([seed, number]).permutation(len(members))
-        kept.update(members[index] for index in order[: min(count, len(members) - 1)])
+    order = [sorted(of)[index] for index in np.random.default_rng(seed).permutation(len(of))]
+    # what all patients have is found on both sides too, so that neither is empty
+    shown = {name: {(-1, ""), *(pair for case in of[name] for pair in enumerate(values.get(case, ())))}
+             for name in order}
+    patients = Counter(value for found in shown.values() for value in found)
+    learners, kept = Counter(patients), set()
+
+    def keep_aside(name: str) -> bool:
+        """Unless nobody else is left to learn one of the patient's values from."""
+        if name in kept or any(learners[value] < 2 for value in shown[name]):
+            return False
+        kept.add(name)
+        learners.subtract(shown[name])
+        return True
+
+    def missing(name: str) -> int:
+        """Of the patient's values those that no patient kept aside has."""
+        return sum(learners[value] == patients[value] for value in shown[name])
+
+    for value in sorted(patients, key=lambda one: (patients[one], one)):
+        if learners[value] == patients[value]:
+            candidates = sorted((name for name in order if value in shown[name]), key=missing, reverse=True)
+            next(filter(keep_aside, candidates), None)
+    count = round(share * sum(all(patients[value] > 1 for value in found) for found in shown.values()))
+    groups = _by_combination({name: of[name] for name in order}, values)
+    lacking = [share * len(members) - len(kept.intersection(members)) for members in groups]
+    while len(kept) < count and any(groups):
+        most = max((number for number, members in enumerate(groups) if members), key=lacking.__getitem__)
+        lacking[most] -= keep_aside(groups[most].pop())
     validation = sorted(case for name in kept for case in of[name])
     return sorted(set(cases) - set(validation)), validation
+
+
+def _by_combination(of: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Patients in the given order, by the combination of values of their cases."""
+    combinations = {name: {tuple(values.get(case, ())) for case in members} for name, members in of.items()}
+    patients = Counter(one for found in combinations.values() for one in found)
+    together: dict[tuple[str, ...], list[str]] = {}
+    for name, found in combinations.items():
+        # a patient of several combinations stands for the rarest, of which there are fewest others
+        together.setdefault(min(found, key=lambda one: (patients[one], one)), []).append(name)
+    return list(together.values())

@@ -12,7 +12,7 @@ Intensities are standardised as nnU-Net leaves them; parents are encoded by `att
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -24,6 +24,7 @@ from nnunet_cfcl.counterfactual.gaussians import (
     gaussian_kl,
     gaussian_log_density,
 )
+from nnunet_cfcl.counterfactual.hvae_blocks import BiasMap, ResidualBlock, group_norm, layers_of, zeroed
 
 #: exp of it is the largest or smallest scale of a latent code or an intensity: none is ever zero or infinite.
 LOG_SCALE_BOUND = 9.0
@@ -168,10 +169,6 @@ class HVAE(nn.Module):
         return [torch.randn((count, *shape), generator=generator, device=generator.device)
                 for shape in self.decoder.code_shapes()]
 
-    def abduct(self, images: Tensor, parents: Tensor, noise: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """The stochastic codes of images, from the coarsest: the means of the posterior, or samples with ``noise``."""
-        return cast(Decoded, self.decoder(parents, self.encoder(images), noise)).codes
-
     def decode(self, codes: Sequence[Tensor], parents: Tensor) -> Likelihood:
         """The images of these codes under other parents."""
         return cast(Decoded, self.decoder(parents, codes=codes)).likelihood
@@ -211,7 +208,7 @@ class Encoder(nn.Module):
 
     def __init__(self, sizes: HVAESizes) -> None:
         super().__init__()
-        conv, self._pool = _layers(sizes)
+        conv, self._pool = layers_of(sizes)
         self.stem = conv(sizes.channels, sizes.resolutions[0].width, 7, padding=3)
         self.stages, self.down = nn.ModuleList(), nn.ModuleList()
         for fine, coarse in zip(sizes.resolutions, (*sizes.resolutions[1:], None)):
@@ -245,7 +242,7 @@ class Decoder(nn.Module):
     def __init__(self, sizes: HVAESizes) -> None:
         super().__init__()
         self._sizes = sizes
-        conv, _ = _layers(sizes)
+        conv, _ = layers_of(sizes)
         finest, coarsest = sizes.resolutions[0], sizes.resolutions[-1]
         self.embed = nn.Sequential(
             nn.Linear(sizes.parents, sizes.embedding), nn.SiLU(), nn.Linear(sizes.embedding, sizes.embedding))
@@ -257,9 +254,9 @@ class Decoder(nn.Module):
             self.stages.append(nn.ModuleList(DecoderBlock(sizes, resolution, width) for width in out))
             has_map = index > 0 and max(resolution.shape) <= sizes.bias_maps_up_to
             self.biases.append(BiasMap(resolution) if has_map else nn.Identity())
-        self.norm = _group_norm(finest.width)
+        self.norm = group_norm(finest.width)
         self.mean = conv(finest.width, sizes.channels, 1)
-        self.log_scale = _zeroed(conv(finest.width, sizes.channels, 1)) if sizes.log_scale is None else None
+        self.log_scale = zeroed(conv(finest.width, sizes.channels, 1)) if sizes.log_scale is None else None
 
     def code_shapes(self) -> list[tuple[int, ...]]:
         """(latent, *shape) of every stochastic code, from the coarsest."""
@@ -322,7 +319,7 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, sizes: HVAESizes, resolution: Resolution, out: int) -> None:
         super().__init__()
-        conv, _ = _layers(sizes)
+        conv, _ = layers_of(sizes)
         width, latent, context = resolution.width, resolution.latent, sizes.embedding
         self._latent, self._stochastic = latent, resolution.stochastic
         self._conditional = sizes.prior == "conditional"
@@ -364,66 +361,6 @@ class DecoderBlock(nn.Module):
         code = code.to(features.dtype)
         state = state + features + self.insert_code(torch.cat([code, context.to(code.dtype)], 1))
         return Step(self.residual(state), self.next_prior_state(torch.cat([code, features], 1)), code, kl)
-
-
-class ResidualBlock(nn.Module):
-    """GroupNorm-SiLU-convolution to the inner width, GroupNorm-SiLU-dropout-convolution that starts as zero; a 1x1
-    convolution beside them where the widths differ.
-
-    Args:
-        sizes: of the model.
-        width: channels in.
-        out: channels out.
-        base: inner width times ``sizes.bottleneck``.
-        kernel: 1 or 3 voxels.
-    """
-
-    def __init__(self, sizes: HVAESizes, width: int, out: int, base: int, kernel: int = 3) -> None:
-        super().__init__()
-        conv, _ = _layers(sizes)
-        inner = max(1, base // sizes.bottleneck)
-        last = _zeroed(conv(inner, out, kernel, padding=kernel // 2))
-        self.layers = nn.Sequential(
-            _group_norm(width), nn.SiLU(), conv(width, inner, kernel, padding=kernel // 2),
-            _group_norm(inner), nn.SiLU(), nn.Dropout(sizes.dropout), last)
-        self.skip = nn.Identity() if width == out else conv(width, out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, width, *S) -> (B, out, *S)."""
-        return cast(Tensor, self.skip(x) + self.layers(x))
-
-
-class BiasMap(nn.Module):
-    """Adds a learned map (width, *shape): where in the picture one is."""
-
-    def __init__(self, resolution: Resolution) -> None:
-        super().__init__()
-        self.map = nn.Parameter(torch.zeros(resolution.width, *resolution.shape))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, width, *shape)."""
-        return x + self.map
-
-
-def _layers(sizes: HVAESizes) -> tuple[Callable[..., nn.Module], Callable[..., Tensor]]:
-    """Convolution and average pooling of the model's dimension."""
-    dim = len(sizes.resolutions[0].shape)
-    return (nn.Conv2d, nn.functional.avg_pool2d) if dim == 2 else (nn.Conv3d, nn.functional.avg_pool3d)
-
-
-def _zeroed(layer: nn.Module) -> nn.Module:
-    """The layer, giving zero until it is trained."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    """At most 32 groups of at least 4 channels: on a single voxel smaller ones would hardly leave anything."""
-    groups = math.gcd(channels, 32)
-    while groups > 1 and channels // groups < 4:
-        groups //= 2
-    return nn.GroupNorm(groups, channels)
 
 
 def _precise(x: Tensor) -> Tensor:

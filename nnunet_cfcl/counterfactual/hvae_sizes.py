@@ -107,13 +107,6 @@ def _sizes(
     return sizes
 
 
-def code_share(sizes: HVAESizes) -> float:
-    """Numbers in the codes of an image relative to those in the image; where it is large, the codes can copy the image
-    and the parents have nothing to do (the paper's model: 13)."""
-    codes = sum(one.latent * one.decoder_blocks * math.prod(one.shape) for one in sizes.resolutions if one.stochastic)
-    return codes / (sizes.channels * math.prod(sizes.resolutions[0].shape))
-
-
 def activation_bytes(sizes: HVAESizes, images: int) -> int:
     """Memory that the graph of the evidence of so many images holds, in float32; nothing is computed.
 

@@ -16,7 +16,7 @@ from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.check_dataset import find_dataset, load_configuration, load_plan
 from nnunet_cfcl.nnunet.check_environment import check_folders, check_trainer
 from nnunet_cfcl.nnunet.check_pretraining import pretraining_trainer
-from nnunet_cfcl.nnunet.finding import CheckFailed, Finding
+from nnunet_cfcl.nnunet.finding import CheckFailed, refuse
 
 
 def find_trainer(name: str) -> Any:
@@ -27,7 +27,7 @@ def find_trainer(name: str) -> Any:
     """
     found = pretraining_trainer(name)
     if found is None:
-        _refuse(check_trainer(name))
+        refuse(check_trainer(name))
         raise UserError(f"{name} has no pretraining phase: name one of the plugin's trainers (`nnunet_cfcl trainers` "
                         "lists them), or give yours the base class CounterfactualPretraining")
     return found
@@ -79,20 +79,14 @@ def bare_trainer(
 def _find(dataset: str, configuration: str, plans: str) -> tuple[str, dict[str, Any]]:
     """The dataset's full name and its plan."""
     for finding in check_folders():
-        _refuse(finding)
+        refuse(finding)
     try:
         name = find_dataset(dataset)
         plan = load_plan(name, plans, configuration)
         load_configuration(plan, plans, configuration)
     except CheckFailed as failed:
-        _refuse(failed.finding)
+        refuse(failed.finding)
     return name, plan
-
-
-def _refuse(finding: Finding) -> None:
-    """Turn what the doctor calls a failure into an error."""
-    if finding.status == "FAIL":
-        raise UserError(f"{finding.what}; mend: {finding.mend}")
 
 
 def _fold(text: str) -> int | str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from nnunet_cfcl.errors import UserError
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -30,3 +32,13 @@ class CheckFailed(Exception):
     def __init__(self, what: str, mend: str) -> None:
         super().__init__(what)
         self.finding = Finding("FAIL", what, mend)
+
+
+def refuse(finding: Finding) -> None:
+    """Turn what the doctor calls a failure into an error.
+
+    Raises:
+        UserError: the finding is a failure.
+    """
+    if finding.status == "FAIL":
+        raise UserError(f"{finding.what}; mend: {finding.mend}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -39,12 +40,13 @@ def has_attributes(trainer: Any) -> bool:
     return known is not None and bool(known.columns)
 
 
-def build_generator_task(trainer: Any, ranks: Ranks) -> GeneratorTask:
+def build_generator_task(trainer: Any, ranks: Ranks, tells_cases: bool = True) -> GeneratorTask:
     """The generator of a trainer's fold: its cases, its plan, its attributes, its device.
 
     Args:
         trainer: an nnU-Net trainer with ``settings``, or what `bare_trainer` makes.
         ranks: the processes that share every step.
+        tells_cases: say in the log how many cases there are, and of which kind; False: phase 1 does so.
 
     Raises:
         UserError: the configuration is a cascade's second stage; there is no table of attributes, or see
@@ -60,15 +62,16 @@ def build_generator_task(trainer: Any, ranks: Ranks) -> GeneratorTask:
                         "write one (docs/how-to/attributes.md), or let "
                         f"`nnunet_cfcl attributes discover -d {dataset}` propose one")
     # labels only serve the gate, which looks whether the anatomy is kept
-    reader = pretraining_cases(trainer, settings, needs_labels=settings.pretrain.data != "pool")
+    reader = pretraining_cases(
+        trainer if tells_cases else _silent(trainer), settings, needs_labels=settings.pretrain.data != "pool")
     coding, interventions = coding_and_interventions(
         known, reader.cases, reader.known, trainer.dataset_json["file_ending"], settings.counterfactual.interventions,
         trainer.print_to_log_file)
     cells = known.cells(reader.cases)
     changed = dict.fromkeys(attribute.name for one in interventions for attribute in one.attributes)
-    groups = {case: tuple(one.get(name, "") for name in changed) for case, one in cells.items()}
+    values = {case: tuple(one.get(name, "") for name in changed) for case, one in cells.items()}
     training, validation = split_patients(
-        reader.cases, reader.patients, groups, settings.generator.validation_share, settings.seed)
+        reader.cases, reader.patients, values, settings.generator.validation_share, settings.seed)
     fewest = FEWEST_CASES if settings.gate.enabled else 1
     if len(validation) < fewest:
         raise NothingToChange(
@@ -112,6 +115,13 @@ def pooling_strides(configuration: ConfigurationManager) -> list[tuple[int, ...]
                               "set counterfactual.source to acquisition")
     dim = len(configuration.patch_size)
     return [tuple(stride) if not isinstance(stride, int) else (stride,) * dim for stride in strides]
+
+
+def _silent(trainer: Any) -> Any:
+    """A copy of the trainer that says nothing."""
+    silent = copy.copy(trainer)
+    silent.print_to_log_file = lambda *line, **ignored: None
+    return silent
 
 
 def _seen(cells: Mapping[str, Mapping[str, str]], coding: AttributeCoding) -> dict[str, dict[str, str]]:

@@ -42,6 +42,8 @@ def __getattr__(name):
               f"the folder {{__file__.rpartition('trainer_shim')[0]}}", file=sys.stderr)
         raise AttributeError(name) from None
     import nnunet_cfcl.trainers
+    from nnunet_cfcl.nnunet.chromap_hook import offer_chromaps
+    offer_chromaps()
     return getattr(nnunet_cfcl.trainers, name)
 '''
 

@@ -71,6 +71,22 @@ class FineTuning(Trainer):
         self._seed(1 + self.current_epoch, self.local_rank)
         super().on_train_start()
 
+    def on_train_end(self) -> None:
+        """nnU-Net's; then the colour space of CHRO-maps is fitted, which must not cost a finished training."""
+        super().on_train_end()
+        if not self.settings.chromap.fit or self.local_rank != 0 or self.disable_checkpointing:
+            return
+        try:
+            # not before it is needed: nnU-Net imports this module whenever it looks a trainer up
+            from nnunet_cfcl.nnunet.chromap_spaces import fit_after_training
+
+            file = fit_after_training(self)
+            self.print_to_log_file(f"Colour space of CHRO-maps: {file}")
+        # whatever it is, the model is trained
+        except Exception as error:
+            self.print_to_log_file(f"No colour space of CHRO-maps ({type(error).__name__}: {error}); they get one from "
+                                   "the images that are predicted")
+
     def configure_optimizers(self, *arguments: Any, **named: Any) -> tuple[torch.optim.Optimizer, Any]:
         """The nnU-Net trainer's own, with a linear warm-up."""
         optimizer, schedule = super().configure_optimizers(*arguments, **named)

@@ -6,8 +6,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from nnunet_cfcl.counterfactual.attribute_predictor import train_predictor
 from nnunet_cfcl.counterfactual.blended_change import BlendedChange
 from nnunet_cfcl.counterfactual.choice import wants_generator
 from nnunet_cfcl.counterfactual.counterfactual_finetuning import CounterfactualFineTuning, finetuned_identity
-from nnunet_cfcl.counterfactual.gate import judge
+from nnunet_cfcl.counterfactual.gate import Bench, judge_with, set_up_bench
 from nnunet_cfcl.counterfactual.gate_figures import GateReport
 from nnunet_cfcl.counterfactual.gate_report import write_report
 from nnunet_cfcl.counterfactual.generation import Generation, generate_counterfactuals
@@ -27,6 +28,7 @@ from nnunet_cfcl.counterfactual.generator_source import GeneratorSource
 from nnunet_cfcl.counterfactual.generator_training import GeneratorTask, GeneratorTraining
 from nnunet_cfcl.counterfactual.interventions import Intervention
 from nnunet_cfcl.counterfactual.mixed_source import MixedSource
+from nnunet_cfcl.counterfactual.promised_source import PromisedSource
 from nnunet_cfcl.counterfactual.source import (
     AcquisitionSource,
     CounterfactualSource,
@@ -51,9 +53,11 @@ PATCH_BYTES = 2 << 30
 TEACHER_SEED = 101
 
 
-def generated_source(trainer: Any, ranks: Ranks) -> CounterfactualSource | None:
-    """The counterfactuals of a generator where the settings and the dataset ask for one, after all of phase 0; None
-    where they do not, or where the gate let nothing pass.
+def promised_source(trainer: Any, ranks: Ranks) -> PromisedSource | None:
+    """The counterfactuals of a generator where the settings and the dataset ask for one; None where they do not.
+
+    Phase 0 is done when the promise is kept: whoever finds before that they are not needed, or cannot be used, has
+    waited for nothing.
 
     Raises:
         UserError: see `build_generator_task`.
@@ -71,17 +75,21 @@ def generated_source(trainer: Any, ranks: Ranks) -> CounterfactualSource | None:
         raise UserError(f"{folder} cannot be written, where the counterfactuals would be kept: make it writable, or "
                         "set counterfactual.store to false, or counterfactual.source to acquisition")
     try:
-        phase = Phase0(trainer, ranks)
+        phase = Phase0(trainer, ranks, tells_cases=False)
     except NothingToChange as reason:
         if trainer.settings.counterfactual.source == "generator":
             raise
         if ranks.leads:
             trainer.print_to_log_file(f"No generator is trained, acquisition is used instead: {reason}")
         return None
-    source = phase.source()
-    if ranks.leads and not trainer.disable_checkpointing:
-        phase.copy_report(Path(trainer.output_folder) / "cfcl" / "generator" / "report")
-    return source
+
+    def make() -> CounterfactualSource:
+        source = phase.source()
+        if ranks.leads and not trainer.disable_checkpointing:
+            phase.copy_report(Path(trainer.output_folder) / "cfcl" / "generator" / "report")
+        return source
+
+    return PromisedSource(phase.identity(), make)
 
 
 @dataclass(frozen=True)
@@ -104,16 +112,28 @@ class Phase0:
     Args:
         trainer: an nnU-Net trainer with ``settings``, or what `bare_trainer` makes.
         ranks: the processes that share every step.
+        tells_cases: see `build_generator_task`.
 
     Raises:
         UserError: see `build_generator_task`.
     """
 
-    def __init__(self, trainer: Any, ranks: Ranks) -> None:
+    def __init__(self, trainer: Any, ranks: Ranks, tells_cases: bool = True) -> None:
         self.trainer, self.ranks = trainer, ranks
-        self.task: GeneratorTask = ranks.in_turn(lambda: build_generator_task(trainer, ranks))
+        self.task: GeneratorTask = ranks.in_turn(lambda: build_generator_task(trainer, ranks, tells_cases))
         #: where the report on the generator that is used lies, once it is judged
         self.report_folder = self.task.folder / "report"
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides about what `source` gives, the gate's verdicts included; nothing need be trained for it."""
+        settings = self.task.settings
+        # ranges of acquisitions decide about nothing where none can take an intervention's place
+        name = f"generator or {AcquisitionSource.name}" if settings.gate.enabled else "generator"
+        return {
+            "source": name, "generator": digest(self.task.identity),
+            "finetuning": finetuned_identity(self.task)["finetuned"], "gate": settings.to_dict()["gate"],
+            "stored": settings.counterfactual.store is not False, "abduction": settings.counterfactual.abduction,
+        }
 
     def trained(self) -> CounterfactualGenerator:
         """The generator as its own training leaves it; trained, gone on with, or loaded."""
@@ -128,12 +148,14 @@ class Phase0:
 
     def judged(self) -> Judged:
         """The generator after the gate; fine-tuned first where an intervention does too little."""
-        generator = self.trained()
+        generator = trained = self.trained()
+        # both generators have the same judges, which are trained where a verdict is not written down yet
+        bench = cache(lambda: self._bench(trained))
         with exclusive(self.task.folder, self._log, self.ranks):
-            found = self.ranks.first_works(lambda: self._verdicts(generator))
+            found = self.ranks.first_works(lambda: self._verdicts(trained, bench))
             if found["ineffective"] and self.task.settings.generator.finetune_epochs:
-                taught = self._finetuned(generator)
-                again = self.ranks.first_works(lambda: self._verdicts(taught))
+                taught = self._finetuned(trained)
+                again = self.ranks.first_works(lambda: self._verdicts(taught, bench))
                 if len(again["passed"]) >= len(found["passed"]):
                     generator, found = taught, again
         self.report_folder = self.task.folder / found["report"]
@@ -161,13 +183,14 @@ class Phase0:
         store = self.ranks.first_works(generate)
         return store if self.ranks.leads else generate()
 
-    def source(self) -> CounterfactualSource | None:
-        """What phase 1 takes its counterfactuals from; None if no intervention passed the gate."""
+    def source(self) -> CounterfactualSource:
+        """What phase 1 takes its counterfactuals from; acquisition if no intervention passed the gate."""
         judged, settings = self.judged(), self.task.settings
+        acquisition = AcquisitionSource(self.task.reader, settings.acquisition, self._schemes, len(self.task.spacing))
         if not judged.passed:
             self._log(f"No intervention of the generator passed the gate: acquisition takes its place. See "
                       f"{self.report_folder}")
-            return None
+            return acquisition
         generated: CounterfactualSource
         if settings.counterfactual.store is False:
             generated = GeneratorSource(
@@ -179,24 +202,27 @@ class Phase0:
             return generated
         self._log(f"Acquisition takes the place of {', '.join(one.name for one in judged.failed)}, which did not pass "
                   f"the gate. See {self.report_folder}")
-        acquisition = AcquisitionSource(self.task.reader, settings.acquisition, self._schemes, len(self.task.spacing))
         return MixedSource(generated, acquisition, len(judged.passed), len(judged.failed))
 
     def copy_report(self, folder: Path) -> None:
         """The gate's report, into the fold's own folder."""
         shutil.copytree(self.report_folder, folder, dirs_exist_ok=True)
 
-    def _verdicts(self, generator: CounterfactualGenerator) -> dict[str, Any]:
+    def _bench(self, generator: CounterfactualGenerator) -> Bench:
+        """With judges trained on the generator's training patients."""
+        held_out, gate = self._held_out_patches(), self.task.settings.gate
+        self._log(f"Gate: {len(held_out)} patches of {len(set(held_out.cases))} held-out cases are looked at")
+        return set_up_bench(generator, self._training_patches(), held_out, gate, self.task.settings.seed)
+
+    def _verdicts(self, generator: CounterfactualGenerator, bench: Callable[[], Bench]) -> dict[str, Any]:
         """Names that passed, names of those that do too little, words about each; from the report if it is there."""
         names = [one.name for one in self.task.interventions]
         key = digest([generator.identity, self.task.settings.to_dict()["gate"], names])
         file, report_folder = self.task.folder / f"gate_{key}.json", self.task.folder / f"report_{key}"
         if not (file.exists() and report_folder.exists()):
-            held_out, training = self._held_out_patches(), self._training_patches()
-            self._log(f"Gate: {len(held_out)} patches of {len(set(held_out.cases))} held-out cases are looked at")
-            report = judge(generator, training, held_out, self.task.interventions, self.task.settings.gate,
-                           self.task.settings.seed)
-            write_report(report_folder, report, generator, held_out, self.task.interventions, self.task.spacing)
+            own = replace(bench(), generator=generator)
+            report = judge_with(own, self.task.interventions, self.task.settings.gate)
+            write_report(report_folder, report, generator, own.held_out, self.task.interventions, self.task.spacing)
             write_text_atomically(file, json.dumps({**_summary(report), "report": report_folder.name}, indent=1))
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found

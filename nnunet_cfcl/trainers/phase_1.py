@@ -11,18 +11,15 @@ from typing import Any
 
 from nnunet_cfcl.atomic import write_text_atomically
 from nnunet_cfcl.config import digest
-from nnunet_cfcl.counterfactual.source import CounterfactualSource
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.decoder_tap import tapped
-from nnunet_cfcl.nnunet.plan import view_geometry
 from nnunet_cfcl.nnunet.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.loop import Pretraining, check_same_identity
 from nnunet_cfcl.pretraining.methods import Method
 from nnunet_cfcl.runs.checkpoint import load_body, load_checkpoint
 from nnunet_cfcl.runs.lock import exclusive
 from nnunet_cfcl.runs.ranks import Ranks
-from nnunet_cfcl.trainers.phase_0 import generated_source
-from nnunet_cfcl.views import check_patch
+from nnunet_cfcl.trainers.phase_0 import promised_source
 
 
 @dataclass(frozen=True)
@@ -58,10 +55,10 @@ class Phase1:
                 other settings is to be continued.
         """
         objective = build_objective(self.trainer, self.method)
-        generated = self._generated()
+        promised = promised_source(self.trainer, self.ranks) if self.method.counterfactuals else None
         with tapped(self.trainer.network, objective.tap) as part:
             task = self.ranks.in_turn(lambda: build_task(
-                self.trainer, self.method, objective, self.ranks, generated))
+                self.trainer, self.method, objective, self.ranks, promised))
             # refuses what cannot be pretrained, before anything of an earlier run is touched
             pretraining = Pretraining(part.network, part.features, part.width, task)
             with exclusive(task.folder, self._log, self.ranks) if self._locks else nullcontext():
@@ -73,16 +70,11 @@ class Phase1:
                     load_body(part.network, finished, keep_heads=objective.tap != "segmentation")
                     self._log(f"Phase 1 was finished before, same settings: {pretraining.final} is reused.")
                 else:
+                    # phase 0: nobody waits for a generator to hear that it is not needed, or of a mistake
+                    if promised is not None:
+                        promised.keep()
                     self._train(pretraining, resume)
         return task.folder
-
-    def _generated(self) -> CounterfactualSource | None:
-        """Phase 0, after what phase 1 would refuse: nobody should wait for a generator to hear of it."""
-        if not self.method.counterfactuals:
-            return None
-        self._check_device()
-        check_patch(view_geometry(self.trainer.configuration_manager), self.trainer.settings.views)
-        return generated_source(self.trainer, self.ranks)
 
     def write_config(self, identity: Mapping[str, Any], pretraining_folder: Path | None = None) -> None:
         """``config.json``: all settings and what decides about the pretrained weights, with their hashes."""

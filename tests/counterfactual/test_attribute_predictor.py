@@ -7,9 +7,9 @@ import torch
 
 from nnunet_cfcl.counterfactual.attribute_predictor import (
     AttributePredictor,
-    accuracy,
     accuracy_by_value,
     attribute_loss,
+    balanced,
     train_predictor,
     value_indices,
     value_weights,
@@ -120,17 +120,14 @@ def test_a_batch_without_a_known_value_costs_nothing():
 
 def test_accuracy_counts_every_value_the_same_and_leaves_unknown_ones_out():
     values = torch.tensor([0, 0, 0, 1, -1])
-    assert accuracy_by_value(torch.tensor([0, 0, 1, 1, 1]), values) == {0: pytest.approx(2 / 3), 1: 1.0}
+    shares = accuracy_by_value(torch.tensor([0, 0, 1, 1, 1]), values)
+    assert shares == {0: pytest.approx(2 / 3), 1: 1.0} and balanced(shares) == pytest.approx(5 / 6)
+    assert balanced({0: 0.4}) is None
 
-    class Fixed:
-        attributes = (SEX,)
 
-        def predictions(self, images):
-            return {"sex": torch.tensor([0, 0, 1, 1, 1])}
-
-    cells = [{"sex": cell} for cell in ("F", "F", "F", "M", "")]
-    assert accuracy(Fixed(), patches_of(torch.zeros(5, 1, 4, 4), cells), "sex") == pytest.approx(5 / 6)
-    assert accuracy(Fixed(), patches_of(torch.zeros(5, 1, 4, 4), [{"sex": "F"}] * 5), "sex") is None
+def accuracy(predictor: AttributePredictor, patches: Patches, attribute: Attribute) -> float | None:
+    found = predictor.predictions(patches.images)[attribute.name]
+    return balanced(accuracy_by_value(found, value_indices(attribute, patches.cells)))
 
 
 def noise_with(brightness: torch.Tensor, contrast: torch.Tensor, seed: int) -> torch.Tensor:
@@ -151,7 +148,7 @@ def test_groups_that_differ_in_nothing_but_brightness_or_contrast_are_told_apart
     patches = patches_of(images, cells)
     predictor = train_predictor(patches, CODING, architecture, 250, 0, "cpu", plain_scale())
     test = patches_of(noise_with(shift, factor, 1), cells)
-    assert accuracy(predictor, test, "sex") >= 0.95
+    assert accuracy(predictor, test, SEX) >= 0.95
 
 
 @BOTH
@@ -163,7 +160,7 @@ def test_a_rare_value_and_unknown_ones_do_not_keep_it_from_learning(architecture
     coding = AttributeCoding((SEX,))
     predictor = train_predictor(patches_of(images, cells), coding, architecture, 150, 0, "cpu", plain_scale())
     test = patches_of(noise_with(1.0 * group, torch.ones(120), 1), [{"sex": "FM"[int(g)]} for g in group])
-    assert accuracy(predictor, test, "sex") >= 0.95
+    assert accuracy(predictor, test, SEX) >= 0.95
 
 
 @BOTH
@@ -196,6 +193,6 @@ def test_scanner_and_disease_of_the_phantom_are_told_in_95_of_100_cases(architec
     train, test = (phantoms(count, unseen, (96, 96), (1.0, 1.0)) for count, unseen in ((240, False), (60, True)))
     predictor = train_predictor(
         train.patches, phantom_generators.CODING, architecture, 600, 0, "cpu", scale_of(train.patches))
-    for name in ("scanner", "disease"):
-        found = accuracy(predictor, test.patches, name)
+    for attribute in (phantom_generators.SCANNER, phantom_generators.DISEASE):
+        found = accuracy(predictor, test.patches, attribute)
         assert found is not None and not math.isnan(found) and found >= 0.95

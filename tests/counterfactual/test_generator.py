@@ -103,7 +103,7 @@ def expected_counterfactual(generator, images, parents, others, noise=None):
     """m* + sigma*/sigma (x - m) in the images' own units, from the model's likelihoods and channel by channel; for what
     the model sees of an image beyond the range, the deviation from m is the image's own all the same."""
     centre, spread = generator.scale.centre, generator.scale.spread
-    codes = generator.model.abduct(generator.scale.forward(images), parents, noise)
+    codes = generator.model(generator.scale.forward(images), parents, noise).codes
     before, after = generator.model.decode(codes, parents), generator.model.decode(codes, others)
     found = []
     for channel in range(images.shape[1]):
@@ -154,7 +154,8 @@ def test_a_change_is_linear_in_the_image():
 
 def test_a_reconstruction_is_the_decoders_mean_in_the_images_units():
     generator, images, parents = generator_of(), images_of(), parents_of(BEFORE)
-    mean = generator.model.decode(generator.model.abduct(generator.scale.forward(images), parents), parents).mean
+    codes = generator.model(generator.scale.forward(images), parents).codes
+    mean = generator.model.decode(codes, parents).mean
     assert torch.equal(generator.reconstruct(images, parents), generator.scale.backward(mean))
 
 

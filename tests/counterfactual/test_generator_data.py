@@ -280,45 +280,75 @@ def test_the_quantiles_are_those_of_a_few_slices_in_the_middle():
 # ---------------------------------------------------------------- patients
 
 
-def split(count=60, patients=None, groups=None, share=0.2, seed=0):
+def split(count=60, patients=None, values=None, share=0.2, seed=0):
     cases = [f"c{n:02d}" for n in range(count)]
     patients = {} if patients is None else patients
-    return cases, *split_patients(cases, patients, groups or {}, share, seed)
+    return cases, *split_patients(cases, patients, values or {}, share, seed)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_patient_and_no_case_is_on_both_sides_and_none_is_lost(seed):
     random = np.random.default_rng(seed)
     patients = {f"c{n:02d}": f"p{random.integers(15)}" for n in range(40)}  # the rest are their own patients
-    groups = {f"c{n:02d}": ("A", "B", "C")[random.integers(3)] for n in range(60)}
-    cases, training, validation = split(patients=patients, groups=groups, seed=seed)
+    values = {f"c{n:02d}": ("ABC"[random.integers(3)],) for n in range(60)}
+    cases, training, validation = split(patients=patients, values=values, seed=seed)
     assert sorted(training + validation) == cases and training == sorted(training) and validation
     names = [{patients.get(case, case) for case in side} for side in (training, validation)]
     assert not names[0] & names[1]
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
-def test_every_group_of_two_patients_or_more_is_on_both_sides_in_its_share(share):
-    groups = {f"c{n:02d}": "A" if n < 40 else "B" if n < 58 else ("C", "") for n in range(60)}
-    _, training, validation = split(groups=groups, share=share)
-    for group in set(groups.values()):
-        sides = [sum(groups[case] == group for case in side) for side in (training, validation)]
+def test_every_value_of_two_patients_or_more_is_on_both_sides_in_its_share(share):
+    values = {f"c{n:02d}": ("A",) if n < 40 else ("B",) if n < 58 else ("C", "") for n in range(60)}
+    _, training, validation = split(values=values, share=share)
+    for one in set(values.values()):
+        sides = [sum(values[case] == one for case in side) for side in (training, validation)]
         assert min(sides) >= 1 and sides[1] == max(1, round(share * sum(sides)))
 
 
-def test_a_patient_of_its_own_group_is_learned_from():
-    groups = {f"c{n:02d}": str(n) for n in range(5)}
-    assert split(5, groups=groups)[1:] == ([f"c{n:02d}" for n in range(5)], [])
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("count", "beyond"), [(20, 2), (60, 2), (99, 1)])
+def test_many_combinations_of_values_do_not_take_more_than_their_share(count, beyond, seed):
+    """Sixty combinations, most of them of one or two patients: beyond the share are single values at most."""
+    random = np.random.default_rng(seed)
+    values = {f"c{n:02d}": tuple(str(random.integers(number)) for number in (3, 4, 5)) for n in range(count)}
+    _, training, validation = split(count, values=values, seed=seed)
+    assert abs(len(validation) - 0.2 * count) <= beyond
+    for place in range(3):
+        for value in {one[place] for one in values.values()}:
+            sides = [sum(values[case][place] == value for case in side) for side in (training, validation)]
+            assert min(sides) >= 1 or sum(sides) == 1
+
+
+def test_pairs_of_patients_do_not_lose_one_each():
+    values = {f"c{n:02d}": ("AB"[n % 2], str(n // 2 % 10)) for n in range(40)}
+    assert len(split(40, values=values)[2]) == 10  # the ten values of two or more patients need as many
+
+
+def test_a_combination_of_one_patient_may_be_validated_on_if_others_teach_its_values():
+    values = {f"c{n:02d}": ("ABCDE"[n % 5], "12345"[n // 5]) for n in range(25)}
+    _, training, validation = split(25, values=values)
+    assert len(validation) in (5, 6, 7)
+
+
+def test_a_patient_of_its_own_value_is_learned_from():
+    values = {f"c{n:02d}": (str(n),) for n in range(5)}
+    assert split(5, values=values)[1:] == ([f"c{n:02d}" for n in range(5)], [])
+
+
+def test_without_values_one_of_two_patients_is_kept_aside():
+    assert [len(side) for side in split(2, share=0.05)[1:]] == [1, 1]
+    assert [len(side) for side in split(1)[1:]] == [1, 0]
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_patients_of_several_groups_stand_for_the_rarest(seed):
+def test_patients_of_several_values_stand_for_the_rarest(seed):
     """Ten patients of scanner A, two of which were also seen by B: both sides need one of these."""
     patients = {f"c{n:02d}": f"p{n % 10}" for n in range(12)}
-    groups = {f"c{n:02d}": "A" if n < 10 else "B" for n in range(12)}
-    _, training, validation = split(12, patients, groups, seed=seed)
+    values = {f"c{n:02d}": ("A" if n < 10 else "B",) for n in range(12)}
+    _, training, validation = split(12, patients, values, seed=seed)
     for side in (training, validation):
-        assert {groups[case] for case in side} == {"A", "B"}
+        assert {values[case] for case in side} == {("A",), ("B",)}
 
 
 def test_the_split_depends_on_the_seed_and_not_on_the_order_of_the_cases():

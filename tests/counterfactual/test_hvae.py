@@ -62,8 +62,7 @@ def test_everything_has_the_shape_it_promises(sizes):
     evidence = model(images, parents)
     assert evidence.likelihood.mean.shape == evidence.likelihood.log_scale.shape == images.shape
     assert evidence.nll.shape == (3,) and evidence.kl.shape == (len(sizes.resolutions), 3)
-    codes = model.abduct(images, parents)
-    assert [tuple(code.shape[1:]) for code in codes] == model.decoder.code_shapes()
+    assert [tuple(code.shape[1:]) for code in evidence.codes] == model.decoder.code_shapes()
     assert [tuple(n.shape[1:]) for n in model.draw_noise(torch.Generator(), 3)] == model.decoder.code_shapes()
 
 
@@ -94,7 +93,7 @@ def test_decoding_abducted_codes_is_the_reconstruction(sizes):
     model, images, parents = model_of(sizes), images_of(sizes), parents_of(sizes)
     for noise in (None, model.draw_noise(torch.Generator().manual_seed(3), 3)):
         evidence = model(images, parents, noise)
-        again = model.decode(model.abduct(images, parents, noise), parents)
+        again = model.decode(evidence.codes, parents)
         torch.testing.assert_close(again.mean, evidence.likelihood.mean, rtol=0, atol=0)
         torch.testing.assert_close(again.log_scale, evidence.likelihood.log_scale, rtol=0, atol=0)
 
@@ -106,7 +105,7 @@ def test_changing_nothing_changes_nothing_and_changing_the_parents_is_the_differ
     assert (offset == 0).all() and (gain == 1).all()
     others = 1 - parents
     offset, gain = model.counterfactual_changes(images, parents, [others])[0]
-    codes = model.abduct(images, parents)
+    codes = model(images, parents).codes
     before, after = model.decode(codes, parents), model.decode(codes, others)
     residual = (images - before.mean) / before.log_scale.exp()
     expected = after.mean + after.log_scale.exp() * residual
@@ -163,7 +162,7 @@ def test_the_prior_never_sees_the_image(sizes):
     assert (other.mean - samples.mean).abs().mean() > 1e-3
     assert (model.sample(1 - parents, noise).mean - samples.mean).abs().mean() > 1e-3
     images = images_of(sizes).requires_grad_()
-    codes = [code.detach() for code in model.abduct(images, parents)]
+    codes = [code.detach() for code in model(images, parents).codes]
     assert torch.autograd.grad(model.decode(codes, parents).mean.sum(), images, allow_unused=True)[0] is None
 
 
@@ -171,9 +170,9 @@ def test_the_prior_never_sees_the_image(sizes):
 def test_noise_is_scaled_by_the_posterior_around_its_mean(sizes):
     model, images, parents = model_of(sizes), images_of(sizes), parents_of(sizes)
     noise = model.draw_noise(torch.Generator().manual_seed(6), 3)
-    mean = model.abduct(images, parents)[0]
-    plus = model.abduct(images, parents, noise)[0]
-    minus = model.abduct(images, parents, [-one for one in noise])[0]
+    mean = model(images, parents).codes[0]
+    plus = model(images, parents, noise).codes[0]
+    minus = model(images, parents, [-one for one in noise]).codes[0]
     torch.testing.assert_close((plus + minus) / 2, mean, rtol=1e-4, atol=1e-5)
     scale = (plus - mean) / noise[0]
     assert (scale > 0).all()

@@ -8,7 +8,7 @@ import torch
 from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.counterfactual import hvae_sizes
 from nnunet_cfcl.counterfactual.hvae import HVAE, HVAESizes, Resolution
-from nnunet_cfcl.counterfactual.hvae_sizes import MODELS, activation_bytes, code_share, plan_sizes, resolutions_of
+from nnunet_cfcl.counterfactual.hvae_sizes import MODELS, activation_bytes, plan_sizes, resolutions_of
 from nnunet_cfcl.errors import UserError
 
 #: Strides of every stage, as nnU-Net plans them.
@@ -152,14 +152,6 @@ def test_codes_are_drawn_where_voxels_are_coarse_enough_and_are_wider_the_coarse
 def test_codes_that_would_be_nowhere_are_refused():
     with pytest.raises(UserError, match=r"finest_codes must be at most 32 for a patch of \[16, 32\].*found 33"):
         plan_sizes((16, 32), SMALL, 1, 4, settings(finest_codes=33))
-
-
-def test_the_share_of_the_codes_is_counted():
-    sizes = HVAESizes((Resolution((8, 6), 4, 1, 1, 2, stochastic=False), Resolution((4, 3), 4, 1, 2, 3),
-                       Resolution((1, 1), 4, 1, 3, 5)), channels=2)
-    assert code_share(sizes) == (2 * 3 * 12 + 3 * 5) / (2 * 48)
-    with torch.device("meta"):
-        assert code_share(HVAE.preset("paper").sizes) == pytest.approx(13, abs=0.5)
 
 
 def test_the_settings_reach_the_model():

@@ -29,6 +29,8 @@ SHORT = {
     # tests of the generator ask for it; elsewhere it would be trained for every table of attributes
     "counterfactual": {"count": 2, "source": "acquisition"},
     "finetune": {"epochs": 2, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "mirror_axes": []},
+    # UMAP takes a quarter of a minute, most of it to compile itself
+    "chromap": {"reducer": "pca", "samples": 2000},
 }
 
 

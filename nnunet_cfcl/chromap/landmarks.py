@@ -1,0 +1,148 @@
+"""Landmarks stand for a cloud of points: what is known of them alone is extended to any other point.
+
+UMAP places a few thousand points in the plane; placing 10^8 voxels by it would take days. A voxel gets a mean of the
+places of the landmarks nearest to it instead.
+
+Cost of one point among L landmarks in k dimensions: 2 (k + 1) L operations for the products and the least traffic of
+one write and one read of L numbers, in cache. For k = 8, L = 2000 that is 36,000 operations and 16 kB.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: From a larger cloud, so many points are drawn before landmarks are chosen.
+CLOUD = 200_000
+#: Bytes of the products of one block of points. On CPUs a block should lie in cache, on GPUs launches should be few.
+CPU_BLOCK, DEVICE_BLOCK = 4 * 2**20, 64 * 2**20
+#: Landmarks of one group, of which only the smallest distance is ranked first.
+GROUP = 16
+#: In disc radii: a landmark farther than this from the nearest one's place has no say.
+REACH = 0.25
+#: Coordinates of points end here, so that their squares are finite.
+FAR = 1e15
+
+
+def choose_landmarks(features: Tensor, count: int, seed: int = 0) -> Tensor:
+    """Points spread evenly over a cloud, rare parts included.
+
+    The seeding of k-means++ (Arthur and Vassilvitskii 2007): each landmark is drawn with a probability proportional to
+    the squared distance to the nearest one chosen before. A dense part gets more landmarks than a sparse one of the
+    same size, but far less than its share of points.
+
+    Args:
+        features: (N, k) finite, of any float type, on any device.
+        count: how many are wanted, at least 1.
+        seed: the same seed gives the same landmarks for the same data.
+
+    Returns:
+        indices, int64, of min(count, different points) different points, on the CPU.
+
+    Raises:
+        ValueError: no points.
+    """
+    if features.ndim != 2 or not len(features) or count < 1:
+        raise ValueError(f"expected features (N, k) and a count above 0, found {tuple(features.shape)}, {count}")
+    generator = torch.Generator().manual_seed(seed)
+    cloud = features.detach().float().cpu()
+    drawn = torch.randperm(len(cloud), generator=generator)[:CLOUD] if len(cloud) > CLOUD else torch.arange(len(cloud))
+    cloud = (cloud[drawn] - cloud.mean(0)).contiguous()
+    norms, draws = (cloud * cloud).sum(1), torch.rand(count, generator=generator, dtype=torch.float64)
+    # what rounding leaves of the distance between equal points
+    floor = 1e-5 * (norms.mean() + norms)
+    chosen, nearest = [int(draws[0] * len(cloud))], torch.full_like(norms, torch.inf)
+    for draw in draws[1:]:
+        newest = chosen[-1]
+        torch.minimum(nearest, torch.addmv(norms, cloud, cloud[newest], alpha=-2).add_(norms[newest]), out=nearest)
+        nearest[newest] = 0
+        summed = torch.where(nearest > floor, nearest, 0).cumsum(0, dtype=torch.float64)
+        if not summed[-1] > 0:
+            break
+        chosen.append(int(torch.searchsorted(summed, draw * summed[-1], right=True).clamp_max(len(cloud) - 1)))
+    return drawn[torch.tensor(chosen)]
+
+
+def extend(
+    points: Tensor, landmarks: Tensor, positions: Tensor, neighbours: int = 4, *, reach: float = REACH,
+    block_bytes: int | None = None,
+) -> Tensor:
+    """Places of points in the plane, from the places of the landmarks nearest to them.
+
+    The weight of a neighbour is (1 / d - 1 / d_last)^2, d its distance and d_last that of the last neighbour (Franke
+    and Little's modification of Shepard's method): the last one's is nothing, so that a place changes steadily where
+    another landmark takes its turn. Neighbours whose places are farther than ``reach`` from that of the nearest one are
+    left out: UMAP tore them apart, and nothing of the data lies between. A point on a landmark gets its place.
+
+    Args:
+        points: (M, k) of any float type. Infinite coordinates count as very large ones, NaN as 0.
+        landmarks: (L, k), L >= 1, on any device.
+        positions: (L, 2) in the plane.
+        neighbours: how many, at least 1; L where there are less landmarks.
+        reach: in the plane's units.
+        block_bytes: bound of the largest temporary; one point at least is taken at a time.
+
+    Returns:
+        (M, 2) float32, finite, on the points' device.
+    """
+    device = points.device
+    landmarks, positions = landmarks.to(device, torch.float32), positions.to(device, torch.float32)
+    centre = landmarks.mean(0)
+    landmarks = landmarks - centre
+    wanted = min(neighbours, len(landmarks))
+    grouped = _grouped(landmarks, wanted)
+    if block_bytes is None:
+        block_bytes = CPU_BLOCK if device.type == "cpu" else DEVICE_BLOCK
+    rows = max(1, min(len(points), block_bytes // (4 * grouped.shape[0] * grouped.shape[2])))
+    places = torch.empty((len(points), 2), device=device)
+    for start in range(0, len(points), rows):
+        block = points[start:start + rows].float()
+        block = (block - centre).nan_to_num_(0, FAR, -FAR).clamp_(-FAR, FAR)
+        near = _nearest(block, grouped, wanted)
+        places[start:start + rows] = _mean_place(block, landmarks[near], positions[near], reach)
+    return places
+
+
+def _grouped(landmarks: Tensor, wanted: int) -> Tensor:
+    """(g, k + 1, n): landmark number i = j n + m in group m times -2, and its squared length; none at all is infinite.
+
+    Distances without the point's own length rank as well as those with it.
+    """
+    count, width = landmarks.shape
+    size = GROUP if count >= GROUP * max(wanted, GROUP) else 1
+    groups = -(-count // size)
+    padded = landmarks.new_zeros(size * groups, width + 1)
+    padded[:, width] = torch.inf
+    padded[:count, :width] = -2 * landmarks
+    padded[:count, width] = (landmarks * landmarks).sum(1)
+    return padded.view(size, groups, width + 1).transpose(1, 2).contiguous()
+
+
+def _nearest(block: Tensor, grouped: Tensor, wanted: int) -> Tensor:
+    """Indices (B, wanted) of the nearest landmarks, in no order."""
+    size, _, groups = grouped.shape
+    ones = torch.cat([block, block.new_ones(len(block), 1)], 1)
+    distances = torch.bmm(ones.expand(size, -1, -1), grouped)
+    if size == 1:
+        return distances[0].topk(wanted, 1, largest=False, sorted=False).indices
+    # the nearest ones are in the groups whose smallest distances are smallest: only those are looked at again
+    best = distances.amin(0).topk(wanted, 1, largest=False, sorted=False).indices
+    offsets = torch.arange(size, device=block.device)[:, None, None]
+    picked = distances.gather(2, best.expand(size, -1, -1)).permute(1, 0, 2).flatten(1)
+    chosen = picked.topk(wanted, 1, largest=False, sorted=False).indices
+    return (best + offsets * groups).permute(1, 0, 2).flatten(1).gather(1, chosen)
+
+
+def _mean_place(block: Tensor, near: Tensor, places: Tensor, reach: float) -> Tensor:
+    """(B, 2) of points (B, k), their neighbours (B, K, k) and those' places (B, K, 2)."""
+    # differences are exact where the products above lost digits
+    distances = (near - block[:, None]).pow_(2).sum(2).sqrt_()
+    tiny = torch.finfo(torch.float32).tiny
+    first = distances.min(1, keepdim=True)
+    centre = places.gather(1, first.indices[:, :, None].expand(-1, 1, 2))
+    last = distances.amax(1, keepdim=True)
+    # (1 / d - 1 / d_last) d_first, finite also on a landmark; where all are equally far, all count alike
+    weights = (first.values + tiny) / (distances + tiny) * (1 + 1e-6 - distances / (last + tiny))
+    away = places - centre
+    weights = torch.where((away * away).sum(2) > reach * reach, 0, weights.pow_(2))
+    return centre[:, 0] + (away * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)

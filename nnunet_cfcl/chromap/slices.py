@@ -1,0 +1,91 @@
+"""Which slices of a volume are worth a look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: So many voxels along an axis tell well enough how much colours vary in a slice.
+SAMPLES = 64
+
+
+def informative_slices(
+    colors: NDArray[np.uint8], inside: NDArray[np.bool_] | None, mask: NDArray[Any] | None, axis: int, count: int = 3
+) -> tuple[int, ...]:
+    """Slices across an axis that show most, spread apart.
+
+    The first is where the mask is largest; every label counts as much as any other, so that a lesion is not lost beside
+    an organ. The others come in descending order of the same measure, at a distance from those chosen before. Where the
+    mask has no foreground, or in fewer slices than are wanted, the measure is how much colours vary in a slice, less
+    and less so towards both ends of the volume.
+
+    Args:
+        colors: (Z, Y, X, 3) uint8.
+        inside: (Z, Y, X), where colours count; None is everywhere.
+        mask: (Z, Y, X) integers, foreground above 0; None is none.
+        axis: 0, 1 or 2.
+        count: how many slices, at least 1.
+
+    Returns:
+        min(count, length of the axis) different places, ascending.
+    """
+    chosen: list[int] = []
+    if mask is not None:
+        chosen = _spread(_foreground(mask, axis), count, chosen)
+    if len(chosen) < count:
+        chosen = _spread(_variation(colors, inside, axis), count, chosen)
+    return tuple(sorted(chosen))
+
+
+def labels_of(mask: NDArray[Any]) -> list[int]:
+    """Foreground labels, above 0 and ascending, of a mask of integers (Z, Y, X)."""
+    counts = _counts(mask, 0).sum(0)
+    return [int(label) for label in np.flatnonzero(counts) if label > 0]
+
+
+def _counts(mask: NDArray[Any], axis: int) -> NDArray[np.int64]:
+    """Voxels of the labels 0, 1, ... in every slice (n, labels); what is below 0 counts as 0."""
+    highest = int(mask.max(initial=0))
+    slices = np.moveaxis(mask, axis, 0)
+    return np.stack([np.bincount(np.maximum(part, 0).ravel(), minlength=highest + 1) for part in slices])
+
+
+def _foreground(mask: NDArray[Any], axis: int) -> NDArray[np.float64]:
+    """Sum over the labels of their area in a slice, each in units of its largest area; (n,)."""
+    areas = _counts(mask, axis)[:, 1:]
+    return (areas / np.maximum(areas.max(0, initial=1), 1)).sum(1)
+
+
+def _variation(colors: NDArray[np.uint8], inside: NDArray[np.bool_] | None, axis: int) -> NDArray[np.float64]:
+    """Squared distances of a slice's colours from their mean, summed up; their number where all are alike. Tapered: the
+    ends of a volume are air, or cut anatomy; (n,)."""
+    thinned = tuple(slice(None) if k == axis else slice(None, None, -(-colors.shape[k] // SAMPLES)) for k in range(3))
+    shown = np.moveaxis(colors[thinned], axis, 0).astype(np.float64)
+    where = np.ones(shown.shape[:3]) if inside is None else np.moveaxis(inside[thinned], axis, 0).astype(np.float64)
+    weight = where.sum((1, 2))
+    means = np.einsum("nabc,nab->nc", shown, where) / np.maximum(weight, 1)[:, None]
+    squares = np.einsum("nabc,nab->n", (shown - means[:, None, None]) ** 2, where)
+    taper = np.sin(np.pi * (np.arange(len(shown)) + 0.5) / len(shown))
+    return taper * next((scores for scores in (squares, weight) if (scores > 0).any()), 1.0)
+
+
+def _spread(scores: NDArray[np.float64], count: int, chosen: Sequence[int]) -> list[int]:
+    """``chosen`` and places with the highest positive scores, far from one another as long as there is room."""
+    taken = list(chosen)
+    places = np.flatnonzero(scores > 0)
+    if not places.size:
+        return taken
+    middle = places.mean()
+    ranked = places[np.lexsort((np.abs(places - middle), -scores[places]))]
+    gap = max(1, int(places[-1] - places[0] + 1) // (count + 1))
+    while len(taken) < count and gap > 0:
+        free = (place for place in ranked.tolist() if all(abs(place - other) >= gap for other in taken))
+        best = next(free, None)
+        if best is None:
+            gap //= 2
+        else:
+            taken.append(best)
+    return taken

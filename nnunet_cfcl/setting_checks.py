@@ -1,0 +1,80 @@
+"""A setting's declaration and the check of its value: type, range, and the messages of both."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import field, fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from nnunet_cfcl.errors import UserError
+
+
+class SettingsError(UserError):
+    """An unknown key, a wrong type or a value out of range; the message names the key."""
+
+
+def setting(default: Any, meaning: str, low: float | None = None, high: float | None = None) -> Any:
+    """A dataclass field with its meaning and its inclusive range (for a pair, of both its members)."""
+    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high})
+
+
+def checked_value(section: Any, name: str, value: Any, what: str) -> Any:
+    """A value from JSON as the type that a setting is annotated with.
+
+    Args:
+        section: dataclass with the setting, made with `setting`.
+        name: of the setting.
+        value: as JSON has it.
+        what: begins every message.
+
+    Raises:
+        SettingsError: a wrong type, or a value out of range.
+    """
+    hint = get_type_hints(type(section))[name]
+    converted = _converted(value, hint, what)
+    metadata = next(f.metadata for f in fields(section) if f.name == name)
+    members = converted if isinstance(converted, tuple) else (converted,)
+    for member in members:
+        if isinstance(member, (int, float)) and not isinstance(member, bool):
+            _check_range(member, metadata["low"], metadata["high"], what)
+    if get_origin(hint) is tuple and Ellipsis not in get_args(hint) and converted[0] > converted[1]:
+        raise SettingsError(f"{what} must be [low, high] with low <= high, found {list(converted)}")
+    return converted
+
+
+def _check_range(value: float, low: float | None, high: float | None, what: str) -> None:
+    # written so that NaN, which compares false with everything, is refused too
+    if (low is not None and not value >= low) or (high is not None and not value <= high) or value != value:
+        bounds = " and ".join(f"{sign} {bound:g}" for sign, bound in ((">=", low), ("<=", high)) if bound is not None)
+        raise SettingsError(f"{what} must be {bounds}, found {value}")
+
+
+def _converted(value: Any, hint: Any, what: str) -> Any:
+    """``value`` as the annotated type; JSON lists become tuples, integers are accepted as floats."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        inner = [argument for argument in arguments if argument is not type(None)]
+        # a switch or a text: JSON tells them apart
+        hint = bool if bool in inner and isinstance(value, bool) else inner[-1]
+        return None if value is None else _converted(value, hint, what)
+    if origin is Literal:
+        if value not in arguments:
+            raise SettingsError(f"{what} must be one of {', '.join(map(repr, arguments))}, found {value!r}")
+        return value
+    if origin is tuple:
+        return _converted_tuple(value, arguments, what)
+    accepted = (int, float) if hint is float else (hint,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+        raise SettingsError(f"{what} must be {_name_of(hint)}, found {value!r}")
+    return hint(value)
+
+
+def _converted_tuple(value: Any, arguments: tuple[Any, ...], what: str) -> tuple[Any, ...]:
+    length = None if Ellipsis in arguments else len(arguments)
+    if not isinstance(value, (list, tuple)) or (length is not None and len(value) != length):
+        raise SettingsError(f"{what} must be a list{f' of {length} numbers' if length else ''}, found {value!r}")
+    return tuple(_converted(member, arguments[0], what) for member in value)
+
+
+def _name_of(hint: type) -> str:
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}.get(hint, hint.__name__)
