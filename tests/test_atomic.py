@@ -2,7 +2,8 @@
 
 import pytest
 
-from nnunet_cfcl.atomic import replace_atomically, write_text_atomically
+from nnunet_cfcl.atomic import replace_atomically, writable_folder, write_text_atomically
+from nnunet_cfcl.errors import UserError
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -31,3 +32,14 @@ def test_a_write_replaces_the_content_and_leaves_no_temporary_file(tmp_path):
     write_text_atomically(file, "one")
     write_text_atomically(file, "zwei ä")
     assert file.read_text(encoding="utf-8") == "zwei ä" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_is_made_and_nothing_is_left_in_it(tmp_path):
+    assert writable_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert not list((tmp_path / "a" / "b").iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write .*file/sub .Not a directory.; take another"):
+        writable_folder(tmp_path / "file" / "sub", "take another")

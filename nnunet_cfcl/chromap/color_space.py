@@ -8,7 +8,6 @@ import warnings
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -72,8 +71,6 @@ class ColorSpace:
         if self.neighbours < 1 or (self.reducer == "umap" and not count) or (self.reducer == "pca" and width != 2):
             raise ValueError(f"{count} landmarks in {width} dimensions with {self.neighbours} neighbours cannot place "
                              f"anything by {self.reducer}")
-        if not all(getattr(self, name).isfinite().all() for name in _ARRAYS):
-            raise ValueError("numbers that are not finite")
 
     @property
     def features(self) -> int:
@@ -120,6 +117,8 @@ class ColorSpace:
             UserError: features that are not finite.
         """
         samples = _checked(features)
+        if reducer not in get_args(Reducer) or palette not in get_args(Palette):
+            raise ValueError(f"unknown reducer {reducer!r} or palette {palette!r}")
         if components < 2 or landmarks < 1 or not 0 < coverage <= 1:
             raise ValueError(f"expected components >= 2, landmarks >= 1 and a coverage in (0, 1], found {components}, "
                              f"{landmarks} and {coverage}")
@@ -232,13 +231,14 @@ class ColorSpace:
                     raise UserError(f"{file} is a colour space of format {version}, this version of nnunet_cfcl reads "
                                     f"up to {FORMAT}; update it")
                 content: dict[str, Any] = {name: torch.from_numpy(stored[name].astype(np.float32)) for name in _ARRAYS}
+                if not all(values.isfinite().all() for values in content.values()):
+                    raise ValueError("numbers that are not finite")
                 return cls(**content, **{name: stored[name].item() for name in _PLAIN})
         except UserError:
             raise
         except FileNotFoundError as error:
             raise UserError(f"there is no colour space {file}") from error
-        # what numpy raises depends on which bytes are wrong
-        except (OSError, EOFError, KeyError, IndexError, TypeError, AttributeError, ValueError, BadZipFile) as error:
+        except Exception as error:  # a damaged archive raises almost anything
             raise UserError(f"{file} cannot be read as a colour space ({type(error).__name__}: {error}); delete it and "
                             "fit it again") from error
 

@@ -21,7 +21,7 @@ from nnunet_cfcl.chromap.slices import informative_slices, labels_of
 
 DPI = 100
 #: Room for all panels of a row and for all rows, and the longest side of a panel, in pixels.
-ACROSS, DOWN, LONGEST = 1300, 1080, 460
+ACROSS, DOWN, LONGEST = 1260, 1080, 460
 #: Margin, gap between an image and its colours, between pairs, room above a row and for its caption, in pixels.
 MARGIN, SEAM, GAP, HEAD, CAPTION = 22, 3, 18, 26, 130
 #: Height of a line and width of a letter of the title, line of the legend, width of the side and its wheel, in pixels.
@@ -127,7 +127,9 @@ class _Page:
 
     def write(self, left: float, down: float, words: str, points: float, colour: str, **style: Any) -> None:
         """Text whose upper left corner is at a place, unless the style says otherwise."""
-        self.axes.text(left, down, words, fontsize=points, color=colour, **{"va": "top", **style})
+        # a name with dollar signs is no formula
+        style = {"va": "top", "parse_math": False, **style}
+        self.axes.text(left, down, words, fontsize=points, color=colour, **style)
 
     def show(self, left: float, down: float, width: float, height: float, picture: NDArray[Any]) -> None:
         """A picture (Y, X) grey, (Y, X, 3) or (Y, X, 4), uint8 or float in [0, 1], that fills a box."""
@@ -228,7 +230,7 @@ def _draw_row(
 
 
 def _outline(page: _Page, left: int, down: int, row: _Row, mask: NDArray[Any], present: Sequence[int]) -> None:
-    """Outlines of the labels in a panel, white on black, in the style of each."""
+    """Outlines of the labels in a panel, in the style of each."""
     height, width = mask.shape
     # a label that reaches the edge is closed by the background beyond it
     framed = np.pad(mask, 1)

@@ -112,7 +112,7 @@ def write_embedding(file: str | os.PathLike[str], disc: NDArray[np.floating], ge
 
     Args:
         file: ends in .nii.gz or .nii.
-        disc: (2, Z, Y, X) of any float type, in [-1, 1], NaN outside; first x, then y.
+        disc: (2, Z, Y, X) of any float type, in [-1, 1], NaN outside; first x (to the right in the wheel), then y (up).
         geometry: of the image.
 
     Raises:

@@ -30,14 +30,13 @@ def informative_slices(
         count: how many slices, at least 1.
 
     Returns:
-        min(count, length of the axis) different places, ascending.
+        different places, ascending; less than ``count`` where no other slice has a voxel inside. At least one.
     """
-    chosen: list[int] = []
-    if mask is not None:
-        chosen = _spread(_foreground(mask, axis), count, chosen)
+    chosen = [] if mask is None else _spread(_foreground(mask, axis), count, ())
     if len(chosen) < count:
-        chosen = _spread(_variation(colors, inside, axis), count, chosen)
-    return tuple(sorted(chosen))
+        for scores in _variation(colors, inside, axis):
+            chosen = _spread(scores, count, chosen)
+    return tuple(sorted(chosen or [colors.shape[axis] // 2]))
 
 
 def labels_of(mask: NDArray[Any]) -> list[int]:
@@ -59,20 +58,27 @@ def _foreground(mask: NDArray[Any], axis: int) -> NDArray[np.float64]:
     return (areas / np.maximum(areas.max(0, initial=1), 1)).sum(1)
 
 
-def _variation(colors: NDArray[np.uint8], inside: NDArray[np.bool_] | None, axis: int) -> NDArray[np.float64]:
-    """Squared distances of a slice's colours from their mean, summed up; their number where all are alike. Tapered: the
-    ends of a volume are air, or cut anatomy; (n,)."""
+def _variation(
+    colors: NDArray[np.uint8], inside: NDArray[np.bool_] | None, axis: int
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """For every slice (n,): squared distances of its colours from their mean, summed up; and the number of its colours,
+    for where all are alike. Both tapered: the ends of a volume are air, or cut anatomy."""
     thinned = tuple(slice(None) if k == axis else slice(None, None, -(-colors.shape[k] // SAMPLES)) for k in range(3))
-    shown = np.moveaxis(colors[thinned], axis, 0).astype(np.float64)
-    where = np.ones(shown.shape[:3]) if inside is None else np.moveaxis(inside[thinned], axis, 0).astype(np.float64)
-    weight = where.sum((1, 2))
-    means = np.einsum("nabc,nab->nc", shown, where) / np.maximum(weight, 1)[:, None]
-    squares = np.einsum("nabc,nab->n", (shown - means[:, None, None]) ** 2, where)
+    shown = np.moveaxis(colors[thinned], axis, 0).astype(np.float32)
+    if inside is None:
+        where, number = np.ones(shown.shape[:3], np.float32), np.ones(len(shown))
+    else:
+        where = np.moveaxis(inside[thinned], axis, 0).astype(np.float32)
+        # of all voxels: a few of them may lie between those looked at
+        number = np.count_nonzero(np.moveaxis(inside, axis, 0), axis=(1, 2)).astype(np.float64)
+    means = np.einsum("nabc,nab->nc", shown, where) / np.maximum(where.sum((1, 2)), 1)[:, None]
+    shown -= means[:, None, None]
+    squares = np.einsum("nabc,nab->n", np.square(shown, out=shown), where)
     taper = np.sin(np.pi * (np.arange(len(shown)) + 0.5) / len(shown))
-    return taper * next((scores for scores in (squares, weight) if (scores > 0).any()), 1.0)
+    return taper * squares, taper * number
 
 
-def _spread(scores: NDArray[np.float64], count: int, chosen: Sequence[int]) -> list[int]:
+def _spread(scores: NDArray[np.floating], count: int, chosen: Sequence[int]) -> list[int]:
     """``chosen`` and places with the highest positive scores, far from one another as long as there is room."""
     taken = list(chosen)
     places = np.flatnonzero(scores > 0)

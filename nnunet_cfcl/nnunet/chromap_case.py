@@ -50,15 +50,20 @@ def is_picture(properties: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
     return shape[0] == 1 and "nibabel_stuff" not in properties and (sitk is None or len(sitk["spacing"]) == 2)
 
 
+def has_orientation(properties: Mapping[str, Any]) -> bool:
+    """Whether nnU-Net's reader told where the patient's left and right are."""
+    return "nibabel_stuff" in properties or len(properties.get("sitk_stuff", {}).get("spacing", ())) == 3
+
+
 def input_geometry(properties: Mapping[str, Any]) -> Geometry:
-    """Where the voxels lie, of a volume read by one of nnU-Net's readers; of others the spacing alone is known."""
+    """Where the voxels lie; the spacing alone where the reader told no more."""
+    if not has_orientation(properties):
+        return Geometry.of_affine(np.diag([*properties["spacing"][::-1], 1.0]))
     if "nibabel_stuff" in properties:
         known = properties["nibabel_stuff"]
         return Geometry.of_affine(np.asarray(known.get("reoriented_affine", known["original_affine"])))
-    if "sitk_stuff" in properties:
-        known = properties["sitk_stuff"]
-        return Geometry.of_sitk(known["spacing"], known["origin"], known["direction"])
-    return Geometry.of_affine(np.diag([*properties["spacing"][::-1], 1.0]))
+    known = properties["sitk_stuff"]
+    return Geometry.of_sitk(known["spacing"], known["origin"], known["direction"])
 
 
 def in_file_order(

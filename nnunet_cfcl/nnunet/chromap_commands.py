@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+from nnunet_cfcl.atomic import writable_folder
 from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.nnunet.finding import refuse
 from nnunet_cfcl.nnunet.installation import trainers_path
@@ -62,6 +63,8 @@ def _request(arguments: argparse.Namespace) -> Any:
 
 def _run_predict(arguments: argparse.Namespace) -> int:
     _let_trainers_be_found()
+    if "-o" in arguments.others[:-1]:
+        writable_folder(arguments.others[arguments.others.index("-o") + 1], "choose another output folder")
     import nnunetv2.inference.predict_from_raw_data as nnunet_prediction
 
     entry = (nnunet_prediction.predict_entry_point_modelfolder if "-m" in arguments.others
@@ -83,6 +86,7 @@ def _run_predict(arguments: argparse.Namespace) -> int:
 def _run_chromap(arguments: argparse.Namespace) -> int:
     _let_trainers_be_found()
     fold = _check_model(arguments.m, arguments.f, arguments.chk)
+    writable_folder(arguments.o / "chromap", "choose another output folder")
     import torch
 
     from nnunet_cfcl.nnunet.check_device import check_device
@@ -94,6 +98,9 @@ def _run_chromap(arguments: argparse.Namespace) -> int:
         device=torch.device(arguments.device), allow_tqdm=sys.stderr.isatty())
     predictor.chromap_request = _request(arguments)
     predictor.initialize_from_trained_model_folder(str(arguments.m), [fold], arguments.chk)
+    if predictor.configuration_manager.previous_stage_name is not None:
+        raise UserError("this model is the second stage of a cascade and wants the first one's masks: use `nnunet_cfcl "
+                        "predict ... -prev_stage_predictions FOLDER --chromap`")
     ending = predictor.dataset_json["file_ending"]
     if not arguments.i.is_dir() or not list(arguments.i.glob(f"*_0000{ending}")):
         raise UserError(f"{arguments.i} holds no images named CASE_0000{ending}, which this model wants")

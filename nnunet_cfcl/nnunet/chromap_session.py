@@ -14,6 +14,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nnunet_cfcl.atomic import writable_folder
 from nnunet_cfcl.chromap.color_space import ColorSpace
 from nnunet_cfcl.chromap.plane_accumulator import PlaneAccumulator
 from nnunet_cfcl.config import ChromapSettings, resolve_settings
@@ -199,12 +200,7 @@ class ChromapSession:
             settings = replace(settings, embedding=self.request.embedding)
         network = plain_network(self.predictor.network)
         decoder_width(network)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / ".writable").touch()
-            (self.folder / ".writable").unlink()
-        except OSError as error:
-            raise UserError(f"cannot write {self.folder} ({error.strerror}); choose another output folder") from error
+        writable_folder(self.folder, "choose another output folder")
         space = self._find_space(network, settings, resolved.seed)
         space = replace(space, palette=self.request.palette or settings.palette)
         self._space = space.to(self.predictor.device)

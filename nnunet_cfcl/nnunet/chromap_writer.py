@@ -22,7 +22,7 @@ from nnunet_cfcl.chromap.palettes import color_wheel
 from nnunet_cfcl.chromap.picture import grey, grey_background, overlay, write_png
 from nnunet_cfcl.chromap.seams import seam_contrast
 from nnunet_cfcl.config import ChromapSettings
-from nnunet_cfcl.nnunet.chromap_case import in_file_order, input_geometry, is_picture, to_input_voxels
+from nnunet_cfcl.nnunet.chromap_case import has_orientation, in_file_order, input_geometry, is_picture, to_input_voxels
 
 FOLDER = "chromap"
 
@@ -152,8 +152,8 @@ class ChromapWriter:
         # the rest of the volume was cropped away and is black
         write_montage(
             self.folder / f"{case.name}.png", image, colors, np.any(colors, axis=-1), mask, spacing,
-            color_wheel(256, self._space.palette).numpy(), case.name, self._settings.alpha, geometry=geometry,
-            labels=self._labels)
+            color_wheel(256, self._space.palette).numpy(), case.name, self._settings.alpha,
+            geometry=geometry if has_orientation(case.properties) else None, labels=self._labels)
 
     def _write_summary(self) -> None:
         """What was drawn in which colours, kept from earlier runs for the cases that this one left alone."""

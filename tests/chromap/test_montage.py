@@ -78,13 +78,16 @@ def test_a_sphere_is_round_in_all_panels_whatever_the_voxels_are(tmp_path):
     z, y, x = ((np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing))
     sphere = z[:, None, None] ** 2 + y[:, None] ** 2 + x**2 < 40**2
     write_montage(tmp_path / "a.png", np.zeros(shape), uniform(shape), sphere, None, spacing, NO_WHEEL, "", alpha=1.0)
-    regions, count = label((pixels(tmp_path / "a.png") == RED).all(-1))
+    picture = pixels(tmp_path / "a.png")
+    # half red where pixels are a mean of voxels; texts are as green as they are red
+    regions, count = label((picture[..., 0] > 127) & (picture[..., 1] < 64))
     assert count == 9
     sizes = [(part[0].stop - part[0].start, part[1].stop - part[1].start) for part in find_objects(regions)]
     for height, width in sizes:
         assert width > 40 and height / width == pytest.approx(1, abs=0.05)
-    # the middle one of each plane is largest, and all planes have one scale
-    assert sizes[1][1] == pytest.approx(sizes[4][1], rel=0.03) == pytest.approx(sizes[7][1], rel=0.03)
+    # planes come one below the other, and all have one scale
+    largest = [max(width for _, width in sizes[start : start + 3]) for start in (0, 3, 6)]
+    assert max(largest) / min(largest) == pytest.approx(1, abs=0.03)
 
 
 def affine_towards(codes: str) -> np.ndarray:
@@ -152,7 +155,7 @@ def test_labels_have_an_outline_where_they_end_also_at_the_edge_of_the_image(tmp
     left, down, width, height = drawn.coloured[0]
     panel = picture[down : down + height, left : left + width]
     step = width / 10
-    rows, columns = np.nonzero((panel == 255).all(-1))
+    rows, columns = np.nonzero(panel[..., 1] > 100)
     assert abs(columns.min() - 2 * step) < 3 and abs(columns.max() - 7 * step) < 3
     assert rows.min() < 3 and abs(rows.max() - 5 * step) < 3
     inner = panel[8 : int(5 * step) - 8, int(2 * step) + 8 : int(7 * step) - 8]
@@ -206,7 +209,7 @@ def test_the_wheel_and_the_title_are_shown(tmp_path, drawn):
     wheel = np.zeros((50, 50, 4), np.uint8)
     wheel[..., 1], wheel[..., 3] = 255, 255
     shape = (6, 7, 8)
-    title = "A Long Name of a CASE " * 20
+    title = "A Long Name of a CASE $x^{$ " * 20
     write_montage(tmp_path / "a.png", np.zeros(shape), uniform(shape), None, None, (1, 1, 1), wheel, title)
     picture = pixels(tmp_path / "a.png")
     assert pixel_in(picture, drawn.boxes[0], 0.5, 0.5) == [0, 255, 0]

@@ -52,7 +52,17 @@ def test_colours_outside_do_not_count():
 
 def test_slices_that_are_all_alike_are_spread_around_the_middle():
     assert informative_slices(GREY, None, None, 0) in ((4, 9, 14), (5, 10, 15))
-    assert informative_slices(GREY, np.zeros((20, 21, 22), bool), None, 0) in ((4, 9, 14), (5, 10, 15))
+
+
+def test_slices_without_a_voxel_inside_are_left_out_as_long_as_there_are_others():
+    inside = np.zeros((20, 21, 22), bool)
+    assert informative_slices(GREY, inside, None, 0) == (10,)
+    inside[4, 2:4, 3], inside[5, 2, 3] = True, True
+    assert informative_slices(GREY, inside, None, 0) == (4, 5)
+    assert informative_slices(some_colors((20, 21, 22)), inside, None, 0) == (4, 5)
+    large = np.zeros((20, 300, 300), bool)
+    large[7, 101, 201] = True
+    assert informative_slices(np.zeros((20, 300, 300, 3), np.uint8), large, None, 0) == (7,)
 
 
 def test_as_many_slices_as_are_wanted_or_there_are_come_back():

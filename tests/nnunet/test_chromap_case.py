@@ -10,7 +10,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_cfcl.chromap.nifti import write_rgb_volume
-from nnunet_cfcl.nnunet.chromap_case import in_file_order, input_geometry, is_picture, to_input_voxels
+from nnunet_cfcl.nnunet.chromap_case import has_orientation, in_file_order, input_geometry, is_picture, to_input_voxels
 
 from .conftest import plan
 
@@ -82,3 +82,9 @@ def test_only_an_image_without_a_third_axis_is_a_picture():
     assert not is_picture({"sitk_stuff": {"spacing": (1.0, 1.0, 4.0)}}, (1, 8, 8))
     assert not is_picture({"nibabel_stuff": {}}, (1, 8, 8))
     assert not is_picture({"spacing": (1, 1, 1)}, (3, 8, 8))
+
+
+def test_of_an_image_without_orientation_the_spacing_is_known():
+    picture = {"spacing": (999, 0.5, 0.25), "sitk_stuff": {"spacing": (0.25, 0.5), "origin": (0, 0), "direction": ()}}
+    assert not has_orientation(picture) and not has_orientation({"spacing": (999, 1, 1)})
+    np.testing.assert_array_equal(np.diag(input_geometry(picture).affine), [0.25, 0.5, 999, 1])
