@@ -303,17 +303,18 @@ def test_every_value_of_two_patients_or_more_is_on_both_sides_in_its_share(share
     _, training, validation = split(values=values, share=share)
     for one in set(values.values()):
         sides = [sum(values[case] == one for case in side) for side in (training, validation)]
-        assert min(sides) >= 1 and sides[1] == max(1, round(share * sum(sides)))
+        assert min(sides) >= 1 and abs(sides[1] - share * sum(sides)) <= 1
+    assert len(validation) == round(share * 60)
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("count", "beyond"), [(20, 2), (60, 2), (99, 1)])
+@pytest.mark.parametrize(("count", "beyond"), [(20, 2), (60, 0), (99, 0)])
 def test_many_combinations_of_values_do_not_take_more_than_their_share(count, beyond, seed):
-    """Sixty combinations, most of them of one or two patients: beyond the share are single values at most."""
+    """Sixty combinations, most of them of one or two patients; twenty patients are too few for twelve values."""
     random = np.random.default_rng(seed)
     values = {f"c{n:02d}": tuple(str(random.integers(number)) for number in (3, 4, 5)) for n in range(count)}
     _, training, validation = split(count, values=values, seed=seed)
-    assert abs(len(validation) - 0.2 * count) <= beyond
+    assert 0 <= len(validation) - round(0.2 * count) <= beyond
     for place in range(3):
         for value in {one[place] for one in values.values()}:
             sides = [sum(values[case][place] == value for case in side) for side in (training, validation)]
@@ -328,7 +329,7 @@ def test_pairs_of_patients_do_not_lose_one_each():
 def test_a_combination_of_one_patient_may_be_validated_on_if_others_teach_its_values():
     values = {f"c{n:02d}": ("ABCDE"[n % 5], "12345"[n // 5]) for n in range(25)}
     _, training, validation = split(25, values=values)
-    assert len(validation) in (5, 6, 7)
+    assert len(validation) == 5 and {values[case] for case in validation}.isdisjoint(values[case] for case in training)
 
 
 def test_a_patient_of_its_own_value_is_learned_from():

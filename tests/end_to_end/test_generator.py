@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,19 @@ def test_mvd_cl_and_the_commands_find_the_generator_and_its_counterfactuals(x_ra
     assert "report.md" in x_rays.run("nnunet_cfcl", "generator", "report", *COMMAND)
     assert str(_stores(x_rays)[0].parent) in x_rays.run("nnunet_cfcl", "generator", "generate", *COMMAND)
     assert _generators(x_rays) == before[0] and len(_stores(x_rays)) == 1
+
+
+def test_a_finished_pretraining_needs_neither_its_generator_nor_its_store(x_rays, trainers_of, tmp_path, capsys):
+    make = trainers_of(x_rays, DATASET, "2d")
+    chosen = {**TRUSTED, "counterfactual": {**ALONE, "abduction": "sample"}}
+    make(nnUNetTrainerDVDCL, **chosen).run_training()
+    assert capsys.readouterr().out.count("phase 1 has") == 1
+    (store,) = [file.parent for file in _stores(x_rays) if "abduction: sample" in file.read_text()]
+    shutil.rmtree(store)
+    shutil.rmtree(tmp_path / DATASET / "cfcl_generators")
+    make(nnUNetTrainerDVDCL, **chosen).run_training()
+    assert "is reused" in capsys.readouterr().out
+    assert not store.exists() and not (tmp_path / DATASET / "cfcl_generators").exists()
 
 
 def test_an_intervention_that_fails_the_gate_has_acquisition_in_its_place(x_rays, trainers_of, capsys):
@@ -150,5 +164,6 @@ def test_a_generator_of_another_plan_is_refused(x_rays, trainers_of, tmp_path):
     trainer.run_training()
     other = next(one for one in (tmp_path / DATASET / "cfcl_generators").iterdir() if one != folder)
     (other / "generator.pth").write_bytes(kept)
+    (trainer.pretraining_folder / "checkpoint_final.pth").unlink()
     with pytest.raises(UserError, match="was made with other generator, sizes, plan"):
         make(nnUNetTrainerDVDCL, plan=larger, **{**TRUSTED, "generator": {**GENERATOR, "epochs": 1}}).run_training()

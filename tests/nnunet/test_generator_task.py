@@ -86,6 +86,14 @@ def test_the_task_is_that_of_the_fold_and_the_plan(toy, write):
     json.dumps(task.identity)
 
 
+def test_the_cases_are_said_unless_another_says_so(write):
+    write()
+    for tells, count in ((True, 1), (False, 0)):
+        lines: list[str] = []
+        build_generator_task(trainer_of(log=lines), Ranks(), tells)
+        assert sum(line.startswith("phase 1 has 6 training cases") for line in lines) == count
+
+
 def test_the_task_can_be_trained(write):
     write()
     task = task_of()
