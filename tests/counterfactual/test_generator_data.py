@@ -154,6 +154,14 @@ def test_mirroring_an_axis_that_2d_images_have_not_does_nothing():
     assert same(dataset(reader, mirror_axes=[2])[5], dataset(reader, mirror_axes=[])[5])
 
 
+def test_patches_reach_the_images_borders_as_often_as_windows_of_the_generation_do():
+    patches = draw_patches(numbered(1, (1, 30, 9, 9)), {}, ["case_0"], (12, 9, 9), 600, 0)
+    first = ((patches.images[:, 0, 0, 0, 0] - 1) / 81).long()  # the slice that a patch begins with
+    # windows of 12 in 30 voxels begin at 0, 6, 12 and 18: a quarter of them lies at either end
+    assert 0.15 < (first == 0).float().mean() < 0.3 and 0.15 < (first == 18).float().mean() < 0.3
+    assert len(first.unique()) == 19
+
+
 def test_another_place_is_tried_where_a_patch_has_no_contrast():
     image = np.zeros((1, 1, 60, 60))
     image[0, 0, 30, 30] = 1
