@@ -41,6 +41,8 @@ VERBS = {
                 "nnU-Net's prediction, with CHRO-maps beside the masks"),
     "chromap": ("nnunet_cfcl.nnunet.chromap_commands:add_chromap_parser",
                 "write CHRO-maps of images, without masks"),
+    "evaluate": ("nnunet_cfcl.evaluation.command:add_evaluate_parser",
+                 "measure masks against the truth, per label and group, and compare methods"),
     "demo": ("nnunet_cfcl.demo.command:add_demo_parser",
              "plan, train, predict and draw a picture, on synthetic patients or on a dataset of yours"),
     "phantom": ("nnunet_cfcl.phantom.command:add_phantom_parser",

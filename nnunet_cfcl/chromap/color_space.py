@@ -158,14 +158,16 @@ class ColorSpace:
                             f"expected {self.features}")
         weight, bias = self.weight.to(channels.device), self.bias.to(channels.device)[:, None]
         flat = channels.reshape(self.features, -1)
-        if flat.dtype == torch.float32:
-            return torch.addmm(bias, weight, flat).view(-1, *channels.shape[1:])
-        most = torch.finfo(flat.dtype).max
-        reduced = flat.new_empty(len(weight), flat.shape[1])
-        columns = max(1, BLOCK // self.features)
-        for start in range(0, flat.shape[1], columns):
-            piece = slice(start, start + columns)
-            reduced[:, piece] = torch.addmm(bias, weight, flat[:, piece].float()).clamp_(-most, most)
+        # within a network's autocast the products would be rounded to half precision
+        with torch.autocast(channels.device.type, enabled=False):
+            if flat.dtype == torch.float32:
+                return torch.addmm(bias, weight, flat).view(-1, *channels.shape[1:])
+            most = torch.finfo(flat.dtype).max
+            reduced = flat.new_empty(len(weight), flat.shape[1])
+            columns = max(1, BLOCK // self.features)
+            for start in range(0, flat.shape[1], columns):
+                piece = slice(start, start + columns)
+                reduced[:, piece] = torch.addmm(bias, weight, flat[:, piece].float()).clamp_(-most, most)
         return reduced.view(-1, *channels.shape[1:])
 
     def place(self, reduced: Tensor) -> Tensor:

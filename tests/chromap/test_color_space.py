@@ -100,6 +100,13 @@ def test_in_half_precision_reduced_features_keep_their_type_and_are_rounded_once
     assert huge.reduce(features).isfinite().all()
 
 
+def test_a_network_s_autocast_does_not_round_the_reduction(space):
+    features = torch.from_numpy(blobs()).T
+    expected = space.place(space.reduce(features))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(space.place(space.reduce(features)), expected)
+
+
 def test_features_that_are_not_finite_still_get_a_place(space):
     features = torch.from_numpy(blobs()).T[:, :4].clone()
     features[0, 0], features[1, 1], features[:, 2] = np.nan, np.inf, -np.inf
