@@ -3,8 +3,9 @@
 UMAP places a few thousand points in the plane; placing 10^8 voxels by it would take days. A voxel gets a mean of the
 places of the landmarks nearest to it instead.
 
-Cost of one point among L landmarks in k dimensions: 2 (k + 1) L operations for the products and the least traffic of
-one write and one read of L numbers, in cache. For k = 8, L = 2000 that is 36,000 operations and 16 kB.
+Cost of one point among L landmarks in k dimensions: 2 (k + 2) L operations for the products, and one write and one read
+of L numbers, in cache. For k = 8, L = 2000 that is 40,000 operations and 16 kB, 0.6 microseconds on one core with
+AVX-512; all together takes 1.6.
 """
 
 from __future__ import annotations
