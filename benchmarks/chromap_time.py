@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import shutil
 import tempfile
 import time
@@ -86,10 +85,14 @@ def peak_of(target: Any, *arguments: Any) -> dict[str, float]:
 
 
 def _report(pipe: Any, target: Any, arguments: tuple[Any, ...]) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     result = target(*arguments)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    pipe.send({"result": result, "peak_mib": peak, "before_mib": before})
+    pipe.send({"seconds": result, "peak_mib": peak_mib()})
+
+
+def peak_mib() -> float:
+    """Highest resident set of this process; getrusage would count that of the process it was forked from."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return float(lines["VmHWM"].split()[0]) / 1024
 
 
 class FreeFeatures(nn.Module):
@@ -104,7 +107,7 @@ class FreeFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1, *S) -> (N, 3, *S)."""
-        logits: Tensor = self.decoder.seg_layers[-1](torch.sin(3 * self.weight.view(1, -1, 1, 1, 1) * x))
+        logits: Tensor = self.decoder.seg_layers[-1]((self.weight.view(1, -1, 1, 1, 1) * x).abs_())
         return logits
 
 
@@ -121,7 +124,7 @@ def simulate(kind: str, shape: tuple[int, ...], threads: int) -> float:
     torch.manual_seed(0)
     network = FreeFeatures()
     predictor = (nnUNetPredictor if kind == "stock" else ChromapPredictor)(
-        device=torch.device("cpu"), allow_tqdm=True, use_mirroring=False)
+        tile_step_size=1.0, device=torch.device("cpu"), allow_tqdm=True, use_mirroring=False)
     predictor.manual_initialization(network, *simulated_plan(shape), "nnUNetTrainer", None)
     predictor.list_of_parameters = [network.state_dict()]
     data = torch.linspace(-2, 2, int(np.prod(shape))).view(1, *shape)
@@ -129,7 +132,7 @@ def simulate(kind: str, shape: tuple[int, ...], threads: int) -> float:
     with tempfile.TemporaryDirectory() as out:
         if kind != "stock":
             sample = torch.linspace(-2, 2, 20000)[:, None]
-            features = torch.sin(3 * network.weight.detach() * sample)
+            features = (network.weight.detach() * sample).abs() + 0.1 * torch.randn(20000, 32)
             space = ColorSpace.fit(features, identity=weights_digest(network.state_dict()))
             space.save(Path(out) / "space.npz")
             session = ChromapSession(predictor, ChromapRequest(space=Path(out) / "space.npz", strict=True), Path(out),
@@ -157,7 +160,8 @@ def simulated_plan(shape: tuple[int, ...]) -> tuple[Any, ...]:
 
     resampling = {f"resampling_fn_{what}": "resample_data_or_seg_to_shape" for what in ("data", "seg", "probabilities")}
     kwargs = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
-    configuration = {"patch_size": [96, 160, 160], "spacing": [1.0, 1.0, 1.0], "batch_size": 2, **resampling,
+    architecture = {"network_class_name": "none", "arch_kwargs": {}, "_kw_requires_import": []}
+    configuration = {"architecture": architecture, "patch_size": [96, 160, 160], "spacing": [1.0, 1.0, 1.0], "batch_size": 2, **resampling,
                      **{f"{name}_kwargs": kwargs for name in resampling}}
     plans = PlansManager({
         "plans_name": "simulated", "dataset_name": "Dataset000_Simulated", "transpose_forward": [0, 1, 2],

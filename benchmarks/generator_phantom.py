@@ -49,7 +49,7 @@ STRIDES = {2: [[1, 1]] + [[2, 2]] * 4, 3: [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 
 SETTINGS: dict[int, dict[str, Any]] = {
     2: {"generator": {"width": 12, "blocks": 1, "images_per_step": 8, "epochs": 32, "iterations_per_epoch": 100,
                       "ema": 0.998, "mirror_axes": [1]}},
-    3: {"generator": {"width": 8, "blocks": 1, "images_per_step": 8, "epochs": 20, "iterations_per_epoch": 60,
+    3: {"generator": {"width": 16, "blocks": 1, "images_per_step": 8, "epochs": 33, "iterations_per_epoch": 60,
                       "ema": 0.998, "mirror_axes": [2]}},
 }
 Array = NDArray[np.float32]

@@ -40,14 +40,18 @@ class PlaneAccumulator:
         self._coordinates = torch.zeros((2, *self._shape), dtype=torch.float16, device=device)
         self._sum: Tensor | None = None
         self._start = 0
+        self._added: set[tuple[int, ...]] = set()
 
     def add(self, box: Box, features: Tensor) -> None:
-        """A window's reduced features (k, *window), half precision.
+        """A window's reduced features (k, *window), half precision; a second one at the same place does not count.
 
         Raises:
             ValueError: the window lies before an earlier one.
         """
-        starts = [one if isinstance(one, int) else one.start for one in box]
+        starts = tuple(one if isinstance(one, int) else one.start for one in box)
+        if starts in self._added:
+            return  # nnU-Net repeats windows where its step is less than a voxel
+        self._added.add(starts)
         if starts[0] < self._start:
             raise ValueError(f"windows must come in order along the first axis, found {starts[0]} after {self._start}")
         shares = [axis[start] for axis, start in zip(self._shares, starts)]

@@ -20,7 +20,7 @@ def add_predict_parser(subparsers: Any) -> None:
         "predict", help="nnU-Net's prediction, with CHRO-maps beside the masks", allow_abbrev=False,
         description="Takes all flags of nnUNetv2_predict (with -m those of nnUNetv2_predict_from_modelfolder) and the "
                     "ones below, for every nnU-Net model. CHRO-maps go to OUT/chromap/.")
-    parser.add_argument("--chromap", action="store_true", help="write CHRO-maps too")
+    parser.add_argument("--chromap", action="store_true", help="write CHRO-maps too; the flags below imply it")
     _add_drawing(parser)
     parser.set_defaults(run=_run_predict, passes_on=True)
 
@@ -36,7 +36,7 @@ def add_chromap_parser(subparsers: Any) -> None:
                         help="model folder, nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION")
     parser.add_argument("-f", default=None, help="fold whose features are drawn; default: the first there is")
     parser.add_argument("-chk", default="checkpoint_final.pth", help="checkpoint in the fold's folder")
-    parser.add_argument("-step_size", type=float, default=0.5, help="distance of windows relative to the patch")
+    parser.add_argument("-step_size", type=_step_size, default=0.5, help="distance of windows relative to the patch")
     parser.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"))
     parser.add_argument("--continue_prediction", action="store_true", help="leave cases alone that have a map")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring, whatever chromap.mirroring says")
@@ -52,6 +52,13 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--palette", choices=get_args(Palette), help="default: the setting chromap.palette")
     parser.add_argument("--space", type=Path, metavar="FILE",
                         help="colour space to use (chromap_space.npz); default: the model's own")
+
+
+def _step_size(text: str) -> float:
+    step = float(text)
+    if not 0 < step <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, found {text}")
+    return step
 
 
 def _request(arguments: argparse.Namespace) -> Any:
@@ -71,7 +78,7 @@ def _run_predict(arguments: argparse.Namespace) -> int:
              else nnunet_prediction.predict_entry_point)
     plain, typed = nnunet_prediction.nnUNetPredictor, sys.argv
     sys.argv = ["nnunet_cfcl predict", *arguments.others]
-    if arguments.chromap:
+    if arguments.chromap or arguments.embedding or arguments.palette or arguments.space:
         from nnunet_cfcl.nnunet.chromap_predictor import ChromapPredictor
 
         nnunet_prediction.nnUNetPredictor = type(

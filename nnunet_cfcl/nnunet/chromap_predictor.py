@@ -106,7 +106,10 @@ class WithChromaps(Predictor):
         found = listed(overwrite)
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
             files, outputs, earlier = found if overwrite else listed(True)
-        if outputs:
+        names = {Path(out).name for out in outputs or ()}
+        if outputs and len(names) < len(outputs):
+            print("no CHRO-maps: two of the outputs have the same name, in different folders")
+        elif outputs:
             ending = self.dataset_json["file_ending"]
             inputs = {Path(out).name: Input(tuple(one), before, Path(out + ending))
                       for one, out, before in zip(files, outputs, earlier)}
@@ -118,6 +121,8 @@ class WithChromaps(Predictor):
     def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
         """nnU-Net's; the first fold's features are kept."""
         session = self._session
+        if session is not None:
+            session.begin_image()
         self._catches = session is not None and session.prepare()
         logits = super().predict_logits_from_preprocessed_data(data)
         if session is not None:
@@ -173,12 +178,15 @@ class WithChromaps(Predictor):
         try:
             for number, name in enumerate(names):
                 print(f"CHRO-map {number + 1} of {len(names)}: {name}")
-                found = session.preprocess_safely(name)
-                if found is not None:
-                    session.describe(name, found[1])
-                    self.predict_logits_from_preprocessed_data(torch.from_numpy(found[0]))
+                session.attempt(name, functools.partial(self._map_one, name))
         finally:
             self.list_of_parameters, self.use_mirroring = weights, mirroring
+
+    def _map_one(self, name: str) -> None:
+        assert self._session is not None
+        data, properties = self._session.preprocess(name)
+        self._session.describe(name, properties)
+        self.predict_logits_from_preprocessed_data(torch.from_numpy(data))
 
     def _told_before(self, items: Iterable[Any]) -> Iterator[Any]:
         """nnU-Net's preprocessed cases; the session is told which one is next."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +22,14 @@ from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.nnunet.chromap_features import WindowFeatures, features_to
 from nnunet_cfcl.nnunet.chromap_sampling import CaseInMemory, SampledCase, sample_features
 from nnunet_cfcl.nnunet.chromap_spaces import FILE, evenly, fit, load_named, load_own, weights_digest
-from nnunet_cfcl.nnunet.chromap_writer import ChromapWriter, MappedCase
+from nnunet_cfcl.nnunet.chromap_writer import EMBEDDING, ChromapWriter, MappedCase
 from nnunet_cfcl.nnunet.decoder_tap import decoder_width, plain_network
 from nnunet_cfcl.nnunet.plan import settings_block
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
+from nnunet_cfcl.runs.lock import exclusive
 
 #: Images at hand that a colour space is fitted on, for a model without one.
 CASES_AT_HAND = 8
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class _Case:
     properties: Mapping[str, Any] | None = None
     coordinates: Tensor | None = None
     borders: Sequence[Sequence[int]] = ()
+    failure: str = ""
 
 
 @dataclass
@@ -81,6 +82,7 @@ class ChromapSession:
         folder: ``OUT/chromap``.
         inputs: case -> `Input`.
         part: suffix of the summary's name, where several processes share the folder.
+        failures: case -> why it has no map.
     """
 
     predictor: Any
@@ -95,7 +97,7 @@ class ChromapSession:
     _settings: ChromapSettings | None = None
     _windows: WindowFeatures | None = None
     _broken: str = ""
-    _submitted: set[str] = field(default_factory=set)
+    _seen: set[str] = field(default_factory=set)
 
     def prepare(self) -> bool:
         """Folder, settings and colour space, before the first case; False: no maps can be made."""
@@ -111,41 +113,55 @@ class ChromapSession:
         """The case at hand is this one."""
         self._case.name, self._case.properties = name, properties
 
+    def begin_image(self) -> None:
+        """nnU-Net begins to predict a case; nothing of the one before is left."""
+        self._case = _Case(self._case.name, self._case.properties)
+
     def catching(self, shape: Sequence[int], slicers: Sequence[Any], on_device: bool) -> AbstractContextManager[None]:
         """Within the block features are kept; entered anew where nnU-Net begins again on the CPU."""
-        self._windows = self._safely(lambda: self._new_windows(tuple(shape), slicers, on_device))
+        self._windows = None
+        self._try(lambda: self._begin_windows(tuple(shape), slicers, on_device))
         return features_to(self.predictor.network, self._take)
 
     def end_window(self) -> None:
         """nnU-Net has made all passes of a window."""
         windows = self._windows
-        if windows is not None and not self._succeeds(windows.end_window):
+        if windows is not None and not self._try(windows.end_window):
             self._windows = None
 
     def end_image(self, shape: Sequence[int]) -> None:
         """nnU-Net has predicted an image (Z, Y, X) with the first fold's weights."""
         windows, self._windows = self._windows, None
         if windows is not None:
-            self._succeeds(lambda: self._keep(windows.accumulator.coordinates(), shape))
+            self._try(lambda: self._keep(windows.accumulator.coordinates(), shape))
 
     def submit(self) -> None:
-        """Have the map of the case at hand written, when its name and its voxels are known."""
+        """Have the map of the case at hand written, or note why it has none; nothing while its name is unknown."""
         case = self._case
-        if case.coordinates is not None and case.properties is not None and self._writer is not None:
-            known = self.inputs[case.name]
-            self._submitted.add(case.name)
-            self._writer.submit(MappedCase(
-                case.name, case.coordinates, case.borders, case.properties, known.files, known.mask))
+        if case.properties is not None:
             self._case = _Case()
+            self.attempt(case.name, lambda: self._submit(case))
+
+    def attempt(self, name: str, work: Callable[[], object]) -> None:
+        """Do something for a case's map; where it fails, that is the case's failure."""
+        try:
+            work()
+        # whatever it is, the mask is made
+        except Exception as error:
+            self.failures.setdefault(name, _reason(error))
 
     def missing(self) -> list[str]:
         """Cases whose mask is there from an earlier run, but not their map."""
-        return [name for name, one in self.inputs.items() if one.mask is not None and one.mask.is_file()
-                and name not in self._submitted and not self.has_map(name) and name not in self._all_failures()]
+        names: list[str] = []
+        self.attempt("cases of an earlier run", lambda: names.extend(
+            name for name, one in self.inputs.items() if name not in self._seen and one.mask is not None
+            and one.mask.is_file() and not self.has_map(name)))
+        return names
 
     def has_map(self, name: str) -> bool:
-        """Whether a case's picture is there, which is written last."""
-        return (self.folder / f"{name}.png").is_file()
+        """Whether all files of a case are there that are wanted; the picture is written last."""
+        wanted = [f"{name}.png", *([f"{name}{EMBEDDING}"] if self.request.embedding else [])]
+        return all((self.folder / file).is_file() for file in wanted)
 
     def preprocess(self, name: str) -> tuple[NDArray[np.float32], Mapping[str, Any]]:
         """A case as nnU-Net's predictor sees it, (C, Z, Y, X), and its properties."""
@@ -159,11 +175,6 @@ class ChromapSession:
             data = np.vstack((data, one_hot))
         return data, properties
 
-    def preprocess_safely(self, name: str) -> tuple[NDArray[np.float32], Mapping[str, Any]] | None:
-        """`preprocess`; None where it fails."""
-        self._case = _Case(name)
-        return self._safely(lambda: self.preprocess(name))
-
     @property
     def mirrors(self) -> bool:
         """Whether features are averaged over nnU-Net's mirrored passes."""
@@ -176,21 +187,28 @@ class ChromapSession:
             UserError: something failed and the request is strict.
         """
         if self._writer is not None:
-            self._safely(self._writer.finish)
-        failures = self._all_failures()
-        lines = [f"no CHRO-map of {name}: {reason}" for name, reason in failures.items()]
-        if self._broken:
-            lines.insert(0, f"no CHRO-maps: {self._broken}")
-        made = [name for name in self.inputs if self.has_map(name) and name not in failures]
-        if made:
-            print(f"CHRO-maps of {len(made)} cases are in {self.folder}")
+            self.attempt("some cases", self._writer.finish)
+            if self._writer.made:
+                print(f"CHRO-maps of {len(self._writer.made)} cases are in {self.folder}")
+        lines = [f"no CHRO-maps: {self._broken}"] if self._broken else []
+        lines += [f"no CHRO-map of {name}: {reason}" for name, reason in self.failures.items()]
         if lines and self.request.strict:
-            raise UserError("; ".join([listed(lines, 5)]))
+            raise UserError(listed(lines, 5))
         for line in lines:
             print(line)
 
-    def _all_failures(self) -> dict[str, str]:
-        return {**self.failures, **(self._writer.failures if self._writer is not None else {})}
+    def _submit(self, case: _Case) -> None:
+        self._seen.add(case.name)
+        for ending in (".png", ".nii.gz", EMBEDDING):
+            # an earlier run's map must not pass for this one's
+            (self.folder / f"{case.name}{ending}").unlink(missing_ok=True)
+        if case.coordinates is None or self._writer is None:
+            if not self._broken:
+                raise UserError(case.failure or "no features were caught")
+            return
+        known = self.inputs[case.name]
+        self._writer.submit(MappedCase(
+            case.name, case.coordinates, case.borders, case.properties or {}, known.files, known.mask))
 
     def _prepare(self) -> None:
         configuration = self.predictor.configuration_manager
@@ -208,7 +226,7 @@ class ChromapSession:
         labels = {number: name for name, number in self.predictor.dataset_json["labels"].items()
                   if isinstance(number, int)}
         self._writer = ChromapWriter(
-            self.folder, space, settings, self.predictor.plans_manager, configuration, labels, self.part)
+            self.folder, space, settings, self.predictor.plans_manager, configuration, labels, self.failures, self.part)
 
     def _find_space(self, network: torch.nn.Module, settings: ChromapSettings, seed: int) -> ColorSpace:
         identity = weights_digest(self.predictor.list_of_parameters[0])
@@ -218,9 +236,13 @@ class ChromapSession:
         own = load_own(fold / "cfcl" / FILE, identity) if fold is not None else None
         if own is not None:
             return own
-        earlier = load_own(self.folder / FILE, identity)
-        if earlier is not None:
-            return earlier
+        # of several processes that share the folder one fits the colours for all
+        with exclusive(self.folder, print) if self.part else nullcontext():
+            return load_own(self.folder / FILE, identity) or self._fit_on_images(network, settings, seed, identity)
+
+    def _fit_on_images(
+        self, network: torch.nn.Module, settings: ChromapSettings, seed: int, identity: str
+    ) -> ColorSpace:
         names = evenly(list(self.inputs), CASES_AT_HAND)
         print(f"The model has no colour space of its own: it is fitted on {len(names)} of the images at hand and kept "
               f"in {self.folder / FILE}. Colours are comparable among maps of this space alone.")
@@ -234,9 +256,15 @@ class ChromapSession:
 
     def _cases_at_hand(self, names: Sequence[str]) -> Iterator[SampledCase]:
         for name in names:
-            yield CaseInMemory(name, self.preprocess(name)[0])
+            try:
+                data = self.preprocess(name)[0]
+            # nnU-Net will say what is wrong with it; the others have colours all the same
+            except Exception as error:
+                print(f"{name} cannot be read for the colours ({_reason(error)})")
+                continue
+            yield CaseInMemory(name, data)
 
-    def _new_windows(self, shape: tuple[int, ...], slicers: Sequence[Any], on_device: bool) -> WindowFeatures:
+    def _begin_windows(self, shape: tuple[int, ...], slicers: Sequence[Any], on_device: bool) -> None:
         predictor = self.predictor
         device = predictor.device if on_device else torch.device("cpu")
         assert self._space is not None
@@ -247,12 +275,12 @@ class ChromapSession:
             [] if axis.shares.shape[1] == 1 else [*axis.starts, *(at + axis.shares.shape[1] for at in axis.starts)]
             for axis in windows]
         axes = predictor.allowed_mirroring_axes if self.mirrors and predictor.use_mirroring else None
-        return WindowFeatures(PlaneAccumulator(windows, shape, space.place, device), [one[1:] for one in slicers],
-                              self._space.reduce, axes or ())
+        self._windows = WindowFeatures(PlaneAccumulator(windows, shape, space.place, device),
+                                       [one[1:] for one in slicers], self._space.reduce, axes or ())
 
     def _take(self, maps: Tensor) -> None:
         windows = self._windows
-        if windows is not None and not self._succeeds(lambda: windows.take(maps)):
+        if windows is not None and not self._try(lambda: windows.take(maps)):
             self._windows = None
 
     def _keep(self, coordinates: Tensor, shape: Sequence[int]) -> None:
@@ -262,18 +290,15 @@ class ChromapSession:
         self._case.coordinates = coordinates[(slice(None), *box)].cpu()
         self._case.borders = [[at - start for at in places] for places, start in zip(self._case.borders, offsets)]
 
-    def _safely(self, work: Callable[[], T]) -> T | None:
+    def _try(self, work: Callable[[], object]) -> bool:
+        """Whether it succeeds; the reason is kept until the case's name is known."""
         try:
-            return work()
+            work()
         # whatever it is, the mask is made
         except Exception as error:
-            self.failures.setdefault(self._case.name or "a case", _reason(error))
-            return None
-
-    def _succeeds(self, work: Callable[[], object]) -> bool:
-        before = len(self.failures)
-        self._safely(work)
-        return len(self.failures) == before
+            self._case.failure = self._case.failure or _reason(error)
+            return False
+        return True
 
 
 def _reason(error: Exception) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,7 +26,7 @@ from nnunet_cfcl.chromap.seams import seam_contrast
 from nnunet_cfcl.config import ChromapSettings
 from nnunet_cfcl.nnunet.chromap_case import has_orientation, in_file_order, input_geometry, is_picture, to_input_voxels
 
-FOLDER = "chromap"
+FOLDER, EMBEDDING = "chromap", "_embedding.nii.gz"
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,13 @@ class ChromapWriter:
         settings: how maps are drawn.
         plans, configuration: of the model.
         labels: number of a label -> its name.
+        failures: case -> why it has no map; added to.
         part: suffix of the summary, where several processes share the folder.
     """
 
     def __init__(
         self, folder: Path, space: ColorSpace, settings: ChromapSettings, plans: PlansManager,
-        configuration: ConfigurationManager, labels: Mapping[int, str], part: str = "",
+        configuration: ConfigurationManager, labels: Mapping[int, str], failures: dict[str, str], part: str = "",
     ) -> None:
         self.folder, self._space, self._settings, self._labels = folder, space, settings, dict(labels)
         self._plans, self._configuration = plans, configuration
@@ -70,8 +73,13 @@ class ChromapWriter:
         self._thread = ThreadPoolExecutor(1, "chromap")
         self._pending: tuple[str, Future[float | None]] | None = None
         self._volumes: list[MappedCase] = []
-        self.failures: dict[str, str] = {}
+        self.failures = failures
         self._seams: dict[str, float | None] = {}
+
+    @property
+    def made(self) -> dict[str, float | None]:
+        """Contrast at the windows' borders of every case whose map was written."""
+        return {name: contrast for name, contrast in self._seams.items() if name not in self.failures}
 
     def submit(self, case: MappedCase) -> None:
         """Write a case's map when the one before is done: no more than two are held in memory."""
@@ -83,43 +91,48 @@ class ChromapWriter:
         self._collect()
         self._thread.shutdown()
         for case in self._volumes:
-            self.safely(case.name, lambda case=case: self._draw_montage(case))
+            with self._noting(case.name):
+                self._draw_montage(case)
         self._write_summary()
-
-    def safely(self, name: str, work: Any) -> Any:
-        """The result of ``work()``; None, and a note of the reason, where it fails: a map must never cost a mask."""
-        try:
-            return work()
-        # whatever it is, the prediction goes on
-        except Exception as error:
-            self.failures.setdefault(name, f"{type(error).__name__}: {error}".splitlines()[0])
-            return None
 
     def _collect(self) -> None:
         if self._pending is not None:
             name, future = self._pending
             self._pending = None
-            self._seams[name] = self.safely(name, future.result)
+            with self._noting(name):
+                self._seams[name] = future.result()
+
+    @contextmanager
+    def _noting(self, name: str) -> Iterator[None]:
+        """A case that fails leaves the others their maps."""
+        try:
+            yield
+        # whatever it is, the prediction goes on
+        except Exception as error:
+            self.failures.setdefault(name, f"{type(error).__name__}: {error}".splitlines()[0])
 
     def _write(self, case: MappedCase) -> float | None:
         contrast = seam_contrast(case.coordinates, case.borders)
         coordinates, inside = to_input_voxels(case.coordinates, case.properties, self._plans, self._configuration)
         image = self._image(case)
         colors = self._colors(coordinates, inside, image)
+        if self._settings.embedding:
+            self._write_embedding(case, coordinates, inside)
         if is_picture(case.properties, inside.shape):
             drawn = overlay(grey(image[0]), colors[0], self._settings.alpha, inside[0])
             write_png(self.folder / f"{case.name}.png", drawn)
         else:
             turned, geometry = in_file_order(colors, input_geometry(case.properties), case.properties)
             write_rgb_volume(self.folder / f"{case.name}.nii.gz", turned, geometry)
-            # coordinates are large and not needed any more
-            self._volumes.append(MappedCase(case.name, coordinates[:, :0], (), case.properties, case.files, case.mask))
-        if self._settings.embedding:
-            plane = np.where(inside, coordinates.float().numpy(), np.nan)
-            turned, geometry = in_file_order(plane.transpose(1, 2, 3, 0), input_geometry(case.properties),
-                                             case.properties)
-            write_embedding(self.folder / f"{case.name}_embedding.nii.gz", turned.transpose(3, 0, 1, 2), geometry)
+            # coordinates are large and not needed any more, and a view of them would keep them all
+            self._volumes.append(replace(case, coordinates=torch.empty(0)))
         return contrast
+
+    def _write_embedding(self, case: MappedCase, coordinates: Tensor, inside: NDArray[np.bool_]) -> None:
+        plane = np.where(inside, coordinates.float().numpy(), np.nan)
+        turned, geometry = in_file_order(
+            plane.transpose(1, 2, 3, 0), input_geometry(case.properties), case.properties)
+        write_embedding(self.folder / f"{case.name}{EMBEDDING}", turned.transpose(3, 0, 1, 2), geometry)
 
     def _colors(
         self, coordinates: Tensor, inside: NDArray[np.bool_], image: NDArray[np.float32]
@@ -157,14 +170,19 @@ class ChromapWriter:
 
     def _write_summary(self) -> None:
         """What was drawn in which colours, kept from earlier runs for the cases that this one left alone."""
-        before: dict[str, Any] = {}
-        if self._summary_file.is_file():
-            before = json.loads(self._summary_file.read_text())
-        cases = {**before.get("cases", {}), **{name: {"seam_contrast": value} for name, value in self._seams.items()
-                                               if name not in self.failures}}
-        failures = {name: reason for name, reason in before.get("failures", {}).items() if name not in cases}
+        cases = {**self._earlier_cases(), **{name: {"weights": self._space.identity, "seam_contrast": contrast}
+                                             for name, contrast in self.made.items()}}
         content = {
             "color_space": {"weights": self._space.identity, "reducer": self._space.reducer,
                             "palette": self._space.palette},
-            "cases": dict(sorted(cases.items())), "failures": {**failures, **self.failures}}
+            "cases": {name: cases[name] for name in sorted(cases) if name not in self.failures},
+            "failures": self.failures}
         write_text_atomically(self._summary_file, json.dumps(content, indent=1))
+
+    def _earlier_cases(self) -> dict[str, Any]:
+        try:
+            cases = json.loads(self._summary_file.read_text())["cases"]
+            return dict(cases)
+        # none, or damaged: it tells of nothing then
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}

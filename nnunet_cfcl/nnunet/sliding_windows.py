@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,7 +47,8 @@ def _shares(starts: Sequence[int], size: int) -> Tensor:
     nnU-Net's Gaussian of a patch is the product of those along its axes, and windows lie on a grid, so that sums may be
     taken axis by axis: no map of a whole volume is needed.
     """
-    profile = compute_gaussian((size,), dtype=torch.float64, device=torch.device("cpu"))
+    # past its cache of two, in which the prediction itself keeps the Gaussian of a patch
+    profile = inspect.unwrap(compute_gaussian)((size,), dtype=torch.float64, device=torch.device("cpu"))
     voxels = torch.tensor(starts)[:, None] - starts[0] + torch.arange(size)
     total = torch.zeros(int(voxels.max()) + 1, dtype=torch.float64)
     total.index_add_(0, voxels.flatten(), profile.repeat(len(starts)))

@@ -72,3 +72,11 @@ def test_only_a_slab_is_kept_with_all_channels():
     accumulator = PlaneAccumulator(SlidingWindows((8, 16, 16))((400, 16, 16)), (400, 16, 16), first_two, CPU)
     accumulator.add((slice(0, 8), slice(0, 16), slice(0, 16)), torch.zeros(8, 8, 16, 16).half())
     assert accumulator._sum.numel() == 8 * 8 * 16 * 16
+
+
+def test_a_window_that_nnunet_repeats_counts_once():
+    image = torch.randn((3, 1, 12, 14), generator=torch.Generator().manual_seed(0))
+    accumulator = PlaneAccumulator(SlidingWindows((12, 14))((1, 12, 14)), (1, 12, 14), first_two, CPU)
+    for _ in range(2):
+        accumulator.add((0, slice(0, 12), slice(0, 14)), image[:, 0].half())
+    assert (accumulator.coordinates().float() - first_two(image)).abs().max() < 0.01

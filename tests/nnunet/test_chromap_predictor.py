@@ -11,9 +11,10 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from PIL import Image
 
 from nnunet_cfcl.chromap.color_space import ColorSpace
+from nnunet_cfcl.chromap.plane_accumulator import PlaneAccumulator
 from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet import chromap_session
+from nnunet_cfcl.nnunet import chromap_session, chromap_writer
 from nnunet_cfcl.nnunet.chromap_hook import VARIABLE
 from nnunet_cfcl.nnunet.chromap_predictor import ChromapPredictor, WithChromaps
 from nnunet_cfcl.nnunet.chromap_session import ChromapRequest
@@ -284,5 +285,99 @@ def test_the_stock_predictor_writes_maps_where_the_variable_is_set(model, monkey
     class Own(nnUNetPredictor):
         pass
 
-    assert isinstance(predictor_of(model, Own), (WithChromaps, Own))
+    own = predictor_of(model, Own)
+    assert isinstance(own, WithChromaps) and isinstance(own, Own)
     assert os.environ[VARIABLE] == "1" and resolve_settings().chromap.reducer == "pca"
+
+
+def break_once(monkeypatch, owner, name, failing):
+    """The ``failing``-th call of a method raises."""
+    right, calls = getattr(owner, name), []
+
+    def sometimes(self, *arguments):
+        calls.append(1)
+        if len(calls) == failing:
+            raise RuntimeError("once")
+        return right(self, *arguments)
+
+    monkeypatch.setattr(owner, name, sometimes)
+
+
+@pytest.mark.parametrize("name", ["coordinates", "add"])
+@pytest.mark.parametrize("workers", [False, True])
+def test_a_case_that_fails_leaves_the_others_their_own_maps(model, monkeypatch, capsys, name, workers):
+    predict(model, predictor_of(model), "whole")
+    (model / "model/fold_0/cfcl").mkdir()
+    (model / "whole/chromap/chromap_space.npz").rename(model / "model/fold_0/cfcl/chromap_space.npz")
+    predictor = predictor_of(model)
+    break_once(monkeypatch, PlaneAccumulator, name, 1)
+    if workers:
+        predictor.predict_from_files(str(model / "images"), str(model / "out"), num_processes_preprocessing=1,
+                                     num_processes_segmentation_export=1)
+    else:
+        predict(model, predictor, "out")
+    assert "no CHRO-map of a: RuntimeError: once" in capsys.readouterr().out
+    assert not (model / "out/chromap/a.png").exists()
+    for other in ("b", "tiny"):
+        np.testing.assert_array_equal(picture(model, "out", other), picture(model, "whole", other))
+    summary = json.loads((model / "out/chromap/summary.json").read_text())
+    assert set(summary["cases"]) == {"b", "tiny"} and set(summary["failures"]) == {"a"}
+
+
+def test_maps_that_were_missing_and_fail_again_change_nothing_of_the_run(model, monkeypatch, capsys):
+    predict(model, predictor_of(model), "out")
+    (model / "out/chromap/a.png").unlink()
+    predictor = predictor_of(model)
+
+    def fail(self, x):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(type(predictor.network), "forward", fail)
+    predict(model, predictor, "out", overwrite=False)
+    assert "no CHRO-map of a: RuntimeError: CUDA out of memory" in capsys.readouterr().out
+    assert json.loads((model / "out/chromap/summary.json").read_text())["failures"]
+
+
+def test_an_earlier_map_does_not_pass_for_a_new_one(model, monkeypatch):
+    predict(model, predictor_of(model), "out")
+    break_once(monkeypatch, PlaneAccumulator, "coordinates", 1)
+    predict(model, predictor_of(model), "out")
+    assert not (model / "out/chromap/a.png").exists() and (model / "out/chromap/b.png").exists()
+
+
+def test_a_damaged_summary_is_written_anew(model):
+    predict(model, predictor_of(model), "out")
+    (model / "out/chromap/summary.json").write_text('{"cases": ')
+    predict(model, predictor_of(model, strict=True), "out")
+    assert set(json.loads((model / "out/chromap/summary.json").read_text())["cases"]) == set(SHAPES)
+
+
+def test_an_image_that_cannot_be_read_does_not_cost_the_others_their_colours(model):
+    (model / "images/a_0000.png").write_bytes(b"no picture")
+    predictor_of(model).make_chromaps(str(model / "images"), str(model / "out"))
+    assert {file.name for file in (model / "out/chromap").glob("*.png")} == {"b.png", "tiny.png"}
+
+
+def test_parts_of_a_prediction_share_the_colours_of_the_first(model):
+    for part in range(2):
+        predictor_of(model).predict_from_files(
+            str(model / "images"), str(model / "parts"), num_processes_preprocessing=1,
+            num_processes_segmentation_export=1, num_parts=2, part_id=part)
+    weights = {json.loads((model / f"parts/chromap/summary_part_{part}.json").read_text())["color_space"]["weights"]
+               for part in range(2)}
+    assert len(weights) == 1 and len(list((model / "parts/chromap").glob("*.png"))) == 3
+
+
+def test_coordinates_of_a_written_volume_are_not_kept(model, monkeypatch):
+    monkeypatch.setattr(chromap_writer, "is_picture", lambda properties, shape: False)
+    kept = []
+    finish = chromap_writer.ChromapWriter.finish
+
+    def look(self):
+        self._collect()
+        kept.extend(case.coordinates.untyped_storage().nbytes() for case in self._volumes)
+        finish(self)
+
+    monkeypatch.setattr(chromap_writer.ChromapWriter, "finish", look)
+    predict(model, predictor_of(model), "out")
+    assert kept == [0, 0, 0]
