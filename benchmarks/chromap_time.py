@@ -161,8 +161,9 @@ def simulated_plan(shape: tuple[int, ...]) -> tuple[Any, ...]:
     resampling = {f"resampling_fn_{what}": "resample_data_or_seg_to_shape" for what in ("data", "seg", "probabilities")}
     kwargs = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
     architecture = {"network_class_name": "none", "arch_kwargs": {}, "_kw_requires_import": []}
-    configuration = {"architecture": architecture, "patch_size": [96, 160, 160], "spacing": [1.0, 1.0, 1.0], "batch_size": 2, **resampling,
-                     **{f"{name}_kwargs": kwargs for name in resampling}}
+    configuration = {
+        "architecture": architecture, "patch_size": [96, 160, 160], "spacing": [1.0, 1.0, 1.0], "batch_size": 2,
+        **resampling, **{f"{name}_kwargs": kwargs for name in resampling}}
     plans = PlansManager({
         "plans_name": "simulated", "dataset_name": "Dataset000_Simulated", "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2], "image_reader_writer": "SimpleITKIO", "label_manager": "LabelManager",
