@@ -84,8 +84,9 @@ def fit_after_training(trainer: Any) -> Path:
     cases = evenly(reader.cases, settings.cases)
     network = plain_network(trainer.network)
     features = sample_features(
-        network, _of_reader(reader, cases), len(cases), trainer.configuration_manager.patch_size, settings.samples,
-        trainer.settings.seed, trainer.device, show_progress=False)
+        network, _of_reader(reader, cases, trainer.label_manager.ignore_label), len(cases),
+        trainer.configuration_manager.patch_size, settings.samples, trainer.settings.seed, trainer.device,
+        show_progress=False)
     file = Path(trainer.output_folder) / "cfcl" / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     fit(features, settings, trainer.settings.seed, weights_digest(network.state_dict())).save(file)
@@ -98,16 +99,20 @@ def evenly(names: Sequence[Any], count: int) -> list[Any]:
 
 
 class _CaseOfReader:
-    def __init__(self, reader: PreprocessedCases, name: str) -> None:
-        self.name, self.shape, self._reader = name, reader.shape(name), reader
+    def __init__(self, reader: PreprocessedCases, name: str, ignore_label: int | None) -> None:
+        self.name, self.shape, self._reader, self._ignored = name, reader.shape(name), reader, ignore_label
 
     def read(self, box: tuple[slice, ...]) -> NDArray[np.float32]:
         return self._reader.read(self.name, box)
 
     def labels(self, box: tuple[slice, ...]) -> NDArray[np.int16]:
-        return self._reader.labels(self.name, box)[0]
+        labels, _ = self._reader.labels(self.name, box)
+        # nobody has said what these voxels are
+        return labels if self._ignored is None else np.where(labels == self._ignored, np.int16(-1), labels)
 
 
-def _of_reader(reader: PreprocessedCases, names: Sequence[str]) -> Iterator[SampledCase]:
+def _of_reader(
+    reader: PreprocessedCases, names: Sequence[str], ignore_label: int | None
+) -> Iterator[SampledCase]:
     for name in names:
-        yield _CaseOfReader(reader, name)
+        yield _CaseOfReader(reader, name, ignore_label)
