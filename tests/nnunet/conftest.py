@@ -104,3 +104,25 @@ def save_case(toy_cases):
         save_preprocessed(toy_cases, case, image)
 
     return save
+
+
+@pytest.fixture
+def settings_file(toy, monkeypatch):
+    """A function that writes sections of settings into a file, which nnU-Net's environment names from then on, with the
+    plugin's trainers; it returns a function that changes some of them."""
+    from nnunet_cfcl.nnunet.installation import trainers_path
+
+    def begin(short):
+        file = toy / "settings.json"
+        monkeypatch.setenv("nnUNet_cfcl_config", str(file))
+        monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+        monkeypatch.setenv("nnUNet_extTrainer", str(trainers_path()))
+
+        def change(**sections):
+            file.write_text(json.dumps({key: {**short.get(key, {}), **sections.get(key, {})}
+                                        for key in {*short, *sections}}))
+
+        change()
+        return change
+
+    return begin

@@ -14,7 +14,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_cfcl import pretrain, trainers
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.bare_trainer import bare_trainer, find_trainer
-from nnunet_cfcl.nnunet.installation import trainers_path
 from nnunet_cfcl.nnunet.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.data import PretrainingDataset
 from nnunet_cfcl.runs.ranks import Ranks
@@ -28,19 +27,9 @@ SHORT = {"pretrain": {"epochs": 2, "iterations_per_epoch": 1, "images_per_step":
 
 
 @pytest.fixture(autouse=True)
-def settings(toy, monkeypatch):
+def settings(settings_file):
     """Short ones, in a file; a function that changes a section."""
-    file = toy / "settings.json"
-    monkeypatch.setenv("nnUNet_cfcl_config", str(file))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    monkeypatch.setenv("nnUNet_extTrainer", str(trainers_path()))
-
-    def change(**sections):
-        file.write_text(json.dumps({key: {**SHORT.get(key, {}), **sections.get(key, {})}
-                                    for key in {*SHORT, *sections}}))
-
-    change()
-    return change
+    return settings_file(SHORT)
 
 
 def bare(name="nnUNetTrainerDVDCL", fold="0", dataset="7", configuration="2d", plans="nnUNetPlans"):

@@ -14,7 +14,6 @@ from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.attributes_of_cases import NothingToChange
 from nnunet_cfcl.nnunet.bare_trainer import bare_trainer, find_trainer
 from nnunet_cfcl.nnunet.generator_task import build_generator_task, has_attributes, pooling_strides
-from nnunet_cfcl.nnunet.installation import trainers_path
 from nnunet_cfcl.runs.ranks import Ranks
 from tests.nnunet.conftest import plan
 
@@ -26,19 +25,9 @@ SHORT = {"generator": {"epochs": 1, "iterations_per_epoch": 1, "images_per_step"
 
 
 @pytest.fixture(autouse=True)
-def settings(toy, monkeypatch):
+def settings(settings_file):
     """Short ones, in a file; a function that changes a section."""
-    file = toy / "settings.json"
-    monkeypatch.setenv("nnUNet_cfcl_config", str(file))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    monkeypatch.setenv("nnUNet_extTrainer", str(trainers_path()))
-
-    def change(**sections):
-        file.write_text(json.dumps({key: {**SHORT.get(key, {}), **sections.get(key, {})}
-                                    for key in {*SHORT, *sections}}))
-
-    change()
-    return change
+    return settings_file(SHORT)
 
 
 @pytest.fixture

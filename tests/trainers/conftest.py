@@ -1,13 +1,11 @@
 """The toy dataset in nnU-Net's folders, with attributes, short settings, and trainers that are no more than needed."""
 
-import json
 
 import pytest
 import torch
 
 from nnunet_cfcl.nnunet.bare_trainer import bare_trainer, find_trainer
-from nnunet_cfcl.nnunet.installation import trainers_path
-from tests.nnunet.conftest import CASES, DATASET, change_plan, toy  # noqa: F401 - fixtures
+from tests.nnunet.conftest import CASES, DATASET, change_plan, settings_file, toy  # noqa: F401 - fixtures
 
 SHORT = {
     "pretrain": {"epochs": 1, "iterations_per_epoch": 1, "images_per_step": 2, "points_per_image": 20},
@@ -19,19 +17,9 @@ SHORT = {
 
 
 @pytest.fixture
-def change_settings(toy, monkeypatch):  # noqa: F811
+def change_settings(settings_file):  # noqa: F811
     """A function that writes `SHORT` with changed sections."""
-    file = toy / "settings.json"
-    monkeypatch.setenv("nnUNet_cfcl_config", str(file))
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    monkeypatch.setenv("nnUNet_extTrainer", str(trainers_path()))
-
-    def change(**sections):
-        file.write_text(json.dumps({key: {**SHORT.get(key, {}), **sections.get(key, {})}
-                                    for key in {*SHORT, *sections}}))
-
-    change()
-    return change
+    return settings_file(SHORT)
 
 
 @pytest.fixture
