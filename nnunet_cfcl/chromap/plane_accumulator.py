@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nnunet_cfcl.counterfactual.blended_change import AxisWindows
+from nnunet_cfcl.views.blending import AxisWindows, forget_planes, outer_shares
 
 #: Of a window along the axes of the image: where it lies; a number where it is one slice.
 Box = Sequence[slice | int]
@@ -59,7 +59,7 @@ class PlaneAccumulator:
             slab = (len(features), self._depth, *self._shape[1:])
             self._sum = torch.zeros(slab, dtype=torch.float16, device=self._device)
         self._finish_before(starts[0])
-        share = (shares[0][:, None, None] * shares[1][:, None] * shares[2]).half()
+        share = outer_shares([shares], self._device)[0, 0].half()
         here = (slice(None), slice(None), *(slice(at, at + len(one)) for at, one in zip(starts[1:], shares[1:])))
         self._sum[here] += features.to(self._device, torch.float16).view(len(features), *share.shape) * share
 
@@ -75,8 +75,5 @@ class PlaneAccumulator:
             return
         for z in range(rows):
             self._coordinates[:, self._start + z] = self._place(self._sum[:, z].float())
-        kept = self._depth - rows
-        # a clone: source and destination overlap
-        self._sum[:, :kept] = self._sum[:, rows:].clone()
-        self._sum[:, kept:] = 0
+        forget_planes(self._sum, 1, rows)
         self._start = row

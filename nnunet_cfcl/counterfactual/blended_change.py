@@ -7,7 +7,7 @@ further window touches them, so that neither the case nor its counterfactuals ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice, product
@@ -20,29 +20,13 @@ from nnunet_cfcl.counterfactual.generator import Change, CounterfactualGenerator
 from nnunet_cfcl.counterfactual.hvae import HVAE
 from nnunet_cfcl.counterfactual.source import CaseReader, require_finite
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.views.blending import Windows, forget_planes, outer_shares
 from nnunet_cfcl.views.crop_box import CropBox
 
 #: Fields are bounded so before they go into half precision, whose largest number is 65504.
 HALF_LIMIT = 6e4
 #: So many planes of a case are handed over at once.
 PLANES = 16
-
-
-class AxisWindows(NamedTuple):
-    """Windows along one axis of an image.
-
-    Attributes:
-        starts: (M,) first voxel of each, ascending, no gap between them; negative where one reaches beyond the image.
-        shares: (M, size) float32, how much a window counts in each of its voxels; the shares of all windows that cover
-            a voxel sum to 1. In the image a window counts with the product over the axes.
-    """
-
-    starts: tuple[int, ...]
-    shares: Tensor
-
-
-#: The windows along every axis of an image of a spatial shape; the image is covered by all their combinations.
-Windows = Callable[[Sequence[int]], list[AxisWindows]]
 
 
 @dataclass(frozen=True)
@@ -213,12 +197,9 @@ class _Case:
 
     def take(self, count: int) -> Tensor:
         """The fields (K, F, C, z, Y, X) of the next planes, at most ``count`` of them; they are forgotten here."""
-        depth = self._size[3]
-        count = min(count, depth)
+        count = min(count, self._size[3])
         taken = self._sums[:, :, :, :count].clone()
-        for plane in range(depth - count):
-            self._sums[:, :, :, plane] = self._sums[:, :, :, plane + count]
-        self._sums[:, :, :, depth - count :] = 0
+        forget_planes(self._sums, 3, count)
         self.first += count
         return taken
 
@@ -263,15 +244,6 @@ def change_images(images: Tensor, fields: Sequence[Tensor], scale: IntensityScal
     if len(fields) > 1:
         changed.addcmul_(fields[1].float(), images - centre)
     return scale.clip(changed, images)
-
-
-def outer_shares(shares: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
-    """The weights (N, 1, *S) of N windows, from their shares (size,) along every axis."""
-    axes = [torch.stack(axis).to(device) for axis in zip(*shares, strict=True)]
-    weight = torch.ones(1, 1, *[1] * len(axes), device=device)
-    for number, axis in enumerate(axes):
-        weight = weight * axis.view(len(axis), 1, *[-1 if other == number else 1 for other in range(len(axes))])
-    return weight
 
 
 def draw_noise(model: HVAE, seed: int, device: torch.device) -> list[Tensor]:

@@ -20,7 +20,7 @@ from nnunet_cfcl.counterfactual.interventions import Intervention
 from nnunet_cfcl.counterfactual.quantiles import intensity_quantiles
 from nnunet_cfcl.counterfactual.source import CaseReader, require_finite
 from nnunet_cfcl.runs.seeds import generator_for
-from nnunet_cfcl.views.crop_box import CropBox
+from nnunet_cfcl.views.crop_box import CropBox, crop_around
 
 Cells = Mapping[str, str]
 #: A patch without any contrast teaches nothing: so many positions are tried.
@@ -85,7 +85,9 @@ def _draw_patch(
     """A crop (C, *patch) with contrast, where a few tries find one, and where it lies."""
     shape = reader.shape(case)[1:]
     for _ in range(POSITIONS_TRIED):
-        box = _draw_around_a_voxel(generator, shape, patch_size)
+        # around a voxel: even positions would hardly ever reach the image's border, where one in two or three windows
+        # of the generation lies
+        box = crop_around([int(torch.randint(n, (), generator=generator)) for n in shape], shape, patch_size)
         if shift is not None:
             box = _shifted(box, shift, generator)
         part = reader.read(case, box.inside)
@@ -93,17 +95,6 @@ def _draw_patch(
         if np.ptp(part, axis=(1, 2, 3)).any():
             break
     return box, box.extend(part)
-
-
-def _draw_around_a_voxel(generator: Generator, shape: Sequence[int], patch_size: Sequence[int]) -> CropBox:
-    """A crop around a voxel drawn evenly from the image, moved inside it. A position drawn evenly would hardly ever
-    reach the image's border, where one in two or three windows of the generation lies."""
-    dim = len(patch_size)
-    sizes = tuple(patch_size) if dim == 3 else (1, *patch_size)
-    voxels = [int(torch.randint(n, (), generator=generator)) for n in shape]
-    start = tuple((n - size) // 2 if size > n else min(max(0, voxel - size // 2), n - size)
-                  for voxel, n, size in zip(voxels, shape, sizes, strict=True))
-    return CropBox(start, sizes, tuple(shape), dim)
 
 
 def _shifted(box: CropBox, shift: Sequence[int], generator: Generator) -> CropBox:

@@ -11,16 +11,14 @@ from torch import Generator, Tensor
 
 from nnunet_cfcl.config import digest
 from nnunet_cfcl.counterfactual.blended_change import (
-    AxisWindows,
-    Windows,
     change_images,
     draw_noise,
-    outer_shares,
     standardised,
 )
 from nnunet_cfcl.counterfactual.generator import CounterfactualGenerator
 from nnunet_cfcl.counterfactual.generator_data import Cells
 from nnunet_cfcl.counterfactual.interventions import Intervention
+from nnunet_cfcl.views.blending import AxisWindows, Windows, outer_shares
 from nnunet_cfcl.views.crop_box import CropBox
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_cfcl.atomic import writable_folder
 from nnunet_cfcl.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,8 +98,4 @@ def _make_folder(out: Path, inputs: Sequence[Path]) -> None:
     if out.resolve() in {folder.resolve() for folder in inputs}:
         raise UserError(f"-o {out} is a folder of masks, expected another one; name a folder of its own, such as "
                         f"{out / 'evaluation'}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be made ({error.strerror}), expected a folder to write to; name "
-                        "another with -o") from error
+    writable_folder(out, "name another with -o")

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from nnunet_cfcl.errors import first_line
 from nnunet_cfcl.nnunet.finding import Finding
 from nnunet_cfcl.nnunet.installation import EXPORT_COMMAND, plugin_trainers
 
@@ -67,11 +68,6 @@ def _version_of(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-def first_line(error: BaseException) -> str:
-    """Type and first line of an error's message."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def check_folders() -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nnunet_cfcl import trainers
 from nnunet_cfcl.config import CONFIG_VARIABLE, Settings
 from nnunet_cfcl.counterfactual.choice import choose_source, wants_generator
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, first_line
 from nnunet_cfcl.nnunet import check_dataset, check_environment
 from nnunet_cfcl.nnunet.attribute_table import ATTRIBUTES
 from nnunet_cfcl.nnunet.attributes_of_cases import (
@@ -105,7 +105,7 @@ class PlannedPretraining:
         # other people's networks may compute with real numbers when built, which says nothing about the training
         except Exception as error:
             yield Finding("warn", "decoder and norms not checked, the network could not be built on the meta device "
-                                  f"({check_environment.first_line(error)})")
+                                  f"({first_line(error)})")
             return
         is_the_plans = self.trainer.build_network_architecture is nnUNetTrainer.build_network_architecture
         plan_again = check_dataset.plan_command(self.dataset, self.configuration, "nnUNetPlans")

@@ -11,6 +11,8 @@ import sys
 from types import FrameType
 from typing import Any
 
+from nnunet_cfcl.errors import reason
+
 VARIABLE = "nnUNet_cfcl_chromap"
 
 
@@ -25,7 +27,7 @@ def offer_chromaps() -> None:
             _give_maps(frame.f_locals)
     # whatever it is, masks are made
     except Exception as error:
-        print(f"{VARIABLE}: no CHRO-maps ({type(error).__name__}: {error})", file=sys.stderr)
+        print(f"{VARIABLE}: no CHRO-maps ({reason(error)})", file=sys.stderr)
 
 
 def _preparing_predictor() -> FrameType | None:

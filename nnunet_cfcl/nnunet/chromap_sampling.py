@@ -14,6 +14,7 @@ from tqdm import tqdm
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.decoder_tap import last_decoder_map
 from nnunet_cfcl.runs.seeds import generator_for
+from nnunet_cfcl.views.crop_box import crop_around
 
 #: Patches of a case that are looked at.
 PATCHES = 2
@@ -81,10 +82,10 @@ def sample_features(
         with last_decoder_map(network) as features, torch.inference_mode():
             for number, case in enumerate(tqdm(cases, desc="features", total=count, disable=hidden)):
                 random = generator_for(seed, number)
-                for patch, size, labels, inner in draw_patches(case, patch_size, random):
+                for patch, inside, labels, inner in draw_patches(case, patch_size, random):
                     with torch.autocast(device.type, enabled=device.type == "cuda"):
-                        maps = features(torch.from_numpy(patch)[None].to(device))[0]
-                    maps = maps[(slice(None), *(slice(0, n) for n in size))]
+                        maps = features(patch[None].to(device))[0]
+                    maps = maps[(slice(None), *inside)]
                     chosen = draw_voxels(labels, inner, per_patch, random)
                     found.append(maps.flatten(1)[:, chosen.to(device)].T.float().cpu())
     finally:
@@ -96,28 +97,19 @@ def sample_features(
 
 def draw_patches(
     case: SampledCase, patch_size: Sequence[int], random: Generator
-) -> Iterable[tuple[NDArray[np.float32], tuple[int, ...], NDArray[np.int16] | None, NDArray[np.bool_]]]:
+) -> Iterable[tuple[Tensor, tuple[slice, ...], NDArray[np.int16] | None, NDArray[np.bool_]]]:
     """Patches (C, *patch), what of them lies in the image, labels of that part, and what of it is away from borders
-    inside the image. A patch of a 2D plan is one slice of a volume; what is missing of a patch is 0, as nnU-Net has it.
-    """
+    inside the image. A patch of a 2D plan is one slice of a volume; what is missing of a patch is 0 on both sides, as
+    nnU-Net has it."""
     spatial = case.shape[1:]
-    everything = tuple(slice(0, n) for n in spatial)
-    labels = case.labels(everything)
+    labels = case.labels(tuple(slice(0, n) for n in spatial))
     for around_label in (True, False):
-        centre = _centre(spatial, labels if around_label else None, random)
-        flat = len(spatial) - len(patch_size)
-        box = [slice(at, at + 1) for at in centre[:flat]]
-        for at, n, size in zip(centre[flat:], spatial[flat:], patch_size):
-            start = min(max(0, at - size // 2), max(0, n - size))
-            box.append(slice(start, min(start + size, n)))
-        image = case.read(tuple(box))
-        size_in_image = image.shape[1:]
-        padding = [(0, 0), *((0, size - n) for n, size in zip(size_in_image[flat:], patch_size))]
-        image = image.reshape(len(image), *size_in_image[flat:])
-        inner = np.zeros(size_in_image[flat:], bool)
-        inner[tuple(_inner(side, n) for side, n in zip(box[flat:], spatial[flat:]))] = True
-        own = None if labels is None else labels[tuple(box)].reshape(inner.shape)
-        yield np.pad(image, padding).astype(np.float32), inner.shape, own, inner
+        box = crop_around(_centre(spatial, labels if around_label else None, random), spatial, patch_size)
+        inside = tuple(slice(*ends) for ends in zip(*box.valid_range))
+        inner = np.zeros([part.stop - part.start for part in inside], bool)
+        inner[tuple(_inner(side, n) for side, n in zip(box.inside[-box.dim :], spatial[-box.dim :]))] = True
+        own = None if labels is None else labels[box.inside].reshape(inner.shape)
+        yield box.pad(case.read(box.inside)), inside, own, inner
 
 
 def draw_voxels(

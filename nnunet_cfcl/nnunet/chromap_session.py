@@ -18,7 +18,7 @@ from nnunet_cfcl.atomic import writable_folder
 from nnunet_cfcl.chromap.color_space import ColorSpace
 from nnunet_cfcl.chromap.plane_accumulator import PlaneAccumulator
 from nnunet_cfcl.config import ChromapSettings, resolve_settings
-from nnunet_cfcl.errors import UserError, listed
+from nnunet_cfcl.errors import UserError, listed, reason
 from nnunet_cfcl.nnunet.chromap_features import WindowFeatures, features_to
 from nnunet_cfcl.nnunet.chromap_sampling import CaseInMemory, SampledCase, sample_features
 from nnunet_cfcl.nnunet.chromap_spaces import FILE, evenly, fit, load_named, load_own, weights_digest
@@ -106,7 +106,7 @@ class ChromapSession:
                 self._prepare()
             # whatever it is, masks are made
             except Exception as error:
-                self._broken = _reason(error)
+                self._broken = reason(error)
         return not self._broken
 
     def describe(self, name: str, properties: Mapping[str, Any]) -> None:
@@ -148,7 +148,7 @@ class ChromapSession:
             work()
         # whatever it is, the mask is made
         except Exception as error:
-            self.failures.setdefault(name, _reason(error))
+            self.failures.setdefault(name, reason(error))
 
     def missing(self) -> list[str]:
         """Cases whose mask is there from an earlier run, but not their map."""
@@ -260,7 +260,7 @@ class ChromapSession:
                 data = self.preprocess(name)[0]
             # nnU-Net will say what is wrong with it; the others have colours all the same
             except Exception as error:
-                print(f"{name} cannot be read for the colours ({_reason(error)})")
+                print(f"{name} cannot be read for the colours ({reason(error)})")
                 continue
             yield CaseInMemory(name, data)
 
@@ -296,12 +296,6 @@ class ChromapSession:
             work()
         # whatever it is, the mask is made
         except Exception as error:
-            self._case.failure = self._case.failure or _reason(error)
+            self._case.failure = self._case.failure or reason(error)
             return False
         return True
-
-
-def _reason(error: Exception) -> str:
-    """One line for the user."""
-    text = str(error).strip() or type(error).__name__
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text.splitlines()[0]}"

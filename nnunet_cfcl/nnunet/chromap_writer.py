@@ -24,6 +24,7 @@ from nnunet_cfcl.chromap.palettes import color_wheel
 from nnunet_cfcl.chromap.picture import grey, grey_background, overlay, write_png
 from nnunet_cfcl.chromap.seams import seam_contrast
 from nnunet_cfcl.config import ChromapSettings
+from nnunet_cfcl.errors import reason
 from nnunet_cfcl.nnunet.chromap_case import has_orientation, in_file_order, input_geometry, is_picture, to_input_voxels
 
 FOLDER, EMBEDDING = "chromap", "_embedding.nii.gz"
@@ -109,7 +110,7 @@ class ChromapWriter:
             yield
         # whatever it is, the prediction goes on
         except Exception as error:
-            self.failures.setdefault(name, f"{type(error).__name__}: {error}".splitlines()[0])
+            self.failures.setdefault(name, reason(error))
 
     def _write(self, case: MappedCase) -> float | None:
         contrast = seam_contrast(case.coordinates, case.borders)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, first_line
 from nnunet_cfcl.nnunet import check_cases, check_dataset, check_device, check_environment
 from nnunet_cfcl.nnunet.finding import CheckFailed, Finding
 
@@ -50,7 +50,7 @@ def _guarded(what: str, check: Callable[[], Finding | Iterable[Finding]]) -> Ite
         yield failed.finding
     # the doctor looks at broken installations: one check that breaks must not keep the others from being made
     except Exception as error:
-        yield Finding("FAIL", f"{what} could not be checked ({check_environment.first_line(error)})",
+        yield Finding("FAIL", f"{what} could not be checked ({first_line(error)})",
                       "see the lines above; if they are all ok, report this as a bug")
 
 

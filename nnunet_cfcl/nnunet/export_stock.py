@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_cfcl.atomic import replace_atomically
-from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.check_environment import first_line, look_up_trainer
+from nnunet_cfcl.errors import UserError, first_line
+from nnunet_cfcl.nnunet.check_environment import look_up_trainer
 
 STOCK_TRAINER = "nnUNetTrainer"
 FINAL, BEST = "checkpoint_final.pth", "checkpoint_best.pth"

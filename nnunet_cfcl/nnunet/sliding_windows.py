@@ -10,7 +10,7 @@ import torch
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from torch import Tensor
 
-from nnunet_cfcl.counterfactual.blended_change import AxisWindows
+from nnunet_cfcl.views.blending import AxisWindows
 
 
 @dataclass(frozen=True)

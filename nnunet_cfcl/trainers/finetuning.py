@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_cfcl.atomic import replace_atomically
 from nnunet_cfcl.config import Settings, digest, resolve_settings
+from nnunet_cfcl.errors import reason
 from nnunet_cfcl.nnunet.plan import settings_block
 from nnunet_cfcl.nnunet.warmup import WarmUp
 
@@ -84,7 +85,7 @@ class FineTuning(Trainer):
             self.print_to_log_file(f"Colour space of CHRO-maps: {file}")
         # whatever it is, the model is trained
         except Exception as error:
-            self.print_to_log_file(f"No colour space of CHRO-maps ({type(error).__name__}: {error}); they get one from "
+            self.print_to_log_file(f"No colour space of CHRO-maps ({reason(error)}); they get one from "
                                    "the images that are predicted")
 
     def configure_optimizers(self, *arguments: Any, **named: Any) -> tuple[torch.optim.Optimizer, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from nnunet_cfcl.atomic import write_text_atomically
+from nnunet_cfcl.atomic import writable_folder, write_text_atomically
 from nnunet_cfcl.config import digest
 from nnunet_cfcl.counterfactual.attribute_predictor import train_predictor
 from nnunet_cfcl.counterfactual.blended_change import BlendedChange
@@ -70,10 +69,10 @@ def promised_source(trainer: Any, ranks: Ranks) -> PromisedSource | None:
         raise UserError(f"counterfactual.store names a folder ({wanted.store}), but counterfactual.source is "
                         "'generator', whose store lies beside the preprocessed data: leave counterfactual.store out, "
                         "or set the source to precomputed")
-    folder = Path(trainer.preprocessed_dataset_folder).parent
-    if wanted.store is not False and not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} cannot be written, where the counterfactuals would be kept: make it writable, or "
-                        "set counterfactual.store to false, or counterfactual.source to acquisition")
+    if wanted.store is not False:
+        writable_folder(Path(trainer.preprocessed_dataset_folder).parent,
+                        "counterfactuals would be kept there: make it writable, or set counterfactual.store to false, "
+                        "or counterfactual.source to acquisition")
     try:
         phase = Phase0(trainer, ranks, tells_cases=False)
     except NothingToChange as reason:

@@ -71,6 +71,21 @@ def draw_crop_box(generator: Generator, shape: Sequence[int], crop_size: Sequenc
     return CropBox(start, size, tuple(shape), dim)
 
 
+def crop_around(voxel: Sequence[int], shape: Sequence[int], crop_size: Sequence[int]) -> CropBox:
+    """The crop around a voxel (z, y, x), moved inside the image; centred along an axis on which the image is smaller.
+
+    Args:
+        voxel: inside the image.
+        shape: spatial shape (Z, Y, X) of the case.
+        crop_size: D numbers; for D = 2 the crop is the voxel's slice.
+    """
+    dim = len(crop_size)
+    sizes = tuple(crop_size) if dim == 3 else (1, *crop_size)
+    start = tuple((n - size) // 2 if size > n else min(max(0, at - size // 2), n - size)
+                  for at, n, size in zip(voxel, shape, sizes, strict=True))
+    return CropBox(start, sizes, tuple(shape), dim)
+
+
 def read_crop(box: CropBox, read: Callable[[tuple[slice, ...]], np.ndarray]) -> Tensor:
     """The crop (C, *crop) of whatever ``read`` gives for a box inside the image."""
     return box.pad(read(box.inside))

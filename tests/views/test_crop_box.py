@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nnunet_cfcl.views import CropBox, draw_crop_box, read_crop
+from nnunet_cfcl.views.crop_box import crop_around
 
 FITTING = [((30, 20, 25), (10, 12, 9)), ((1, 40, 50), (16, 20)), ((7, 40, 50), (16, 20))]
 
@@ -59,3 +60,11 @@ def test_an_extended_crop_repeats_the_border_and_a_padded_one_has_the_value(star
         np.testing.assert_array_equal(extended[crop], image[(slice(None), *nearest)])
         expected = image[(slice(None), *nearest)] if nearest == tuple(voxel) else [-7, -7]
         np.testing.assert_array_equal(padded[crop], expected)
+
+
+def test_a_crop_around_a_voxel_holds_it_and_stays_inside():
+    for voxel in ((0, 0, 0), (4, 9, 19), (2, 5, 3)):
+        box = crop_around(voxel, (5, 10, 20), (3, 4, 6))
+        assert all(s <= at < s + size and 0 <= s <= n - size
+                   for s, at, size, n in zip(box.start, voxel, box.size, box.shape))
+    assert crop_around((2, 5, 3), (5, 10, 20), (4, 30)).start == (2, 3, -5)  # its slice; centred where it is larger
