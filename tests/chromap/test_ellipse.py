@@ -127,7 +127,7 @@ def test_a_general_solver_finds_the_same_area(seed):
     start = np.array([0.1, 0, 0.1, 0, 0])
     slow = minimize(lambda x: -math.log(x[0] * x[2]), start, method="SLSQP", bounds=[(1e-6, None), (None, None)] * 2
                     + [(None, None)], constraints={"type": "ineq", "fun": margins},
-                    options={"ftol": 1e-13, "maxiter": 1000})
+                    options={"ftol": 1e-10, "maxiter": 1000})  # finer ones end in rounding on some processors
     assert slow.success
     found = volume(minimum_volume_enclosing_ellipse(points))
     assert found == pytest.approx(math.exp(slow.fun), rel=1e-5)
