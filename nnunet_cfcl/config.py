@@ -238,6 +238,12 @@ class FinetuneSettings:
         None, "axes mirrored in training and prediction, in array order (0 is z in 3D, y in 2D), [] for none, which "
         "labels defined by side need", 0, 2)
     rotation_deg: float | None = setting(None, "rotation augmentation is uniform within +- this many degrees", 0, 180)
+    counterfactual_probability: float = setting(
+        0.0, "probability that a training image is replaced by one of its counterfactuals, those that a pretraining "
+        "with these settings uses; the mask stays", 0, 1)
+    acquisition_probability: float = setting(
+        0.0, "probability that a training image which is not replaced by a counterfactual is shown with the effects of "
+        "the section acquisition", 0, 1)
 
 
 @dataclass(frozen=True)
@@ -333,7 +339,22 @@ def resolve_settings(
         for key, value in _flatten(layer, origin):
             settings = _with_value(settings, key, value, origin)
     _check_temperatures(settings.pretrain)
+    _check_finetuning(settings)
     return settings
+
+
+def _check_finetuning(settings: Settings) -> None:
+    """Said before a pretraining is spent: counterfactuals of the fine-tuning are read in data loading processes."""
+    if not settings.finetune.counterfactual_probability:
+        return
+    if settings.counterfactual.store is False:
+        raise SettingsError(
+            "setting 'finetune.counterfactual_probability' needs counterfactuals that are kept: found "
+            "counterfactual.store false, set it to true")
+    if settings.pretrain.data == "pool":
+        raise SettingsError(
+            "setting 'finetune.counterfactual_probability' needs counterfactuals of the training cases: found "
+            "pretrain.data 'pool', set it to 'training_and_pool'")
 
 
 def _check_temperatures(settings: PretrainSettings) -> None:

@@ -1,11 +1,10 @@
 """Settings: layers, types, ranges, messages."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from nnunet_cfcl.config import Settings, SettingsError, digest, resolve_settings, settings_keys, settings_table
+from nnunet_cfcl.config import Settings, SettingsError, digest, resolve_settings, settings_keys
 
 
 def test_a_low_temperature_is_refused_where_it_may_move_or_negatives_are_weighted():
@@ -121,6 +120,12 @@ def test_every_setting_states_its_meaning_and_has_a_valid_default():
     assert resolve_settings({key: default for key, default, _ in keys}) == Settings()
 
 
-def test_the_documented_table_is_the_one_generated_from_the_code():
-    page = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
-    assert settings_table() in page.read_text(), "put the output of `nnunet_cfcl settings` into docs/settings.md"
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [({"counterfactual.store": False}, r"needs counterfactuals that are kept.*store false, set it to true"),
+     ({"pretrain.data": "pool"}, r"of the training cases.*'pool', set it to 'training_and_pool'")],
+)
+def test_counterfactuals_in_finetuning_that_cannot_be_there_are_refused_before_a_pretraining_is_spent(block, words):
+    assert resolve_settings({**block, "finetune.acquisition_probability": 0.5})
+    with pytest.raises(SettingsError, match=words):
+        resolve_settings({**block, "finetune.counterfactual_probability": 0.5})

@@ -15,6 +15,8 @@ from nnunet_cfcl.config import Settings, digest, resolve_settings
 from nnunet_cfcl.errors import reason
 from nnunet_cfcl.nnunet.plan import settings_block
 from nnunet_cfcl.nnunet.warmup import WarmUp
+from nnunet_cfcl.runs.ranks import Ranks
+from nnunet_cfcl.trainers.replacements import with_replacements
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Trainer
@@ -87,6 +89,15 @@ class FineTuning(Trainer):
         except Exception as error:
             self.print_to_log_file(f"No colour space of CHRO-maps ({reason(error)}); they get one from "
                                    "the images that are predicted")
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """nnU-Net's, with ``finetune.counterfactual_probability`` and ``finetune.acquisition_probability``."""
+        training, validation = super().get_tr_and_val_datasets()
+        replaced = with_replacements(self, training, Ranks.current())
+        if replaced is not training:
+            # a generator that was trained for it has drawn random numbers
+            self._seed(1 + self.current_epoch, self.local_rank)
+        return replaced, validation
 
     def configure_optimizers(self, *arguments: Any, **named: Any) -> tuple[torch.optim.Optimizer, Any]:
         """The nnU-Net trainer's own, with a linear warm-up."""
