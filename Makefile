@@ -11,7 +11,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast nightly lint types clean distclean
+.PHONY: help venv demo test test-fast nightly lint types docs clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -48,9 +48,14 @@ lint: $(STAMP)  ## style and common mistakes (ruff)
 types: $(STAMP)  ## type check (mypy)
 	@$(BIN)/mypy
 
+docs: $(STAMP)  ## the documentation, into ./site; reference pages are made from the code, broken links are errors
+	@echo "==> Building the documentation into ./site (site/index.html; with its search: python3 -m http.server -d site)"
+	@$(BIN)/python docs/generate_reference.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:  ## remove what demo, tests and builds left; keeps .venv
-	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find nnunet_cfcl trainers tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	rm -rf demo site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find nnunet_cfcl trainers tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## as clean, and remove .venv too
 	rm -rf $(VENV)

@@ -1,4 +1,7 @@
-"""Precomputed counterfactuals on disk, one blosc2 file per case and intervention (docs/counterfactual-store.md)."""
+"""Precomputed counterfactuals on disk, one blosc2 file per case and intervention.
+
+The format is written down in docs/reference/counterfactual-store.md.
+"""
 
 from __future__ import annotations
 

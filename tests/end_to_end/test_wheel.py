@@ -102,6 +102,7 @@ def test_the_wheel_holds_every_module_of_the_checkout_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {str(file.relative_to(CHECKOUT)) for file in (CHECKOUT / "nnunet_cfcl").rglob("*.py")}
     expected |= {f"nnunet_cfcl/_dropin/{file.name}" for file in (CHECKOUT / "trainers").glob("*.py")}
+    expected |= {str(file.relative_to(CHECKOUT)) for file in (CHECKOUT / "nnunet_cfcl").rglob("*.j2")}
     assert names == expected | {"nnunet_cfcl/py.typed"}
 
 

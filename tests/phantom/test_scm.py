@@ -166,6 +166,6 @@ def test_unknown_values_and_interventions_are_refused_with_the_known_ones():
     ],
 )
 def test_the_phantom_is_the_one_that_results_were_reported_on(dim, scanner, disease, mean, spread):
-    # whoever changes a parameter changes what every reported figure means: docs/phantom.md, then these numbers
+    # another parameter changes what every reported figure means: first docs/reference/phantom.md, then these numbers
     image, _ = render(draw_patient(0, 0, dim), scanner, disease)
     assert (image.mean(dtype=float), image.std(dtype=float)) == pytest.approx((mean, spread), abs=2e-5)

@@ -1,0 +1,27 @@
+"""Links of the README and the documentation lead somewhere, on a code host as on the disk."""
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT, anchors, links
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_to_a_file_and_a_heading_that_are_there(page):
+    for target in links(page):
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.is_file(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+def test_pages_of_the_documentation_link_to_nothing_outside_of_it():
+    outside = [(str(page), target) for page in PAGES[1:] for target in links(page)
+               if target.partition("#")[0]
+               and not (page.parent / target.partition("#")[0]).resolve().is_relative_to(ROOT / "docs")]
+    assert not outside
+
+
+def test_the_readme_names_every_page_but_the_first_and_those_of_single_results():
+    named = {(ROOT / target.partition("#")[0]).resolve() for target in links(PAGES[0])}
+    own = {ROOT / "docs" / "index.md", *(ROOT / "docs" / "results").glob("*.md")}
+    assert not [page for page in PAGES[1:] if page not in named | own]
