@@ -34,14 +34,13 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from numpy.typing import NDArray
 from PIL import Image
 from pretraining_setup import write_result
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
 from nnunet_cfcl.config import AcquisitionSettings
 from nnunet_cfcl.counterfactual.blended_change import BlendedChange, CaseChange
 from nnunet_cfcl.counterfactual.generator import CounterfactualGenerator
 from nnunet_cfcl.counterfactual.source import AcquisitionSource
+from nnunet_cfcl.evaluation.feature_probes import distance_between_classes, matched_clusters
 from nnunet_cfcl.nnunet.cases import PreprocessedCases
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.runs.seeds import generator_for
@@ -273,15 +272,9 @@ def measure(raw: Path, original: Path, counterfactual: Path, names: list[str]) -
             after.append(changed.reshape(-1, 2)[chosen])
             classes.append(np.full(len(chosen), label))
     place, moved, label = np.concatenate(points), np.concatenate(after), np.concatenate(classes)
-    count = len(np.unique(label))
-    clusters = KMeans(count, n_init=10, random_state=0).fit_predict(place)
-    table = np.array([[np.sum((clusters == one) & (label == other)) for other in np.unique(label)]
-                      for one in range(count)])
-    matched = table[linear_sum_assignment(-table)].sum() / len(label)
+    matched = np.mean(matched_clusters(place, label, seed=0) == label)
     some = random.permutation(len(label))[:4000]
-    other = random.permutation(len(label))
-    different = label != label[other]
-    between = np.linalg.norm(place - place[other], axis=1)[different].mean()
+    between = distance_between_classes(place, label, random)
     foreground = label > 0
     step = np.linalg.norm(moved - place, axis=1)
     return {

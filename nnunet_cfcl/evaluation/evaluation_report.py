@@ -16,6 +16,7 @@ import monai
 import nnunet_cfcl
 from nnunet_cfcl.atomic import write_text_atomically
 from nnunet_cfcl.evaluation.evaluate import Measured, MethodMetrics
+from nnunet_cfcl.evaluation.plain_tables import escaped, markdown_table, without_nan
 from nnunet_cfcl.evaluation.segmentation_metrics import METRICS
 from nnunet_cfcl.evaluation.statistics import EXACT_PATIENTS, FLIPS, LEVEL, RESAMPLES
 from nnunet_cfcl.evaluation.summary import PENALISED, SUMMARISED, Difference, Findings, Gap, Summary
@@ -87,7 +88,7 @@ def write_tables(folder: Path, evaluation: Evaluation) -> None:
     first, *others = evaluation.measured.methods
     for file, method in [(TABLE, first), *((f"metrics_{other.name}.csv", other) for other in others)]:
         write_text_atomically(folder / file, csv_text(method, evaluation.attributes))
-    text = json.dumps(_without_nan(to_json(evaluation)), indent=1, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(without_nan(to_json(evaluation)), indent=1, allow_nan=False, ensure_ascii=False)
     write_text_atomically(folder / NUMBERS, text + "\n")
     write_text_atomically(folder / PAGE, page(evaluation))
 
@@ -133,15 +134,6 @@ def _text_or_none(file: Path | None) -> str | None:
     return None if file is None else str(file)
 
 
-def _without_nan(content: Any) -> Any:
-    """JSON has no NaN: null says that there is no figure."""
-    if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
 def remarks(evaluation: Evaluation) -> list[str]:
     """What a reader must know before the figures: cases that are missing, labels and groups that say little."""
     lines = []
@@ -179,15 +171,15 @@ def page(evaluation: Evaluation) -> str:
     parts = [f"# Evaluation of {first.name}", f"{_cases(first.cases)} of {patients} patients{against}. "
              f"Predictions: `{first.folder}`. Truth: `{evaluation.truth}`."]
     if lines := remarks(evaluation):
-        parts += ["## Mind", "\n".join(f"- {_escaped(line)}" for line in lines)]
+        parts += ["## Mind", "\n".join(f"- {escaped(line)}" for line in lines)]
     parts += ["## All cases", _summary_table(evaluation, [one for one in findings.summaries if one.grouping == ALL])]
     groupings = dict.fromkeys(one.grouping for one in findings.summaries if one.grouping != ALL)
     for grouping in groupings:
-        parts += [f"## By {_escaped(grouping)}",
+        parts += [f"## By {escaped(grouping)}",
                   _summary_table(evaluation, [one for one in findings.summaries if one.grouping == grouping]),
                   _gap_table(evaluation, [one for one in findings.gaps if one.grouping == grouping])]
     for other in others:
-        parts += [f"## {_escaped(first.name)} minus {_escaped(other.name)}",
+        parts += [f"## {escaped(first.name)} minus {escaped(other.name)}",
                   _difference_table(evaluation, [one for one in findings.differences if one.against == other.name])]
     parts += ["## What the figures mean", LEGEND.format(tolerance=evaluation.tolerance, unit=evaluation.unit)]
     if others:
@@ -221,7 +213,7 @@ def _summary_table(evaluation: Evaluation, summaries: Sequence[Summary]) -> str:
                          *(_figure(metric, cells[metric].mean, cells[metric]) for metric in metrics),
                          str(some.one_empty), str(some.both_empty)])
     titles = [metric_title(metric, evaluation.unit) for metric in metrics]
-    return _table(["label", "group", "method", "cases (patients)", *titles, "missed", "in neither"], rows)
+    return markdown_table(["label", "group", "method", "cases (patients)", *titles, "missed", "in neither"], rows)
 
 
 def _gap_table(evaluation: Evaluation, gaps: Sequence[Gap]) -> str:
@@ -236,7 +228,7 @@ def _gap_table(evaluation: Evaluation, gaps: Sequence[Gap]) -> str:
     rows = [[evaluation.label_name(label), method, *(cells.get(metric, "none") for metric in metrics)]
             for (label, method), cells in sorted(by_row.items(), key=lambda item: item[0][0])]
     titles = [f"gap in {metric_title(metric, evaluation.unit)}" for metric in metrics]
-    return _table(["label", "method", *titles], rows) if rows else ""
+    return markdown_table(["label", "method", *titles], rows) if rows else ""
 
 
 def _difference_table(evaluation: Evaluation, differences: Sequence[Difference]) -> str:
@@ -250,7 +242,7 @@ def _difference_table(evaluation: Evaluation, differences: Sequence[Difference])
         rows.append([evaluation.label_name(label), group, f"{cells['dice'].cases} ({cells['dice'].patients})",
                      *(_difference(cells[metric]) for metric in metrics), str(most.left_out)])
     titles = [metric_title(metric, evaluation.unit) for metric in metrics]
-    return _table(["label", "group", "cases (patients)", *titles, "left out"], rows)
+    return markdown_table(["label", "group", "cases (patients)", *titles, "left out"], rows)
 
 
 def _difference(one: Difference) -> str:
@@ -273,16 +265,6 @@ def _figure(metric: str, value: float, one: Summary | Gap | Difference, signed: 
 
 def _number(metric: str, value: float, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}.{DIGITS.get(metric, 2)}f}"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *([_escaped(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _escaped(text: str) -> str:
-    """Names of groups come from tables that people write."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
 
 
 def short_summary(evaluation: Evaluation) -> list[str]:

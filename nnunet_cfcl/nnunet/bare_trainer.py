@@ -1,4 +1,5 @@
-"""What phase 1 needs of an nnU-Net trainer, without the constructor that sets up one process per GPU of one machine."""
+"""What phase 1, and whoever looks at a fold, needs of an nnU-Net trainer, without the constructor that sets up one
+process per GPU of one machine."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.check_dataset import find_dataset, load_configuration, load_plan
 from nnunet_cfcl.nnunet.check_environment import check_folders, check_trainer
 from nnunet_cfcl.nnunet.check_pretraining import pretraining_trainer
 from nnunet_cfcl.nnunet.finding import CheckFailed, refuse
+from nnunet_cfcl.nnunet.plan import settings_block
 
 
 def find_trainer(name: str) -> Any:
@@ -42,14 +45,41 @@ def bare_trainer(
     device: torch.device,
     log: Callable[..., None],
 ) -> Any:
-    """An object of the trainer's class whose constructor has not run, with the attributes that phase 1 reads.
-
-    nnU-Net's constructor takes the global rank for the local one and CUDA for granted wherever torch.distributed runs,
-    which does not hold on several machines or on CPUs. The network is built by the class's own
-    ``build_network_architecture``, the fold's cases are found by its own ``do_split``.
+    """`bare_fold` of a trainer with a pretraining phase, with the attributes that phase 1 reads.
 
     Args:
         trainer_class: with `trainers.CounterfactualPretraining` among its bases.
+        dataset, configuration, fold, plans, device, log: see `bare_fold`.
+
+    Raises:
+        UserError: see `bare_fold`; the pretraining is switched off.
+    """
+    trainer = bare_fold(trainer_class, dataset, configuration, fold, plans, device, log)
+    if not trainer.settings.pretrain.enabled:
+        raise UserError("pretrain.enabled is false, so there is no phase 1 to run: set it to true, or start "
+                        "nnUNetv2_train at once")
+    trainer.num_iterations_per_epoch = trainer.settings.finetune.iterations_per_epoch or 250  # nnU-Net's default
+    trainer.network = build_network(trainer)
+    return trainer
+
+
+def bare_fold(
+    trainer_class: Any,
+    dataset: str,
+    configuration: str,
+    fold: str,
+    plans: str,
+    device: torch.device,
+    log: Callable[..., None],
+) -> Any:
+    """An object of any nnU-Net trainer's class whose constructor has not run, with its plan, folders and ``settings``,
+    without a network.
+
+    nnU-Net's constructor takes the global rank for the local one and CUDA for granted wherever torch.distributed runs,
+    which does not hold on several machines or on CPUs. The fold's cases are found by the class's own ``do_split``.
+
+    Args:
+        trainer_class: of the trainer.
         dataset: number or name.
         configuration: of the plan.
         fold: number or "all".
@@ -58,8 +88,8 @@ def bare_trainer(
         log: takes lines for the user, as nnU-Net's ``print_to_log_file``.
 
     Raises:
-        UserError: nnU-Net's folders, the dataset, its plan or the configuration are missing; no such fold; the
-            pretraining is switched off.
+        UserError: nnU-Net's folders, the dataset, its plan or the configuration are missing; no such fold; settings
+            that cannot be.
     """
     trainer = trainer_class.__new__(trainer_class)
     trainer.configuration_name, trainer.fold, trainer.device = configuration, _fold(fold), device
@@ -67,12 +97,9 @@ def bare_trainer(
     trainer.dataset_class = trainer.folder_with_segs_from_previous_stage = None
     trainer.is_ddp, trainer.disable_checkpointing, trainer.enable_deep_supervision = False, False, True
     trainer.local_rank, trainer.print_to_log_file = 0, log
-    trainer.settings = trainer_class.prepared_settings(trainer.configuration_manager)
-    if not trainer.settings.pretrain.enabled:
-        raise UserError("pretrain.enabled is false, so there is no phase 1 to run: set it to true, or start "
-                        "nnUNetv2_train at once")
-    trainer.num_iterations_per_epoch = trainer.settings.finetune.iterations_per_epoch or 250  # nnU-Net's default
-    trainer.network = _network(trainer)
+    # nnU-Net's own trainers have none
+    prepared = getattr(trainer_class, "prepared_settings", lambda plan: resolve_settings(settings_block(plan)))
+    trainer.settings = prepared(trainer.configuration_manager)
     return trainer
 
 
@@ -109,9 +136,13 @@ def _read_plan(trainer: Any, name: str, plan: dict[str, Any]) -> None:
     trainer.output_folder = str(Path(trainer.output_folder_base) / f"fold_{trainer.fold}")
 
 
-def _network(trainer: Any) -> torch.nn.Module:
-    """With the weights that the trainer's own `initialize` begins with."""
-    trainer._seed()
+def build_network(trainer: Any) -> torch.nn.Module:
+    """A bare trainer's network by its class's own ``build_network_architecture``, on its device: with the weights that
+    its own `initialize` begins with, or, where the class seeds nothing, with those of the settings' seed."""
+    if hasattr(trainer, "_seed"):
+        trainer._seed()
+    else:
+        torch.manual_seed(trainer.settings.seed)
     network: torch.nn.Module = trainer.build_network_architecture(
         trainer.plans_manager,
         trainer.configuration_manager,

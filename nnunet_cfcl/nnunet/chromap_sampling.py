@@ -12,9 +12,10 @@ from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet.cases import PreprocessedCases
 from nnunet_cfcl.nnunet.decoder_tap import last_decoder_map
 from nnunet_cfcl.runs.seeds import generator_for
-from nnunet_cfcl.views.crop_box import crop_around
+from nnunet_cfcl.views.crop_box import CropBox, crop_around
 
 #: Patches of a case that are looked at.
 PATCHES = 2
@@ -46,6 +47,22 @@ class CaseInMemory:
     def labels(self, box: tuple[slice, ...]) -> None:
         """None."""
         return None
+
+
+class PreprocessedCase:
+    """One of nnU-Net's preprocessed cases, with its labels; those of the ignore label count as none."""
+
+    def __init__(self, reader: PreprocessedCases, name: str, ignore_label: int | None) -> None:
+        self.name, self.shape, self._reader, self._ignored = name, reader.shape(name), reader, ignore_label
+
+    def read(self, box: tuple[slice, ...]) -> NDArray[np.float32]:
+        """(C, z, y, x)."""
+        return self._reader.read(self.name, box)
+
+    def labels(self, box: tuple[slice, ...]) -> NDArray[np.int16]:
+        """(z, y, x), negative where nobody has said what it is."""
+        labels, _ = self._reader.labels(self.name, box)
+        return labels if self._ignored is None else np.where(labels == self._ignored, np.int16(-1), labels)
 
 
 def sample_features(
@@ -83,16 +100,34 @@ def sample_features(
             for number, case in enumerate(tqdm(cases, desc="features", total=count, disable=hidden)):
                 random = generator_for(seed, number)
                 for patch, inside, labels, inner in draw_patches(case, patch_size, random):
-                    with torch.autocast(device.type, enabled=device.type == "cuda"):
-                        maps = features(patch[None].to(device))[0]
-                    maps = maps[(slice(None), *inside)]
                     chosen = draw_voxels(labels, inner, per_patch, random)
-                    found.append(maps.flatten(1)[:, chosen.to(device)].T.float().cpu())
+                    found.append(features_at(features, patch[None], inside, chosen, device)[0])
     finally:
         network.train(was_training)
     if not found:
         raise UserError("there are no cases to fit the colours on")
     return torch.cat(found)
+
+
+def features_at(
+    features: nn.Module, images: Tensor, inside: tuple[slice, ...], voxels: Tensor, device: torch.device
+) -> Tensor:
+    """Features of some voxels of patches.
+
+    Args:
+        features: gives the last decoder map (N, F, *patch) of images.
+        images: (N, C, *patch).
+        inside: the part of the patch that lies in the image.
+        voxels: (P,) flat indices in that part.
+        device: that ``features`` is on.
+
+    Returns:
+        (N, P, F) float32 on the CPU.
+    """
+    with torch.autocast(device.type, enabled=device.type == "cuda"):
+        maps = features(images.to(device))
+    maps = maps[(slice(None), slice(None), *inside)].flatten(2)
+    return maps[:, :, voxels.to(device)].movedim(1, 2).float().cpu()
 
 
 def draw_patches(
@@ -101,15 +136,27 @@ def draw_patches(
     """Patches (C, *patch), what of them lies in the image, labels of that part, and what of it is away from borders
     inside the image. A patch of a 2D plan is one slice of a volume; what is missing of a patch is 0 on both sides, as
     nnU-Net has it."""
+    for box, own, inner in draw_boxes(case, patch_size, random):
+        yield box.pad(case.read(box.inside)), part_inside(box), own, inner
+
+
+def draw_boxes(
+    case: SampledCase, patch_size: Sequence[int], random: Generator, around_label: Sequence[bool] = (True, False)
+) -> Iterable[tuple[CropBox, NDArray[np.int16] | None, NDArray[np.bool_]]]:
+    """Where patches lie, labels of what of them is in the image, and what of that is away from borders inside the
+    image; as many as ``around_label`` says, which is whether a patch is to hold a voxel of a class drawn evenly."""
     spatial = case.shape[1:]
     labels = case.labels(tuple(slice(0, n) for n in spatial))
-    for around_label in (True, False):
-        box = crop_around(_centre(spatial, labels if around_label else None, random), spatial, patch_size)
-        inside = tuple(slice(*ends) for ends in zip(*box.valid_range))
-        inner = np.zeros([part.stop - part.start for part in inside], bool)
+    for wanted in around_label:
+        box = crop_around(_centre(spatial, labels if wanted else None, random), spatial, patch_size)
+        inner = np.zeros([part.stop - part.start for part in part_inside(box)], bool)
         inner[tuple(_inner(side, n) for side, n in zip(box.inside[-box.dim :], spatial[-box.dim :]))] = True
-        own = None if labels is None else labels[box.inside].reshape(inner.shape)
-        yield box.pad(case.read(box.inside)), inside, own, inner
+        yield box, None if labels is None else labels[box.inside].reshape(inner.shape), inner
+
+
+def part_inside(box: CropBox) -> tuple[slice, ...]:
+    """The part of a patch that lies in the image."""
+    return tuple(slice(*ends) for ends in zip(*box.valid_range))
 
 
 def draw_voxels(

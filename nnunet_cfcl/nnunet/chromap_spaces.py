@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nnunet_cfcl.chromap.color_space import ColorSpace
 from nnunet_cfcl.config import ChromapSettings
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.cases import PreprocessedCases
-from nnunet_cfcl.nnunet.chromap_sampling import SampledCase, sample_features
+from nnunet_cfcl.nnunet.chromap_sampling import PreprocessedCase, sample_features
 from nnunet_cfcl.nnunet.decoder_tap import decoder_width, plain_network
 
 FILE = "chromap_space.npz"
@@ -84,7 +83,7 @@ def fit_after_training(trainer: Any) -> Path:
     cases = evenly(reader.cases, settings.cases)
     network = plain_network(trainer.network)
     features = sample_features(
-        network, _of_reader(reader, cases, trainer.label_manager.ignore_label), len(cases),
+        network, (PreprocessedCase(reader, name, trainer.label_manager.ignore_label) for name in cases), len(cases),
         trainer.configuration_manager.patch_size, settings.samples, trainer.settings.seed, trainer.device,
         show_progress=False)
     file = Path(trainer.output_folder) / "cfcl" / FILE
@@ -96,23 +95,3 @@ def fit_after_training(trainer: Any) -> Path:
 def evenly(names: Sequence[Any], count: int) -> list[Any]:
     """At most ``count`` of the names, spread over all of them."""
     return [names[int(place)] for place in np.linspace(0, len(names) - 1, min(count, len(names)))] if names else []
-
-
-class _CaseOfReader:
-    def __init__(self, reader: PreprocessedCases, name: str, ignore_label: int | None) -> None:
-        self.name, self.shape, self._reader, self._ignored = name, reader.shape(name), reader, ignore_label
-
-    def read(self, box: tuple[slice, ...]) -> NDArray[np.float32]:
-        return self._reader.read(self.name, box)
-
-    def labels(self, box: tuple[slice, ...]) -> NDArray[np.int16]:
-        labels, _ = self._reader.labels(self.name, box)
-        # nobody has said what these voxels are
-        return labels if self._ignored is None else np.where(labels == self._ignored, np.int16(-1), labels)
-
-
-def _of_reader(
-    reader: PreprocessedCases, names: Sequence[str], ignore_label: int | None
-) -> Iterator[SampledCase]:
-    for name in names:
-        yield _CaseOfReader(reader, name, ignore_label)

@@ -39,17 +39,18 @@ def decoder_width(network: nn.Module) -> int:
 
 
 @contextmanager
-def last_decoder_map(network: nn.Module) -> Iterator[nn.Module]:
-    """Within the block the yielded network returns its last decoder map (N, F, *patch); afterwards it is as before.
+def last_decoder_map(network: nn.Module, layer: nn.Module | None = None) -> Iterator[nn.Module]:
+    """Within the block the yielded network returns its last decoder map (N, F, *patch), or what ``layer`` makes of it;
+    afterwards it is as before.
 
-    The last segmentation layer is swapped for an identity and deep supervision is off. Swap before compiling:
-    torch.compile does not see later changes. Keys of the state dict lack that one layer within the block.
+    The last segmentation layer is swapped for an identity, or ``layer``, and deep supervision is off. Swap before
+    compiling: torch.compile does not see later changes. Keys of the state dict lack that one layer within the block.
     """
     decoder_width(network)
     plain = plain_network(network)
     decoder: Any = plain.decoder
     segmentation_layer, deep_supervision = decoder.seg_layers[-1], decoder.deep_supervision
-    decoder.seg_layers[-1], decoder.deep_supervision = nn.Identity(), False
+    decoder.seg_layers[-1], decoder.deep_supervision = layer or nn.Identity(), False
     try:
         yield plain
     finally:
