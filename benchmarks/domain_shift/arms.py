@@ -1,0 +1,66 @@
+"""The arms of the study: which trainer, with which settings; everything else is the same for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to come to a network.
+
+    Attributes:
+        trainer: of the plugin.
+        settings: dotted settings in which it differs from the preset.
+        silver: it learns from silver labels.
+        longer: the pretraining's patches are spent on more fine-tuning steps instead.
+    """
+
+    trainer: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    silver: bool = False
+    longer: bool = False
+
+
+_PLAIN = {
+    "SilverSeg": Arm("nnUNetTrainerSilverSeg", silver=True),
+    "SimCLR": Arm("nnUNetTrainerSimCLR"),
+    "VADeR": Arm("nnUNetTrainerVADeR"),
+    "SSDCL": Arm("nnUNetTrainerSSDCL", silver=True),
+    "MAE": Arm("nnUNetTrainerMAE"),
+}
+_COUNTERFACTUAL = {
+    "CFSimCLR": Arm("nnUNetTrainerCFSimCLR"),
+    "DVDCL": Arm("nnUNetTrainerDVDCL"),
+    "MVDCL": Arm("nnUNetTrainerMVDCL"),
+    "SDVDCL": Arm("nnUNetTrainerSDVDCL", silver=True),
+    "SMVDCL": Arm("nnUNetTrainerSMVDCL", silver=True),
+}
+_SOURCES = ("acquisition", "generator", "precomputed")
+
+
+def _with_source(arm: Arm, source: str) -> Arm:
+    return Arm(arm.trainer, {**arm.settings, "counterfactual.source": source}, arm.silver, arm.longer)
+
+
+def _scratch(**settings: Any) -> Arm:
+    return Arm("nnUNetTrainerCFCLScratch", {"finetune." + key: value for key, value in settings.items()})
+
+
+#: Name in the tables -> arm. After the @ stands where the counterfactuals come from; "precomputed" are the true ones of
+#: the phantom.
+ARMS: dict[str, Arm] = {
+    "Scratch": _scratch(),
+    "ScratchLong": Arm("nnUNetTrainerCFCLScratch", longer=True),
+    "ScratchAug": _scratch(acquisition_probability=0.5),
+    **{f"ScratchCF@{source}": _with_source(_scratch(counterfactual_probability=0.5), source)
+       for source in ("generator", "precomputed")},
+    **_PLAIN,
+    **{f"{name}@{source}": _with_source(arm, source) for name, arm in _COUNTERFACTUAL.items() for source in _SOURCES},
+    # does pretraining add to augmentation?
+    **{f"{name}@acquisition+Aug": Arm(
+        arm.trainer, {"counterfactual.source": "acquisition", "finetune.acquisition_probability": 0.5}, arm.silver)
+       for name, arm in _COUNTERFACTUAL.items()},
+}

@@ -1,0 +1,80 @@
+"""How large the study is: image size, network, steps, arms, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One size of the study of one dataset.
+
+    Attributes:
+        image_size: side of the images in pixels (chest X-rays, phantom); 0: as they are.
+        stages, features: of the network: resolutions, and channels of the first; 0 keeps nnU-Net's plan.
+        batch_size: of the fine-tuning; 0 keeps nnU-Net's.
+        labels: label budgets, numbers of labelled cases.
+        seeds: of the runs.
+        arms: names of `arms.ARMS`.
+        settings: of the plugin, the same for every arm, nested.
+        workers: data loading processes; 0: none, and every run is reproducible to the last digit on a CPU.
+    """
+
+    image_size: int
+    stages: int
+    features: int
+    batch_size: int
+    labels: tuple[int, ...]
+    seeds: tuple[int, ...]
+    arms: tuple[str, ...]
+    settings: Mapping[str, Any]
+    workers: int
+
+
+def _settings(pretraining: dict[str, Any], finetuning: dict[str, Any], sided: bool) -> dict[str, Any]:
+    """Labels defined by side: no mirroring, rotation within 15 degrees."""
+    geometry = {"mirror_axes": [], "rotation_deg": 15} if sided else {}
+    return {
+        "pretrain": {"data": "training_and_pool", "temperature": 0.1, **pretraining},
+        "counterfactual": {"count": 1},
+        # nnU-Net's own learning rate in every arm: a tenth of it is too little for the random initialisation
+        "finetune": {"initial_lr": 0.01, "val_iterations_per_epoch": 1, **geometry, **finetuning},
+        "chromap": {"fit": False},
+    }
+
+
+_NANO_ARMS = ("Scratch", "ScratchAug", "SilverSeg", "DVDCL@acquisition", "SMVDCL@acquisition")
+_GENERATED = tuple(f"{name}@generator" for name in ("CFSimCLR", "DVDCL", "MVDCL", "SDVDCL", "SMVDCL"))
+_ACQUIRED = tuple(name.replace("generator", "acquisition") for name in _GENERATED)
+_FULL_ARMS = (
+    "Scratch", "ScratchLong", "ScratchAug", "ScratchCF@generator", "SilverSeg", "SimCLR", "VADeR", "SSDCL", "MAE",
+    *_GENERATED, *_ACQUIRED, "DVDCL@acquisition+Aug", "SMVDCL@acquisition+Aug",
+)
+_TRUE_ARMS = ("Scratch", "ScratchAug", "ScratchCF@precomputed", "DVDCL@acquisition", "DVDCL@precomputed",
+              "MVDCL@acquisition", "MVDCL@precomputed")
+
+_NANO_2D = _settings(
+    {"epochs": 8, "iterations_per_epoch": 50, "images_per_step": 4, "points_per_image": 128},
+    {"epochs": 8, "iterations_per_epoch": 50}, sided=True)
+_NANO_3D = _settings(
+    {"epochs": 5, "iterations_per_epoch": 40, "images_per_step": 2, "points_per_image": 256},
+    {"epochs": 5, "iterations_per_epoch": 40}, sided=False)
+_FULL_2D = _settings(
+    {"epochs": 40, "iterations_per_epoch": 250, "images_per_step": 16, "points_per_image": 500},
+    {"epochs": 60, "iterations_per_epoch": 100}, sided=True)
+_FULL_3D = _settings(
+    {"epochs": 40, "iterations_per_epoch": 100, "images_per_step": 8, "points_per_image": 500},
+    {"epochs": 60, "iterations_per_epoch": 100}, sided=False)
+
+#: (preset, dataset) -> its size.
+PRESETS: dict[tuple[str, str], Preset] = {
+    ("nano", "chest_xrays"): Preset(96, 4, 16, 8, (12,), (0, 1, 2), _NANO_ARMS, _NANO_2D, workers=0),
+    ("nano", "hippocampus"): Preset(0, 3, 16, 2, (12,), (0, 1, 2), _NANO_ARMS, _NANO_3D, workers=0),
+    ("nano", "phantom"): Preset(96, 4, 16, 8, (12,), (0, 1, 2), _TRUE_ARMS, _NANO_2D, workers=0),
+    ("full", "chest_xrays"): Preset(256, 0, 0, 0, (6, 12, 24), (0, 1, 2, 3, 4), _FULL_ARMS, _FULL_2D, workers=8),
+    ("full", "hippocampus"): Preset(0, 0, 0, 0, (6, 12, 24), (0, 1, 2, 3, 4), _FULL_ARMS, _FULL_3D, workers=8),
+    ("full", "phantom"): Preset(128, 0, 0, 0, (12,), (0, 1, 2, 3, 4), (*_FULL_ARMS, *_TRUE_ARMS[2:]), _FULL_2D,
+                                workers=8),
+}

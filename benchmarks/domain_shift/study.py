@@ -1,0 +1,356 @@
+"""What does pretraining buy on another scanner? Arms x seeds x label budgets, resumable, by nnU-Net's own commands.
+
+Every run is one `nnUNetv2_train`, `nnUNetv2_predict` and `nnunet_cfcl evaluate` with settings of its own, on fold "all"
+(all labelled cases; there is no validation to choose by), evaluated after the last epoch, without mirroring in
+prediction. Runs of one seed begin with the same weights. A command that is stopped, or that stops itself after
+--minutes, is begun again as it was and goes on where it was.
+
+    python benchmarks/domain_shift/study.py --preset nano --dataset chest_xrays --work study
+    python benchmarks/domain_shift/results.py --work study --preset nano --dataset chest_xrays --out docs/results
+
+    WORK/PRESET_DATASET/raw, preprocessed         one dataset per label budget, with a plan called studyPlans
+    WORK/PRESET_DATASET/runs/ARM_LABELS_SEED/     run.json (all that decides about it, with its hash), settings.json,
+                                                  the trainer's own folder, log.txt, predictions, evaluation
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arms import ARMS, Arm
+from datasets import DATASETS, StudyDataset
+from presets import PRESETS, Preset
+
+from nnunet_cfcl.atomic import write_text_atomically
+from nnunet_cfcl.config import digest
+
+PLANS = "studyPlans"
+#: Seed of the model that labels the pool; no run has it.
+TEACHER_SEED = 1000
+
+
+class OutOfTime(Exception):
+    """The time given with --minutes is over; what was done is kept."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One dataset with one preset, and where it is worked on.
+
+    Attributes:
+        dataset, preset: see there.
+        data: source of the images.
+        root: folder of the study's files.
+        device: cpu or cuda.
+        threads: of every process.
+        deadline: time.time() at which to stop.
+        changes: dotted settings, changed in every arm; for choices on the development half.
+    """
+
+    dataset: StudyDataset
+    preset: Preset
+    data: Path
+    root: Path
+    device: str
+    threads: int
+    deadline: float
+    changes: Mapping[str, Any]
+
+    def environment(self, settings: Path | None = None, results: Path | None = None) -> dict[str, str]:
+        """Variables of nnU-Net's commands."""
+        from nnunet_cfcl.nnunet.installation import trainers_path
+
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        own = {"nnUNet_raw": self.root / "raw", "nnUNet_preprocessed": self.root / "preprocessed",
+               "nnUNet_results": results or self.root / "results", "nnUNet_extTrainer": trainers_path(),
+               "OMP_NUM_THREADS": self.threads, "nnUNet_n_proc_DA": self.preset.workers, "nnUNet_def_n_proc": 1,
+               **({"nnUNet_cfcl_config": settings} if settings else {})}
+        if self.device == "cpu":
+            own["nnUNet_compile"] = "f"
+        return {**os.environ, "PATH": path, **{key: str(value) for key, value in own.items()}}
+
+    def call(self, log: Path, environment: Mapping[str, str], *command: str) -> None:
+        """One command; its output goes to a file. Stopped at the deadline.
+
+        Raises:
+            OutOfTime: it was stopped.
+            RuntimeError: it failed; names the log.
+        """
+        with open(log, "a") as file:
+            file.write(f"\n$ {' '.join(command)}\n")
+            file.flush()
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT,
+                                       start_new_session=True)
+            try:
+                status = process.wait(max(0.0, self.deadline - time.time()))
+            except BaseException as stopped:
+                # with its data loading processes
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                if isinstance(stopped, subprocess.TimeoutExpired):
+                    raise OutOfTime from stopped
+                raise
+        if status:
+            raise RuntimeError(f"{command[0]} ended with {status}; read {log}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the study.
+
+    Attributes:
+        study: it belongs to.
+        name: of the arm.
+        arm: see there.
+        budget: number of labelled cases.
+        seed: of everything that is drawn.
+    """
+
+    study: Study
+    name: str
+    arm: Arm
+    budget: int
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Of all its files."""
+        return self.study.root / "runs" / f"{self.name}_{self.budget}_{self.seed}"
+
+    @property
+    def fold(self) -> Path:
+        """nnU-Net's folder of the training."""
+        study = self.study
+        model = f"{self.arm.trainer}__{PLANS}__{study.dataset.configuration}"
+        return self.folder / "results" / study.dataset.folder(self.budget) / model / "fold_all"
+
+    def settings(self) -> dict[str, Any]:
+        """Nested settings of the plugin: the preset's, the arm's, the seed."""
+        settings = json.loads(json.dumps(self.study.preset.settings))
+        for key, value in {**self.arm.settings, **self.study.changes, "seed": self.seed}.items():
+            section, _, name = key.rpartition(".")
+            (settings.setdefault(section, {}) if section else settings)[name] = value
+        if self.arm.longer:
+            settings["finetune"]["epochs"] += self._pretraining_in_epochs(settings)
+        return settings
+
+    def _pretraining_in_epochs(self, settings: Mapping[str, Any]) -> int:
+        """Epochs of fine-tuning that process as many patches as the pretraining of the other arms."""
+        pretraining, finetuning = settings["pretrain"], settings["finetune"]
+        views = settings["counterfactual"]["count"] + 1
+        patches = pretraining["epochs"] * pretraining["iterations_per_epoch"] * pretraining["images_per_step"] * views
+        return round(patches / (finetuning["iterations_per_epoch"] * self._plan()["batch_size"]))
+
+    def _plan(self) -> dict[str, Any]:
+        file = self.study.root / "preprocessed" / self.study.dataset.folder(self.budget) / f"{PLANS}.json"
+        plan: dict[str, Any] = json.loads(file.read_text())["configurations"][self.study.dataset.configuration]
+        return plan
+
+    def finished(self) -> bool:
+        """Whether its evaluation is there."""
+        return (self.folder / "evaluation" / "metrics.csv").exists()
+
+    def work(self) -> None:
+        """Train, predict, evaluate, whatever of it is not done yet.
+
+        Raises:
+            OutOfTime: see `Study.call`.
+            RuntimeError: a command failed, or the folder belongs to a run with other settings.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = self.settings()
+        self._check_identity({"arm": self.name, "trainer": self.arm.trainer, "settings": settings,
+                              "plan": self._plan(), "labels": self.budget, "seed": self.seed})
+        file = self.folder / "settings.json"
+        write_text_atomically(file, json.dumps(settings, indent=1))
+        environment = self.study.environment(file, self.folder / "results")
+        model = ("-tr", self.arm.trainer, "-p", PLANS, "-device", self.study.device)
+        self._train(environment, model)
+        self._predict(environment, model, self._raw / "imagesTs", self.folder / "predictions")
+        self.study.call(
+            self.folder / "log.txt", environment, "nnunet_cfcl", "evaluate", "-p", str(self.folder / "predictions"),
+            "-g", str(self._raw / "labelsTs"), "--attributes", str(self._raw / "test.csv"), "--by",
+            *self.study.dataset.groups, "-o", str(self.folder / "evaluation"), "-np", "1")
+
+    def label(self, images: Path, target: Path) -> None:
+        """Predict other images, with probabilities; the run has been trained."""
+        environment = self.study.environment(self.folder / "settings.json", self.folder / "results")
+        model = ("-tr", self.arm.trainer, "-p", PLANS, "-device", self.study.device, "--save_probabilities")
+        self._predict(environment, model, images, target)
+
+    @property
+    def _raw(self) -> Path:
+        return self.study.root / "raw" / self.study.dataset.folder(self.budget)
+
+    @property
+    def _where(self) -> tuple[str, str, str]:
+        dataset = self.study.dataset
+        return dataset.folder(self.budget)[7:10], dataset.configuration, "all"
+
+    def _train(self, environment: Mapping[str, str], model: tuple[str, ...]) -> None:
+        if (self.fold / "checkpoint_final.pth").exists():
+            return
+        begun = (self.fold / "checkpoint_latest.pth", self.fold / "cfcl" / "pretraining" / "checkpoint_latest.pth",
+                 self.fold / "cfcl" / "pretraining" / "checkpoint_final.pth")
+        goes_on = ["--c"] if any(file.exists() for file in begun) else []
+        started = time.time()
+        try:
+            self.study.call(self.folder / "log.txt", environment, "nnUNetv2_train", *self._where, *model, *goes_on)
+        finally:
+            with open(self.folder / "seconds.txt", "a") as file:
+                file.write(f"{time.time() - started:.1f}\n")
+
+    def _predict(self, environment: Mapping[str, str], model: tuple[str, ...], images: Path, target: Path) -> None:
+        dataset, configuration, fold = self._where
+        self.study.call(
+            self.folder / "log.txt", environment, "nnUNetv2_predict", "-i", str(images), "-o", str(target), "-d",
+            dataset, "-c", configuration, "-f", fold, "-npp", "1", "-nps", "1", "--disable_tta",
+            "--continue_prediction", "--disable_progress_bar", *model)
+
+    def _check_identity(self, identity: Mapping[str, Any]) -> None:
+        """A folder is one run's, for ever."""
+        file, content = self.folder / "run.json", {**identity, "hash": digest(identity)}
+        if file.exists() and json.loads(file.read_text())["hash"] != content["hash"]:
+            raise RuntimeError(f"{self.folder} holds a run with other settings: name another --work, or delete it")
+        write_text_atomically(file, json.dumps(content, indent=1))
+
+
+def prepare(study: Study, budget: int) -> None:
+    """Write, plan, preprocess: dataset and pool of a label budget; what is there already is kept."""
+    study.root.mkdir(parents=True, exist_ok=True)
+    folder, log = study.dataset.folder(budget), study.root / "prepare.log"
+    raw, preprocessed = study.root / "raw" / folder, study.root / "preprocessed" / folder
+    if not (raw / "dataset.json").exists():
+        shutil.rmtree(raw, ignore_errors=True)
+        study.dataset.write(study.data, raw, budget, study.preset.image_size)
+    # nnU-Net's planner uses this number as its thread count and fails on 0
+    environment = {**study.environment(), "nnUNet_n_proc_DA": "1"}
+    command = (folder[7:10], "-c", study.dataset.configuration)
+    if not (preprocessed / f"{PLANS}.json").exists():
+        study.call(log, environment, "nnUNetv2_plan_and_preprocess", "-d", *command, "-np", "1", "-npfp", "1",
+                   "--no_pbar")
+        _write_plan(preprocessed, study.preset)
+    preprocess(study, budget, "pool")
+
+
+def preprocess(study: Study, budget: int, *verb: str) -> None:
+    """One of the plugin's commands that preprocess images with the study's plan."""
+    environment = {**study.environment(), "nnUNet_n_proc_DA": "1"}
+    study.call(study.root / "prepare.log", environment, "nnunet_cfcl", *verb, "-d", study.dataset.folder(budget)[7:10],
+               "-c", study.dataset.configuration, "-p", PLANS, "-np", "1")
+
+
+def _write_plan(preprocessed: Path, preset: Preset) -> None:
+    """nnU-Net's own plan, with the preset's network and batch size."""
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    plans["plans_name"] = PLANS
+    for configuration in plans["configurations"].values():
+        network = configuration.get("architecture", {}).get("arch_kwargs")
+        if network and preset.stages:
+            count = network["n_stages"] = min(preset.stages, network["n_stages"])
+            for key in ("kernel_sizes", "strides", "n_conv_per_stage"):
+                network[key] = network[key][:count]
+            network["n_conv_per_stage_decoder"] = network["n_conv_per_stage_decoder"][: count - 1]
+            network["features_per_stage"] = [preset.features * 2**stage for stage in range(count)]
+        if network and preset.batch_size:
+            configuration["batch_size"] = preset.batch_size
+    write_text_atomically(preprocessed / f"{PLANS}.json", json.dumps(plans, indent=1))
+
+
+def make_silver(study: Study, budget: int) -> None:
+    """Labels of the pool by nnU-Net, trained on the labelled cases alone with a seed that no run has."""
+    raw = study.root / "raw" / study.dataset.folder(budget)
+    done = study.root / f"silver_{budget}.done"
+    if done.exists():
+        return
+    teacher = Run(study, "Teacher", ARMS["Scratch"], budget, TEACHER_SEED)
+    teacher.work()
+    teacher.label(raw / "imagesUn", raw / "labelsSilver")
+    for name in ("dataset.json", "plans.json", "predict_from_raw_data_args.json"):
+        (raw / "labelsSilver" / name).unlink(missing_ok=True)
+    preprocess(study, budget, "pool")
+    done.touch()
+
+
+def import_counterfactuals(study: Study, budget: int) -> None:
+    """The phantom's true counterfactuals, where the dataset has them."""
+    images = study.root / "raw" / study.dataset.folder(budget) / "counterfactuals"
+    done = study.root / f"counterfactuals_{budget}.done"
+    if images.is_dir() and not done.exists():
+        preprocess(study, budget, "counterfactuals", "import", "-i", str(images))
+        done.touch()
+
+
+def runs_of(study: Study, arms: list[str], budgets: list[int], seeds: list[int]) -> Iterator[Run]:
+    """In the order in which they are worked on: all arms of a seed, so that a part of the study can be read."""
+    for budget in budgets:
+        for seed in seeds:
+            for name in arms:
+                yield Run(study, name, ARMS[name], budget, seed)
+
+
+def work_on(study: Study, runs: list[Run], part: int, parts: int) -> None:
+    """Do every ``parts``-th of the runs, one after the other."""
+    from tqdm import tqdm
+
+    mine = [run for number, run in enumerate(runs) if number % parts == part]
+    for run in tqdm(mine, desc="runs", unit="run"):
+        if not run.finished():
+            run.work()
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--preset", choices=sorted({preset for preset, _ in PRESETS}), default="nano")
+    parser.add_argument("--dataset", choices=tuple(DATASETS), default="chest_xrays")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("CFCL_TEST_DATA", "../shared/data")))
+    parser.add_argument("--work", type=Path, required=True, help="folder of all files; kept, and gone on with")
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), metavar="ARM", help="default: the preset's; "
+                        + ", ".join(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: the preset's")
+    parser.add_argument("--labels", nargs="+", type=int, help="label budgets; default: the preset's")
+    parser.add_argument("--changes", type=json.loads, default={}, metavar="JSON",
+                        help="dotted settings, changed in every arm; give such a study a --work of its own")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=2, help="of every process (default: %(default)s)")
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("K", "N"),
+                        help="do only every N-th run, beginning with the K-th; parts can be worked on at the same "
+                        "time, once part 0 has prepared the data")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop after so long; the same command goes on")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prepare, then do the runs that are not done yet."""
+    arguments = parse_arguments()
+    preset = PRESETS[arguments.preset, arguments.dataset]
+    root = (arguments.work / f"{arguments.preset}_{arguments.dataset}").resolve()
+    study = Study(DATASETS[arguments.dataset], preset, arguments.data.resolve(), root, arguments.device,
+                  arguments.threads, time.time() + 60 * arguments.minutes, arguments.changes)
+    arms = list(dict.fromkeys(arguments.arms or preset.arms))
+    budgets, seeds = arguments.labels or list(preset.labels), arguments.seeds or list(preset.seeds)
+    try:
+        for budget in budgets if arguments.part[0] == 0 else ():
+            prepare(study, budget)
+            import_counterfactuals(study, budget)
+            if any(ARMS[name].silver for name in arms):
+                make_silver(study, budget)
+        work_on(study, list(runs_of(study, arms, budgets, seeds)), *arguments.part)
+    except OutOfTime:
+        print("The time is over; the same command goes on from here.")
+
+
+if __name__ == "__main__":
+    main()
