@@ -12,6 +12,7 @@ from torch import nn
 from nnunet_cfcl.config import Settings, digest
 from nnunet_cfcl.counterfactual.choice import choose_source
 from nnunet_cfcl.counterfactual.source import AcquisitionSource, CounterfactualSource, OriginalSource
+from nnunet_cfcl.nnunet.experiment_loggers import pretraining_tracker
 from nnunet_cfcl.nnunet.plan import check_single_stage, fingerprint, view_geometry
 from nnunet_cfcl.nnunet.pretraining_cases import PretrainingCases, pretraining_cases
 from nnunet_cfcl.nnunet.segmentation_loss import segmentation_loss
@@ -73,6 +74,7 @@ def build_task(
         compile=_compiled if trainer._do_i_compile() else lambda network: network,
         ranks=ranks,
         ignore_label=trainer.label_manager.ignore_label,
+        track=pretraining_tracker(trainer),
     )
 
 

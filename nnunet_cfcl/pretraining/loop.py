@@ -52,6 +52,7 @@ class PretrainingTask:
         compile: wraps the network, e.g. ``torch.compile``.
         ranks: the processes that share every step.
         ignore_label: label that says nothing about the voxel; None: there is none.
+        track: takes every epoch's line of numbers, for experiment loggers.
     """
 
     reader: CaseReader
@@ -69,6 +70,7 @@ class PretrainingTask:
     compile: Callable[[nn.Module], nn.Module] = field(default=lambda network: network)
     ranks: Ranks = Ranks()
     ignore_label: int | None = None
+    track: Callable[[Mapping[str, float]], None] = field(default=lambda line: None)
 
 
 class Pretraining:
@@ -143,6 +145,7 @@ class Pretraining:
             line = log.end_epoch(epoch, steps, time.perf_counter() - started, images)
             if self.ranks.leads:
                 self._report(line)
+                self.task.track(line)
             self._save(self.latest, epoch + 1)
         self._save(self.final, self.settings.epochs)
         if self._saves:

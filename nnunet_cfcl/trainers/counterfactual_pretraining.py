@@ -37,6 +37,11 @@ class CounterfactualPretraining(FineTuning):
         return cls.method.adapt(super().prepared_settings(configuration))
 
     @property
+    def epochs_before(self) -> int:
+        """Epochs of the pretraining."""
+        return self.settings.pretrain.epochs if self.settings.pretrain.enabled else 0
+
+    @property
     def pretraining_folder(self) -> Path:
         """Where phase 1 keeps its checkpoints, log and pictures, unless one pretraining serves all folds."""
         return Path(self.output_folder) / "cfcl" / "pretraining"

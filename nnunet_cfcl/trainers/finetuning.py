@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_cfcl.atomic import replace_atomically
 from nnunet_cfcl.config import Settings, digest, resolve_settings
 from nnunet_cfcl.errors import reason
+from nnunet_cfcl.nnunet.experiment_loggers import put_after_pretraining
 from nnunet_cfcl.nnunet.plan import settings_block
 from nnunet_cfcl.nnunet.warmup import WarmUp
 from nnunet_cfcl.runs.ranks import Ranks
@@ -49,6 +50,12 @@ class FineTuning(Trainer):
         self.settings: Settings = self.prepared_settings(self.configuration_manager)
         self._apply_finetune_settings()
         self._sign_checkpoints()
+        put_after_pretraining(self, self.epochs_before)
+
+    @property
+    def epochs_before(self) -> int:
+        """Epochs of a pretraining that precede nnU-Net's."""
+        return 0
 
     @classmethod
     def prepared_settings(cls, configuration: ConfigurationManager) -> Settings:

@@ -1,0 +1,54 @@
+"""Pretraining metrics in nnU-Net's own experiment loggers (W&B, with ``nnUNet_wandb_enabled=1``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+PREFIX = "cfcl"
+
+
+class LaterLogger:
+    """One of nnU-Net's experiment loggers, whose steps begin after the pretraining's.
+
+    W&B drops what is logged at an earlier step than before, so both phases share one axis of epochs: first those of the
+    pretraining, then nnU-Net's.
+
+    Args:
+        logger: nnU-Net's.
+        epochs: of the pretraining.
+    """
+
+    def __init__(self, logger: Any, epochs: int) -> None:
+        self.logger, self._epochs = logger, epochs
+
+    def log(self, key: str, value: Any, step: int) -> None:
+        """A value of an epoch of nnU-Net's training."""
+        self.logger.log(key, value, step + self._epochs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.logger, name)
+
+
+def put_after_pretraining(trainer: Any, epochs: int) -> None:
+    """nnU-Net's experiment loggers count the pretraining's epochs first, and are told the settings."""
+    loggers = trainer.logger.loggers
+    trainer.logger.loggers = [LaterLogger(logger, epochs) for logger in loggers]
+    trainer.logger.update_config({PREFIX: trainer.settings.to_dict()})
+
+
+def pretraining_tracker(trainer: Any) -> Callable[[Mapping[str, float]], None]:
+    """A function that logs an epoch's line of the pretraining, each number as ``cfcl/NAME`` at the line's epoch.
+
+    Args:
+        trainer: nnU-Net's, after `put_after_pretraining`; one without loggers (`bare_trainer`) tracks nothing.
+    """
+    loggers = [one.logger for one in getattr(getattr(trainer, "logger", None), "loggers", ())]
+
+    def track(line: Mapping[str, float]) -> None:
+        for logger in loggers:
+            for key, value in line.items():
+                if key != "epoch":
+                    logger.log(f"{PREFIX}/{key}", value, int(line["epoch"]))
+
+    return track
