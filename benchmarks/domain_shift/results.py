@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import DATASETS, DEVELOPMENT, REPORT, StudyDataset
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from presets import PRESETS
 from scipy.stats import t
+from study_data import DATASETS, DEVELOPMENT, REPORT, StudyDataset
 
 from nnunet_cfcl.atomic import replace_atomically, write_text_atomically
 from nnunet_cfcl.evaluation.plain_tables import markdown_table, without_nan

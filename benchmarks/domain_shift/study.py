@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from arms import ARMS, Arm
-from datasets import DATASETS, StudyDataset
 from presets import PRESETS, Preset
+from study_data import DATASETS, StudyDataset
 
 from nnunet_cfcl.atomic import write_text_atomically
 from nnunet_cfcl.config import digest

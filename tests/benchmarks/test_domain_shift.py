@@ -1,0 +1,184 @@
+"""The study of the domain shift: who is in which part, what runs share, its figures against obvious computations."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from arms import ARMS
+from PIL import Image
+from presets import PRESETS
+from results import Cases, Finished, collect, difference, sides, table_of_differences, table_of_means
+from scipy.stats import t
+from study import PLANS, Run, Study, runs_of
+from study_data import DATASETS, DEVELOPMENT, REPORT, split_chest_x_rays, split_hippocampi
+
+from nnunet_cfcl import trainers
+from nnunet_cfcl.config import resolve_settings
+from nnunet_cfcl.evaluation.statistics import Draws
+
+HALVES = (DEVELOPMENT, REPORT)
+
+
+def x_rays() -> list[dict[str, str]]:
+    """Two images of every fifth patient."""
+    rows = []
+    for scanner, count in (("eureka_cr", 100), ("philips_dr", 150)):
+        for number in range(count):
+            for image in range(2 if number % 5 == 0 else 1):
+                rows.append({"case": f"{scanner}_{number}_{image}", "patient": f"{scanner}_{number}",
+                             "scanner": scanner, "disease": ("normal", "tb")[number % 2]})
+    return rows
+
+
+@pytest.mark.parametrize("split", [
+    lambda budget: split_chest_x_rays(x_rays(), budget),
+    lambda budget: split_hippocampi([f"h{number:03d}" for number in range(100)], budget),
+])
+def test_no_patient_is_in_two_parts_and_budgets_share_the_test_patients(split):
+    patients = [{part: {row["patient"] for row in rows} for part, rows in split(budget).items()} for budget in (6, 12)]
+    for parts in patients:
+        named = list(parts.values())
+        assert sum(map(len, named)) == len(set.union(*named))
+    for half in HALVES:
+        assert patients[0][half] == patients[1][half]
+    assert patients[0]["labelled"] < patients[1]["labelled"]
+
+
+def test_labelled_cases_are_of_one_scanner_and_everything_else_is_of_both():
+    split = split_chest_x_rays(x_rays(), 12)
+    assert {row["scanner"] for row in split["labelled"]} == {"eureka_cr"}
+    for part in ("pool", *HALVES):
+        groups = {(row["scanner"], row["disease"]) for row in split[part]}
+        assert len(groups) == 4
+    hippocampi = split_hippocampi([f"h{number:03d}" for number in range(100)], 12)
+    assert {row["scanner"] for row in hippocampi["labelled"]} == {"original"}
+    for half in HALVES:
+        shown = [{row["patient"] for row in hippocampi[half] if row["scanner"] == scanner}
+                 for scanner in ("original", "simulated")]
+        assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_is_a_trainer_with_valid_settings(name):
+    arm = ARMS[name]
+    assert hasattr(trainers, arm.trainer)
+    resolve_settings(dict(arm.settings))
+
+
+@pytest.mark.parametrize("key", PRESETS)
+def test_every_preset_names_arms_and_valid_settings(key):
+    preset = PRESETS[key]
+    assert set(preset.arms) <= ARMS.keys() and preset.arms[0] == "Scratch"
+    resolve_settings(preset.settings)
+
+
+@pytest.fixture
+def study(tmp_path) -> Study:
+    """With a plan, and without anything to run."""
+    dataset = DATASETS["chest_xrays"]
+    folder = tmp_path / "preprocessed" / dataset.folder(12)
+    folder.mkdir(parents=True)
+    (folder / f"{PLANS}.json").write_text(json.dumps({"configurations": {"2d": {"batch_size": 8}}}))
+    return Study(dataset, PRESETS["nano", "chest_xrays"], tmp_path, tmp_path, "cpu", 1, 1e12, {})
+
+
+def test_arms_share_seed_fine_tuning_and_evaluation(study):
+    runs = list(runs_of(study, list(PRESETS["nano", "chest_xrays"].arms), [12], [0, 1]))
+    for run in runs:
+        settings = run.settings()
+        assert settings["seed"] == run.seed
+        kept = {key: value for key, value in settings["finetune"].items() if key != "acquisition_probability"}
+        assert kept == PRESETS["nano", "chest_xrays"].settings["finetune"]
+        assert settings["finetune"]["mirror_axes"] == [] and settings["finetune"]["rotation_deg"] == 15
+
+
+def test_the_longer_training_processes_the_patches_of_pretraining_and_fine_tuning(study):
+    names = ("DVDCL@acquisition", "ScratchLong")
+    pretrained, longer = (Run(study, name, ARMS[name], 12, 0).settings() for name in names)
+    one, other = pretrained["pretrain"], pretrained["finetune"]
+    patches = one["epochs"] * one["iterations_per_epoch"] * one["images_per_step"] * 2
+    patches += other["epochs"] * other["iterations_per_epoch"] * 8
+    assert longer["finetune"]["epochs"] * longer["finetune"]["iterations_per_epoch"] * 8 == patches
+
+
+def test_a_folder_of_a_run_with_other_settings_is_refused(study):
+    run = Run(study, "Scratch", ARMS["Scratch"], 12, 0)
+    run.folder.mkdir(parents=True)
+    (run.folder / "run.json").write_text(json.dumps({"hash": "another"}))
+    with pytest.raises(RuntimeError, match="holds a run with other settings"):
+        run.work()
+
+
+def finished(arm: str, seed: int, values) -> Finished:
+    return Finished(arm, seed, "hash", {"dice": np.asarray(values, float)}, 60.0)
+
+
+def test_a_difference_is_paired_by_seed_and_case():
+    random = np.random.default_rng(0)
+    cases = Cases(tuple("abcdef"), tuple("abcdef"), np.array(["own"] * 6), np.array(["own"] * 6))
+    baseline, arm = (random.normal(90, 5, (3, 6)) for _ in range(2))
+    mask = np.array([True, True, True, True, True, False])
+    # in another order, and with a seed that the baseline has not
+    runs = [finished("arm", seed, arm[seed]) for seed in (2, 0, 1)] + [finished("arm", 7, [0] * 6)]
+    one = difference(runs, [finished("Scratch", seed, baseline[seed]) for seed in range(3)], "dice", mask, cases,
+                     Draws(0))
+    assert one is not None
+    table = (arm - baseline)[:, :5]
+    assert one.mean == pytest.approx(table.mean())
+    np.testing.assert_allclose(sorted(one.of_seeds), sorted(table.mean(1)))
+    half = t.ppf(0.975, 2) * np.std(table.mean(1), ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(one.seeds, [table.mean() - half, table.mean() + half])
+    assert one.patients[0] < table.mean() < one.patients[1]
+    assert difference(runs, [], "dice", mask, cases, Draws(0)) is None
+
+
+def test_swapped_lungs_are_found_and_cost_nothing_as_one(tmp_path):
+    truth = np.zeros((20, 20), np.uint8)
+    truth[4:16, 2:8], truth[4:16, 12:18] = 1, 2
+    swapped = np.where(truth > 0, 3 - truth, 0).astype(np.uint8)
+    half = truth.copy()
+    half[4:10] = 0
+    for folder, mask in (("truth", truth), ("right", truth), ("swapped", swapped), ("half", half)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(mask).save(tmp_path / folder / "a.png")
+    expected = {"right": (100.0, 0.0), "swapped": (100.0, 1.0), "half": (100 * 2 * 72 / (72 + 144), 0.0)}
+    for folder, (binary, crossed) in expected.items():
+        found = sides(tmp_path / folder, tmp_path / "truth", ["a"])
+        assert (found["binary"][0], found["swapped"][0]) == pytest.approx((binary, crossed))
+
+
+def write_run(root: Path, arm: str, seed: int, dice: dict[str, float]) -> None:
+    folder = root / "runs" / f"{arm}_12_{seed}"
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"arm": arm, "seed": seed, "hash": "h"}))
+    (folder / "seconds.txt").write_text("30\n30\n")
+    with open(folder / "evaluation" / "metrics.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["case", "label", "dice", "hd95_mm"])
+        table.writerows([case, label, value, 1.5] for case, value in dice.items() for label in (1, 2))
+
+
+def test_tables_are_made_from_the_files_of_the_report_half_alone(tmp_path):
+    dataset = DATASETS["hippocampus"]
+    raw = tmp_path / "raw" / dataset.folder(12)
+    raw.mkdir(parents=True)
+    rows = [(f"{patient}_{scanner}", patient, scanner, "none", half)
+            for patient, half in (("a", REPORT), ("b", REPORT), ("c", DEVELOPMENT))
+            for scanner in ("original", "simulated")]
+    with open(raw / "test.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("case", "patient", "scanner", "disease", "half"), *rows])
+    for arm, gain in (("Scratch", 0.0), ("DVDCL@acquisition", 0.1)):
+        for seed in (0, 1):
+            write_run(tmp_path, arm, seed, {case: (0.1 if half == DEVELOPMENT else 0.8 if scanner == "original" else
+                                                   0.5 + gain) for case, _, scanner, _, half in rows})
+    results = collect(tmp_path, dataset, 12, list(ARMS), REPORT)
+    assert list(results.runs) == ["Scratch", "DVDCL@acquisition"]
+    means = table_of_means(results)
+    assert "| Scratch | 2 | 80.00 ± 0.00 | 50.00 ± 0.00 | 50.00 (simulated) | 1.5 | 1.0 |" in means
+    assert "| DVDCL@acquisition | 2 | 80.00 ± 0.00 | 60.00 ± 0.00 | 60.00 (simulated) |" in means
+    assert "| DVDCL@acquisition | simulated | +10.00 |" in table_of_differences(results, "Scratch")
+    assert table_of_differences(results, "ScratchAug") == ""
