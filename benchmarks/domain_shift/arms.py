@@ -55,6 +55,7 @@ ARMS: dict[str, Arm] = {
     "Scratch": _scratch(),
     "ScratchLong": Arm("nnUNetTrainerCFCLScratch", longer=True),
     "ScratchAug": _scratch(acquisition_probability=0.5),
+    "ScratchAugLong": Arm("nnUNetTrainerCFCLScratch", {"finetune.acquisition_probability": 0.5}, longer=True),
     **{f"ScratchCF@{source}": _with_source(_scratch(counterfactual_probability=0.5), source)
        for source in ("generator", "precomputed")},
     **_PLAIN,

@@ -45,15 +45,18 @@ def _settings(pretraining: dict[str, Any], finetuning: dict[str, Any], sided: bo
     }
 
 
-_NANO_ARMS = ("Scratch", "ScratchAug", "SilverSeg", "DVDCL@acquisition", "SMVDCL@acquisition")
+# the long ones cost as much as a pretraining and fine-tuning together
+_BASELINES = ("Scratch", "ScratchLong", "ScratchAug", "ScratchAugLong")
+_NANO_ARMS = (*_BASELINES, "SilverSeg", "DVDCL@acquisition", "SMVDCL@acquisition")
 _GENERATED = tuple(f"{name}@generator" for name in ("CFSimCLR", "DVDCL", "MVDCL", "SDVDCL", "SMVDCL"))
 _ACQUIRED = tuple(name.replace("generator", "acquisition") for name in _GENERATED)
 _FULL_ARMS = (
-    "Scratch", "ScratchLong", "ScratchAug", "ScratchCF@generator", "SilverSeg", "SimCLR", "VADeR", "SSDCL", "MAE",
+    *_BASELINES, "ScratchCF@generator", "SilverSeg", "SimCLR", "VADeR", "SSDCL", "MAE",
     *_GENERATED, *_ACQUIRED, "DVDCL@acquisition+Aug", "SMVDCL@acquisition+Aug",
 )
-_TRUE_ARMS = ("Scratch", "ScratchAug", "ScratchCF@precomputed", "DVDCL@acquisition", "DVDCL@precomputed",
-              "MVDCL@acquisition", "MVDCL@precomputed")
+_TRUE_ARMS = (*_BASELINES, "ScratchCF@precomputed", "DVDCL@acquisition", "DVDCL@precomputed", "MVDCL@acquisition",
+              "MVDCL@precomputed")
+_PHANTOM_ARMS = tuple(dict.fromkeys((*_FULL_ARMS, *_TRUE_ARMS)))
 
 _NANO_2D = _settings(
     {"epochs": 8, "iterations_per_epoch": 50, "images_per_step": 4, "points_per_image": 128},
@@ -75,6 +78,5 @@ PRESETS: dict[tuple[str, str], Preset] = {
     ("nano", "phantom"): Preset(96, 4, 16, 8, (12,), (0, 1, 2), _TRUE_ARMS, _NANO_2D, workers=0),
     ("full", "chest_xrays"): Preset(256, 0, 0, 0, (6, 12, 24), (0, 1, 2, 3, 4), _FULL_ARMS, _FULL_2D, workers=8),
     ("full", "hippocampus"): Preset(0, 0, 0, 0, (6, 12, 24), (0, 1, 2, 3, 4), _FULL_ARMS, _FULL_3D, workers=8),
-    ("full", "phantom"): Preset(128, 0, 0, 0, (12,), (0, 1, 2, 3, 4), (*_FULL_ARMS, *_TRUE_ARMS[2:]), _FULL_2D,
-                                workers=8),
+    ("full", "phantom"): Preset(128, 0, 0, 0, (12,), (0, 1, 2, 3, 4), _PHANTOM_ARMS, _FULL_2D, workers=8),
 }

@@ -25,13 +25,12 @@ from scipy.stats import t
 from study_data import DATASETS, DEVELOPMENT, REPORT, StudyDataset
 
 from nnunet_cfcl.atomic import replace_atomically, write_text_atomically
+from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.evaluation.plain_tables import markdown_table, without_nan
 from nnunet_cfcl.evaluation.statistics import LEVEL, Draws, patient_sums
 from nnunet_cfcl.nnunet.label_files import read_label_file
 
-BASELINES = ("Scratch", "ScratchAug")
-#: Figures of a case, and in how many digits they are shown.
-FIGURES = {"dice": "Dice", "hd95": "HD95", "binary": "binary Dice", "swapped": "swapped"}
+BASELINES = ("Scratch", "ScratchLong", "ScratchAug", "ScratchAugLong")
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,16 @@ def read_run(folder: Path, cases: Cases, truth: Path, sided: bool) -> Finished:
         for row in rows:
             if row["case"] in found:
                 found[row["case"]].append(scale * float(row[column]))
+        if missing := [case for case in cases.names if not found[case]]:
+            raise UserError(f"{folder} has no figures of {len(missing)} test cases, such as {missing[0]}: delete it "
+                            "and run the study again")
+        # a label that is missed has no distance: NaN, and counted beside the mean
         values[figure] = np.array([np.mean(found[case]) for case in cases.names])
+    values["missed"] = (~np.isfinite(values["hd95"])).astype(float)
     if sided:
         values |= sides(folder / "predictions", truth, cases.names)
-    seconds = sum(float(line) for line in (folder / "seconds.txt").read_text().split())
+    times = folder / "seconds.txt"
+    seconds = sum(float(line) for line in times.read_text().split()) if times.exists() else float("nan")
     return Finished(identity["arm"], identity["seed"], identity["hash"], values, seconds)
 
 
@@ -204,6 +209,7 @@ def table_of_means(results: Results) -> str:
         (f"Dice, {other}", lambda arm: _with_spread(results.mean(arm, "dice", results.mask(other)))),
         ("worst group", lambda arm: _worst(results, arm, groups)),
         (f"HD95, {other}", lambda arm: f"{results.mean(arm, 'hd95', results.mask(other))[0]:.1f}"),
+        (f"label missed, {other}", lambda arm: f"{100 * results.mean(arm, 'missed', results.mask(other))[0]:.1f} %"),
     ]
     if results.dataset.sided:
         shown += [
@@ -299,6 +305,7 @@ def main() -> None:
     arguments = parse_arguments()
     dataset, preset = DATASETS[arguments.dataset], PRESETS[arguments.preset, arguments.dataset]
     root, name = arguments.work / f"{arguments.preset}_{arguments.dataset}", f"{arguments.dataset}_{arguments.preset}"
+    name += "" if arguments.half == REPORT else f"_{arguments.half}"
     arguments.out.mkdir(parents=True, exist_ok=True)
     written = []
     for budget in preset.labels:

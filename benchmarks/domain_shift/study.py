@@ -2,7 +2,8 @@
 
 Every run is one `nnUNetv2_train`, `nnUNetv2_predict` and `nnunet_cfcl evaluate` with settings of its own, on fold "all"
 (all labelled cases; there is no validation to choose by), evaluated after the last epoch, without mirroring in
-prediction. Runs of one seed begin with the same weights. A command that is stopped, or that stops itself after
+prediction. Runs of one seed begin with the same weights, and without data loading processes see the same batches in
+fine-tuning (not those whose images are replaced: they draw more). A command that is stopped, or that stops itself after
 --minutes, is begun again as it was and goes on where it was.
 
     python benchmarks/domain_shift/study.py --preset nano --dataset chest_xrays --work study
@@ -32,8 +33,10 @@ from arms import ARMS, Arm
 from presets import PRESETS, Preset
 from study_data import DATASETS, StudyDataset
 
+import nnunet_cfcl
 from nnunet_cfcl.atomic import write_text_atomically
 from nnunet_cfcl.config import digest
+from nnunet_cfcl.runs.lock import exclusive
 
 PLANS = "studyPlans"
 #: Seed of the model that labels the pool; no run has it.
@@ -78,7 +81,10 @@ class Study:
                **({"nnUNet_cfcl_config": settings} if settings else {})}
         if self.device == "cpu":
             own["nnUNet_compile"] = "f"
-        return {**os.environ, "PATH": path, **{key: str(value) for key, value in own.items()}}
+        # what the user has set for trainings of their own
+        inherited = {key: value for key, value in os.environ.items()
+                     if key not in ("nnUNet_cfcl_config", "nnUNet_wandb_enabled")}
+        return {**inherited, "PATH": path, **{key: str(value) for key, value in own.items()}}
 
     def call(self, log: Path, environment: Mapping[str, str], *command: str) -> None:
         """One command; its output goes to a file. Stopped at the deadline.
@@ -138,7 +144,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Nested settings of the plugin: the preset's, the arm's, the seed."""
         settings = json.loads(json.dumps(self.study.preset.settings))
-        for key, value in {**self.arm.settings, **self.study.changes, "seed": self.seed}.items():
+        for key, value in {**self.study.changes, **self.arm.settings, "seed": self.seed}.items():
             section, _, name = key.rpartition(".")
             (settings.setdefault(section, {}) if section else settings)[name] = value
         if self.arm.longer:
@@ -157,6 +163,23 @@ class Run:
         plan: dict[str, Any] = json.loads(file.read_text())["configurations"][self.study.dataset.configuration]
         return plan
 
+    def identity(self) -> dict[str, Any]:
+        """All that decides about the run."""
+        study, table = self.study, self._raw / "test.csv"
+        return {"arm": self.name, "trainer": self.arm.trainer, "settings": self.settings(), "plan": self._plan(),
+                "labels": self.budget, "seed": self.seed, "device": study.device, "workers": study.preset.workers,
+                "version": nnunet_cfcl.__version__, "test": table.read_text()}
+
+    def check_identity(self) -> None:
+        """A folder is one run's, for ever.
+
+        Raises:
+            RuntimeError: it holds a run with other settings.
+        """
+        file = self.folder / "run.json"
+        if file.exists() and json.loads(file.read_text())["hash"] != digest(self.identity()):
+            raise RuntimeError(f"{self.folder} holds a run with other settings: name another --work, or delete it")
+
     def finished(self) -> bool:
         """Whether its evaluation is there."""
         return (self.folder / "evaluation" / "metrics.csv").exists()
@@ -168,12 +191,11 @@ class Run:
             OutOfTime: see `Study.call`.
             RuntimeError: a command failed, or the folder belongs to a run with other settings.
         """
+        self._check_prepared()
         self.folder.mkdir(parents=True, exist_ok=True)
-        settings = self.settings()
-        self._check_identity({"arm": self.name, "trainer": self.arm.trainer, "settings": settings,
-                              "plan": self._plan(), "labels": self.budget, "seed": self.seed})
-        file = self.folder / "settings.json"
-        write_text_atomically(file, json.dumps(settings, indent=1))
+        identity, file = self.identity(), self.folder / "settings.json"
+        write_text_atomically(self.folder / "run.json", json.dumps({**identity, "hash": digest(identity)}, indent=1))
+        write_text_atomically(file, json.dumps(identity["settings"], indent=1))
         environment = self.study.environment(file, self.folder / "results")
         model = ("-tr", self.arm.trainer, "-p", PLANS, "-device", self.study.device)
         self._train(environment, model)
@@ -212,18 +234,25 @@ class Run:
                 file.write(f"{time.time() - started:.1f}\n")
 
     def _predict(self, environment: Mapping[str, str], model: tuple[str, ...], images: Path, target: Path) -> None:
-        dataset, configuration, fold = self._where
+        if target.exists():
+            return
+        # nnU-Net takes a mask that was cut short by a kill for a good one
+        partial, (dataset, configuration, fold) = target.with_name(f".{target.name}.partial"), self._where
+        shutil.rmtree(partial, ignore_errors=True)
         self.study.call(
-            self.folder / "log.txt", environment, "nnUNetv2_predict", "-i", str(images), "-o", str(target), "-d",
+            self.folder / "log.txt", environment, "nnUNetv2_predict", "-i", str(images), "-o", str(partial), "-d",
             dataset, "-c", configuration, "-f", fold, "-npp", "1", "-nps", "1", "--disable_tta",
-            "--continue_prediction", "--disable_progress_bar", *model)
+            "--disable_progress_bar", *model)
+        partial.rename(target)
 
-    def _check_identity(self, identity: Mapping[str, Any]) -> None:
-        """A folder is one run's, for ever."""
-        file, content = self.folder / "run.json", {**identity, "hash": digest(identity)}
-        if file.exists() and json.loads(file.read_text())["hash"] != content["hash"]:
-            raise RuntimeError(f"{self.folder} holds a run with other settings: name another --work, or delete it")
-        write_text_atomically(file, json.dumps(content, indent=1))
+    def _check_prepared(self) -> None:
+        """Without silver labels the trainers would take the manual ones, and say so only in their log."""
+        needed = {"silver": self.arm.silver,
+                  "counterfactuals": self.arm.settings.get("counterfactual.source") == "precomputed"}
+        for what in (name for name, needs in needed.items() if needs):
+            if not (self.study.root / f"{what}_{self.budget}.done").exists():
+                raise RuntimeError(f"{self.name} needs the {what} of {self.budget} labels, which --part 0 makes: wait "
+                                   "for it, and give all parts the same --arms")
 
 
 def prepare(study: Study, budget: int) -> None:
@@ -305,9 +334,12 @@ def work_on(study: Study, runs: list[Run], part: int, parts: int) -> None:
     from tqdm import tqdm
 
     mine = [run for number, run in enumerate(runs) if number % parts == part]
+    for run in mine:
+        run.check_identity()
     for run in tqdm(mine, desc="runs", unit="run"):
-        if not run.finished():
-            run.work()
+        with exclusive(run.folder, print):
+            if not run.finished():
+                run.work()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -339,6 +371,9 @@ def main() -> None:
     root = (arguments.work / f"{arguments.preset}_{arguments.dataset}").resolve()
     study = Study(DATASETS[arguments.dataset], preset, arguments.data.resolve(), root, arguments.device,
                   arguments.threads, time.time() + 60 * arguments.minutes, arguments.changes)
+    for one in (signal.SIGTERM, signal.SIGHUP):
+        # an exception, so that the command that is running is stopped too
+        signal.signal(one, lambda *_: sys.exit("stopped; the same command goes on from here"))
     arms = list(dict.fromkeys(arguments.arms or preset.arms))
     budgets, seeds = arguments.labels or list(preset.labels), arguments.seeds or list(preset.seeds)
     try:

@@ -6,7 +6,8 @@
                     attributes.csv            case, patient, scanner, disease of the labelled cases and the pool
                     test.csv                  the same of the test cases, and their half: development or report
 
-Nothing is ever chosen by the half called report.
+Nothing is ever chosen by the half called report. Choices by the development half use labels of the other scanner: what
+was chosen by it is said with the results, and baselines get the same search.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from nnunet_cfcl.atomic import write_text_atomically
 
 Row = dict[str, str]
 DEVELOPMENT, REPORT = "development", "report"
@@ -74,7 +77,9 @@ def _write_tables(raw: Path, split: Mapping[str, Sequence[Row]], description: Ma
     _write_table(raw / "attributes.csv", [*split["labelled"], *split["pool"]], columns)
     test = [{**row, "half": half} for half in (DEVELOPMENT, REPORT) for row in split[half]]
     _write_table(raw / "test.csv", test, (*columns, "half"))
-    (raw / "dataset.json").write_text(json.dumps({**description, "numTraining": len(split["labelled"])}, indent=1))
+    # the last file: with it the dataset is complete
+    text = json.dumps({**description, "numTraining": len(split["labelled"])}, indent=1)
+    write_text_atomically(raw / "dataset.json", text)
 
 
 def _places(split: Mapping[str, Sequence[Row]], raw: Path) -> list[tuple[Row, Path, Path | None]]:

@@ -34,7 +34,10 @@ def put_after_pretraining(trainer: Any, epochs: int) -> None:
     """nnU-Net's experiment loggers count the pretraining's epochs first, and are told the settings."""
     loggers = trainer.logger.loggers
     trainer.logger.loggers = [LaterLogger(logger, epochs) for logger in loggers]
-    trainer.logger.update_config({PREFIX: trainer.settings.to_dict()})
+    for logger in loggers:
+        # W&B refuses other values than those of a run that is continued
+        if hasattr(logger, "run"):
+            logger.run.config.update({PREFIX: trainer.settings.to_dict()}, allow_val_change=True)
 
 
 def pretraining_tracker(trainer: Any) -> Callable[[Mapping[str, float]], None]:

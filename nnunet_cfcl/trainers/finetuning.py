@@ -76,10 +76,18 @@ class FineTuning(Trainer):
         super().initialize()
 
     def on_train_start(self) -> None:
-        """nnU-Net's, seeded; with ``nnUNet_n_proc_DA=0`` the whole fine-tuning is reproducible, while nnU-Net's worker
-        processes draw their augmentations unseeded."""
+        """nnU-Net's, seeded after the weights are drawn, so that trainers with and without pretraining go on alike."""
+        if not self.was_initialized:
+            self.initialize()
         self._seed(1 + self.current_epoch, self.local_rank)
         super().on_train_start()
+
+    def on_epoch_start(self) -> None:
+        """nnU-Net's, seeded: an epoch's draws do not depend on what was drawn, or stopped, before. With
+        ``nnUNet_n_proc_DA=0`` the whole fine-tuning is reproducible, also by a run that was killed and continued, while
+        nnU-Net's worker processes draw their augmentations unseeded."""
+        self._seed(1 + self.current_epoch, self.local_rank)
+        super().on_epoch_start()
 
     def on_train_end(self) -> None:
         """nnU-Net's; then the colour space of CHRO-maps is fitted, which must not cost a finished training."""
@@ -100,11 +108,7 @@ class FineTuning(Trainer):
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's, with ``finetune.counterfactual_probability`` and ``finetune.acquisition_probability``."""
         training, validation = super().get_tr_and_val_datasets()
-        replaced = with_replacements(self, training, Ranks.current())
-        if replaced is not training:
-            # a generator that was trained for it has drawn random numbers
-            self._seed(1 + self.current_epoch, self.local_rank)
-        return replaced, validation
+        return with_replacements(self, training, Ranks.current()), validation
 
     def configure_optimizers(self, *arguments: Any, **named: Any) -> tuple[torch.optim.Optimizer, Any]:
         """The nnU-Net trainer's own, with a linear warm-up."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from PIL import Image
 from presets import PRESETS
 from results import Cases, Finished, collect, difference, sides, table_of_differences, table_of_means
 from scipy.stats import t
-from study import PLANS, Run, Study, runs_of
+from study import PLANS, OutOfTime, Run, Study, runs_of
 from study_data import DATASETS, DEVELOPMENT, REPORT, split_chest_x_rays, split_hippocampi
 
 from nnunet_cfcl import trainers
-from nnunet_cfcl.config import resolve_settings
+from nnunet_cfcl.config import digest, resolve_settings
+from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.evaluation.statistics import Draws
 
 HALVES = (DEVELOPMENT, REPORT)
@@ -82,6 +84,9 @@ def study(tmp_path) -> Study:
     dataset = DATASETS["chest_xrays"]
     folder = tmp_path / "preprocessed" / dataset.folder(12)
     folder.mkdir(parents=True)
+    raw = tmp_path / "raw" / dataset.folder(12)
+    raw.mkdir(parents=True)
+    (raw / "test.csv").write_text("case\n")
     (folder / f"{PLANS}.json").write_text(json.dumps({"configurations": {"2d": {"batch_size": 8}}}))
     return Study(dataset, PRESETS["nano", "chest_xrays"], tmp_path, tmp_path, "cpu", 1, 1e12, {})
 
@@ -92,7 +97,8 @@ def test_arms_share_seed_fine_tuning_and_evaluation(study):
         settings = run.settings()
         assert settings["seed"] == run.seed
         kept = {key: value for key, value in settings["finetune"].items() if key != "acquisition_probability"}
-        assert kept == PRESETS["nano", "chest_xrays"].settings["finetune"]
+        if not run.arm.longer:
+            assert kept == PRESETS["nano", "chest_xrays"].settings["finetune"]
         assert settings["finetune"]["mirror_axes"] == [] and settings["finetune"]["rotation_deg"] == 15
 
 
@@ -108,9 +114,38 @@ def test_the_longer_training_processes_the_patches_of_pretraining_and_fine_tunin
 def test_a_folder_of_a_run_with_other_settings_is_refused(study):
     run = Run(study, "Scratch", ARMS["Scratch"], 12, 0)
     run.folder.mkdir(parents=True)
-    (run.folder / "run.json").write_text(json.dumps({"hash": "another"}))
+    (run.folder / "run.json").write_text(json.dumps({"hash": digest(run.identity())}))
+    run.check_identity()
+    changed = replace(run, study=replace(study, changes={"finetune.epochs": 30}))
     with pytest.raises(RuntimeError, match="holds a run with other settings"):
-        run.work()
+        changed.check_identity()
+
+
+def test_what_part_0_makes_is_waited_for(study):
+    for name, what in (("SilverSeg", "silver"), ("DVDCL@precomputed", "counterfactuals")):
+        with pytest.raises(RuntimeError, match=f"needs the {what}"):
+            Run(study, name, ARMS[name], 12, 0).work()
+
+
+def test_a_prediction_that_was_killed_is_made_again(study, monkeypatch):
+    run, calls = Run(study, "Scratch", ARMS["Scratch"], 12, 0), []
+    target = run.folder / "predictions"
+
+    def predict(self, log, environment, *command):
+        folder = Path(command[command.index("-o") + 1])
+        assert not folder.exists()
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_text("half" if not calls else "whole")
+        calls.append(command)
+        if len(calls) == 1:
+            raise OutOfTime
+
+    monkeypatch.setattr(Study, "call", predict)
+    with pytest.raises(OutOfTime):
+        run._predict({}, (), study.root, target)
+    run._predict({}, (), study.root, target)
+    run._predict({}, (), study.root, target)
+    assert len(calls) == 2 and (target / "a.png").read_text() == "whole"
 
 
 def finished(arm: str, seed: int, values) -> Finished:
@@ -178,7 +213,10 @@ def test_tables_are_made_from_the_files_of_the_report_half_alone(tmp_path):
     results = collect(tmp_path, dataset, 12, list(ARMS), REPORT)
     assert list(results.runs) == ["Scratch", "DVDCL@acquisition"]
     means = table_of_means(results)
-    assert "| Scratch | 2 | 80.00 ± 0.00 | 50.00 ± 0.00 | 50.00 (simulated) | 1.5 | 1.0 |" in means
+    assert "| Scratch | 2 | 80.00 ± 0.00 | 50.00 ± 0.00 | 50.00 (simulated) | 1.5 | 0.0 % | 1.0 |" in means
     assert "| DVDCL@acquisition | 2 | 80.00 ± 0.00 | 60.00 ± 0.00 | 60.00 (simulated) |" in means
     assert "| DVDCL@acquisition | simulated | +10.00 |" in table_of_differences(results, "Scratch")
     assert table_of_differences(results, "ScratchAug") == ""
+    (tmp_path / "runs" / "Scratch_12_0" / "evaluation" / "metrics.csv").write_text("case,label,dice,hd95_mm\n")
+    with pytest.raises(UserError, match="no figures of 4 test cases"):
+        collect(tmp_path, dataset, 12, list(ARMS), REPORT)

@@ -13,12 +13,21 @@ from nnunet_cfcl.trainers import nnUNetTrainerCFCLScratch, nnUNetTrainerDVDCL
 pytestmark = pytest.mark.end_to_end
 
 
+class Config(dict):
+    """As W&B's: values change only where that is allowed."""
+
+    def update(self, values: dict[str, Any], allow_val_change: bool = False) -> None:
+        changed = [key for key, value in values.items() if key in self and self[key] != value]
+        assert allow_val_change or not changed, changed
+        super().update(values)
+
+
 class StrictRun:
     """As W&B's, but what W&B would drop with a warning is an error."""
 
     def __init__(self) -> None:
         self.step, self.rows = 0, dict[int, dict[str, Any]]()
-        self.config, self.summary = dict[str, Any](), dict[str, Any]()
+        self.config, self.summary = Config(), dict[str, Any]()
 
     def log(self, values: dict[str, Any], step: int) -> None:
         assert step >= self.step, f"{values} at step {step} after step {self.step}"
@@ -44,6 +53,12 @@ def test_the_pretrainings_epochs_come_before_those_of_nnunet_in_one_run(make_tra
     assert run.config["cfcl"]["pretrain"]["epochs"] == 2
     # nnU-Net's own record, which checkpoints hold, begins with its own first epoch
     assert len(trainer.logger.get_value("train_losses", step=None)) == 1
+
+
+def test_a_continued_run_may_have_other_settings(make_trainer, run):
+    make_trainer(nnUNetTrainerCFCLScratch, finetune={"epochs": 1})
+    make_trainer(nnUNetTrainerCFCLScratch, continues=True, finetune={"epochs": 2})
+    assert run.config["cfcl"]["finetune"]["epochs"] == 2
 
 
 def test_without_a_pretraining_steps_are_nnunets(make_trainer, run):

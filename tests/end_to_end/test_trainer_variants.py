@@ -11,7 +11,7 @@ from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.data import PretrainingDataset
 from nnunet_cfcl.runs.ranks import Ranks
-from nnunet_cfcl.trainers import CounterfactualPretraining
+from nnunet_cfcl.trainers import CounterfactualPretraining, nnUNetTrainerCFCLScratch, nnUNetTrainerDVDCL
 
 pytestmark = pytest.mark.end_to_end
 
@@ -79,6 +79,43 @@ def test_two_runs_with_one_seed_end_with_the_same_weights(make_trainer, tmp_path
         file.unlink()
     second = run()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+class Killed(Exception):
+    """Where a run is stopped."""
+
+
+def test_a_fine_tuning_that_was_killed_and_continued_ends_with_the_weights_of_an_undisturbed_one(make_trainer):
+    short = {"epochs": 2, "iterations_per_epoch": 2}
+    undisturbed = make_trainer(nnUNetTrainerCFCLScratch, finetune=short)
+    undisturbed.run_training()
+
+    class Stopped(nnUNetTrainerCFCLScratch):
+        def on_epoch_end(self) -> None:
+            super().on_epoch_end()
+            raise Killed
+
+    stopped = make_trainer(Stopped, finetune=short)
+    with pytest.raises(Killed):
+        stopped.run_training()
+    continued = make_trainer(nnUNetTrainerCFCLScratch, continues=True, finetune=short)
+    continued.load_checkpoint(str(Path(stopped.output_folder) / "checkpoint_latest.pth"))
+    assert continued.current_epoch == 1
+    continued.run_training()
+    expected, found = undisturbed.network.state_dict(), continued.network.state_dict()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_with_and_without_a_pretraining_fine_tuning_sees_the_same_batches(make_trainer):
+    batches = []
+    for trainer_class in (nnUNetTrainerCFCLScratch, nnUNetTrainerDVDCL):
+        trainer = make_trainer(trainer_class, pretrain={"epochs": 1, "iterations_per_epoch": 1})
+        if trainer_class is nnUNetTrainerDVDCL:
+            trainer.initialize()  # as a pretraining leaves it
+        trainer.on_train_start()
+        trainer.on_epoch_start()
+        batches.append(next(trainer.dataloader_train)["data"])
+    assert torch.equal(*batches)
 
 
 def test_finetuning_settings_reach_nnunet(make_trainer):
