@@ -19,6 +19,7 @@ from nnunet_cfcl.evaluation.report_parts import (
     Cell,
     Chapter,
     Figure,
+    Fold,
     Note,
     Section,
     figure_text,
@@ -83,8 +84,11 @@ def _metric_blocks(measured: Measurements, most_width: int) -> list[Block]:
         if isinstance(found, str):
             blocks.append(Note(f"{name} was not measured: {found}.", "bad"))
     # those that were measured together share one evaluation
-    for metrics in {id(found): found for found in measured.values() if isinstance(found, Metrics)}.values():
-        blocks += [*difference_blocks(metrics), *metrics_blocks(metrics, metrics.methods, most_width)]
+    evaluations = {id(found): found for found in measured.values() if isinstance(found, Metrics)}.values()
+    for metrics in evaluations:
+        found_blocks = [*difference_blocks(metrics), *metrics_blocks(metrics, metrics.methods, most_width)]
+        is_alone = len(metrics.methods) == 1
+        blocks += [Fold(metrics.methods[0], found_blocks, is_open=True)] if is_alone else found_blocks
     return blocks
 
 

@@ -281,4 +281,6 @@ def difference_blocks(metrics: Metrics) -> list[Block]:
 
 def _difference(one: Mapping[str, Any], metric: str) -> str:
     p_value, text = as_number(one.get("p_value")), interval_of(one, "difference", DIGITS.get(metric, 2), "+")
-    return text if math.isnan(p_value) or math.isnan(as_number(one.get("low"))) else f"{text}, p\N{NO-BREAK SPACE}{p_value:.2g}"
+    # with one patient every difference is as good as its opposite
+    is_known = math.isfinite(p_value) and math.isfinite(as_number(one.get("low")))
+    return f"{text}, p\N{NO-BREAK SPACE}{p_value:.2g}" if is_known else text

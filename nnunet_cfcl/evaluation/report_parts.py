@@ -179,8 +179,8 @@ def pictures(
 
 
 def figure_text(value: float, low: float = math.nan, high: float = math.nan, digits: int = 3, sign: str = "") -> str:
-    """0.812 [0.790, 0.834], with spaces at which no line breaks; "none" where there is no figure, without brackets where
-    there is no interval."""
+    """0.812 [0.790, 0.834], with spaces at which no line breaks; "none" where there is no figure, without brackets
+    where there is no interval."""
     if math.isnan(value):
         return "none"
     numbers = [f"{one:{sign}.{digits}f}" for one in (value, low, high)]

@@ -165,8 +165,8 @@ def curves(fold: FoldFolder, most_width: int) -> Section:
     blocks += views or [Note("There is no picture of the views (pretraining/views.png).", "quiet")]
     return Section("curves", "Curves and views", "How both phases went, epoch by epoch, and what was compared.",
                    "Pretraining: the loss falls well below guessing (dashed), alignment falls after the warm-up, "
-                   "uniformity stays well below 0, the gradient norm settles. nnU-Net's training: both losses fall, and "
-                   "the pseudo Dice rises and levels off.", blocks)
+                   "uniformity stays well below 0, the gradient norm settles. nnU-Net's training: both losses fall, "
+                   "and the pseudo Dice rises and levels off.", blocks)
 
 
 def _figure(picture: Any, otherwise: str) -> list[Block]:
@@ -248,7 +248,8 @@ def _gate_words(report: Mapping[str, Any]) -> Block:
 def probe(fold: FoldFolder, most_width: int) -> Section:
     """What frozen features tell."""
     models = probe_models(fold.probe)
-    blocks: list[Block] = [Note(f"Mind: {line}.", "quiet") for line in as_list(fold.probe.get("remarks"))]
+    remarks = [str(line).replace("`", "") for line in as_list(fold.probe.get("remarks"))]
+    blocks: list[Block] = [Note(f"Mind: {line}.", "quiet") for line in remarks]
     if models:
         blocks += probe_tables({str(model.get("model")): model for model in models})
     else:
