@@ -267,7 +267,8 @@ def _choose(trainer: Any, data: str, dataset: _Dataset) -> _Chosen:
     if data == "pool":
         training, held_out, role = (), dataset.labelled, "labelled"
     else:
-        training, validation = trainer.do_split()
+        # nnU-Net's first split is of NumPy's strings, which a checkpoint must not hold
+        training, validation = ([str(case) for case in cases] for cases in trainer.do_split())
         # fold "all" is validated on its training cases
         held_out, role = frozenset(() if trainer.fold == "all" else validation), "validation"
         dataset.check_preprocessed(training)

@@ -507,3 +507,11 @@ def test_another_image_of_the_pool_changes_the_digest_of_those_that_use_the_pool
     replace_files(pool_folder(toy_cases), "un_0", ".b2nd", np.zeros(SHAPE, np.float32), random_labels(0))
     after = {data: pretraining_cases(trainer(0), settings(data), False).content() for data in DATA}
     assert [data for data in DATA if after[data] == before[data]] == ["training"]
+
+
+def test_names_of_cases_are_plain_strings_also_when_nnunet_has_just_made_the_split(toy, trainer):
+    (toy / "nnUNet_preprocessed" / DATASET / "splits_final.json").unlink(missing_ok=True)
+    owner = trainer()
+    owner.do_split = lambda: tuple([np.str_(case) for case in cases] for cases in ToyTrainer.do_split(owner))
+    reader = pretraining_cases(owner, settings("training"), False)
+    assert {type(case) for case in (*reader.cases, *reader.patients)} <= {str}
