@@ -130,11 +130,11 @@ class Difference:
     of_seeds: tuple[float, ...]
 
 
-def difference(arm: Sequence[Finished], baseline: Sequence[Finished], figure: str, mask: NDArray[np.bool_],
-               cases: Cases, draws: Draws) -> Difference | None:
-    """None without a common seed."""
-    other = {run.seed: run.values[figure] for run in baseline}
-    pairs = np.array([run.values[figure][mask] - other[run.seed][mask] for run in arm if run.seed in other])
+def difference(arm: Sequence[Finished], baseline: Sequence[Finished], mask: NDArray[np.bool_], cases: Cases,
+               draws: Draws) -> Difference | None:
+    """Of the Dice; None without a common seed."""
+    other = {run.seed: run.values["dice"] for run in baseline}
+    pairs = np.array([run.values["dice"][mask] - other[run.seed][mask] for run in arm if run.seed in other])
     if not len(pairs):
         return None
     patients = [name for name, member in zip(cases.patients, mask) if member]
@@ -156,14 +156,14 @@ class Results:
         budget: labelled cases.
         cases: of the half.
         runs: arm -> its finished runs, in the preset's order of arms.
-        differences: (arm, baseline, scanner, figure) -> see there.
+        differences: (arm, baseline, scanner) -> that of the Dice.
     """
 
     dataset: StudyDataset
     budget: int
     cases: Cases
     runs: dict[str, list[Finished]]
-    differences: dict[tuple[str, str, str, str], Difference]
+    differences: dict[tuple[str, str, str], Difference]
 
     @property
     def scanners(self) -> tuple[str, str]:
@@ -193,9 +193,9 @@ def collect(root: Path, dataset: StudyDataset, budget: int, arms: Sequence[str],
     for arm in runs:
         for baseline in BASELINES:
             for scanner in (dataset.own, dataset.other):
-                found = difference(runs[arm], runs.get(baseline, []), "dice", cases.scanner == scanner, cases, draws)
+                found = difference(runs[arm], runs.get(baseline, []), cases.scanner == scanner, cases, draws)
                 if arm != baseline and found:
-                    differences[arm, baseline, scanner, "dice"] = found
+                    differences[arm, baseline, scanner] = found
     return Results(dataset, budget, cases, runs, differences)
 
 
@@ -224,7 +224,7 @@ def table_of_means(results: Results) -> str:
 def table_of_differences(results: Results, baseline: str) -> str:
     """Markdown: a row per arm and scanner; empty without the baseline."""
     rows = []
-    for (arm, against, scanner, _), one in results.differences.items():
+    for (arm, against, scanner), one in results.differences.items():
         if against == baseline:
             rows.append([arm, scanner, f"{one.mean:+.2f}", _interval(one.patients), f"{one.p:.3f}",
                          _interval(one.seeds), ", ".join(f"{value:+.2f}" for value in one.of_seeds)])
@@ -257,7 +257,7 @@ def draw(results: Results, file: Path) -> None:
             values = [np.nanmean(run.values["dice"][results.mask(scanner)]) for run in results.runs[arm]]
             left.plot(values, [place + shift] * len(values), "o", color=colour, alpha=0.5, markersize=5)
             left.plot([np.mean(values)], [place + shift], "|", color=colour, markersize=16, markeredgewidth=2)
-            one = results.differences.get((arm, BASELINES[0], scanner, "dice"))
+            one = results.differences.get((arm, BASELINES[0], scanner))
             if one:
                 right.plot(one.patients, [place + shift] * 2, color=colour, linewidth=4, alpha=0.4)
                 if np.isfinite(one.seeds[0]):
@@ -282,10 +282,10 @@ def to_json(results: Results) -> dict[str, object]:
                   **{f"{figure}_{scanner}": float(np.nanmean(values[results.mask(scanner)]))
                      for figure, values in run.values.items() for scanner in results.scanners}}
                  for runs in results.runs.values() for run in runs],
-        "differences": [{"arm": arm, "against": baseline, "scanner": scanner, "figure": figure, "mean": one.mean,
+        "differences": [{"arm": arm, "against": baseline, "scanner": scanner, "dice": one.mean,
                          "over_patients": list(one.patients), "over_seeds": list(one.seeds), "p": one.p,
                          "of_seeds": list(one.of_seeds)}
-                        for (arm, baseline, scanner, figure), one in results.differences.items()],
+                        for (arm, baseline, scanner), one in results.differences.items()],
     }
 
 

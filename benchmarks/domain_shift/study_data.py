@@ -33,7 +33,6 @@ DEVELOPMENT, REPORT = "development", "report"
 CHEST_X_RAYS_PER_GROUP = {DEVELOPMENT: 10, REPORT: 20}
 HIPPOCAMPI = {DEVELOPMENT: 9, REPORT: 19}
 PHANTOMS = {"pool": 80, DEVELOPMENT: 20, REPORT: 40}
-#: A label's cases are enough when every disease has as many.
 LUNGS = {"background": 0, "right lung": 1, "left lung": 2}
 
 

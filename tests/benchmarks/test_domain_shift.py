@@ -159,8 +159,7 @@ def test_a_difference_is_paired_by_seed_and_case():
     mask = np.array([True, True, True, True, True, False])
     # in another order, and with a seed that the baseline has not
     runs = [finished("arm", seed, arm[seed]) for seed in (2, 0, 1)] + [finished("arm", 7, [0] * 6)]
-    one = difference(runs, [finished("Scratch", seed, baseline[seed]) for seed in range(3)], "dice", mask, cases,
-                     Draws(0))
+    one = difference(runs, [finished("Scratch", seed, baseline[seed]) for seed in range(3)], mask, cases, Draws(0))
     assert one is not None
     table = (arm - baseline)[:, :5]
     assert one.mean == pytest.approx(table.mean())
@@ -168,7 +167,7 @@ def test_a_difference_is_paired_by_seed_and_case():
     half = t.ppf(0.975, 2) * np.std(table.mean(1), ddof=1) / np.sqrt(3)
     np.testing.assert_allclose(one.seeds, [table.mean() - half, table.mean() + half])
     assert one.patients[0] < table.mean() < one.patients[1]
-    assert difference(runs, [], "dice", mask, cases, Draws(0)) is None
+    assert difference(runs, [], mask, cases, Draws(0)) is None
 
 
 def test_swapped_lungs_are_found_and_cost_nothing_as_one(tmp_path):
