@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-for
 # nnU-Net's commands are found as if the environment were activated
 ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
+# two processes, since a test keeps one core busy; a file's tests stay together, for what they prepare is costly
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
@@ -32,15 +34,15 @@ demo: $(STAMP)  ## make synthetic patients, train 2d and 3d_fullres briefly, pre
 
 test: $(STAMP)  ## all tests, the end-to-end runs of the real commands included
 	@echo "==> Running all tests, end-to-end runs included ('make test-fast' leaves those out)"
-	@$(ACTIVATED) python -m pytest
+	@$(ACTIVATED) $(PYTEST)
 
 test-fast: $(STAMP)  ## the tests without the end-to-end runs
 	@echo "==> Running the tests without the end-to-end runs"
-	@$(ACTIVATED) python -m pytest -m "not end_to_end and not nightly"
+	@$(ACTIVATED) $(PYTEST) -m "not end_to_end and not nightly"
 
 nightly: $(STAMP)  ## all tests and, for every trainer, the stock commands on real images (an hour or more)
 	@echo "==> Running all tests, the nightly ones included"
-	@$(ACTIVATED) python -m pytest -m ""
+	@$(ACTIVATED) $(PYTEST) -m ""
 
 lint: $(STAMP)  ## style and common mistakes (ruff)
 	@$(BIN)/ruff check

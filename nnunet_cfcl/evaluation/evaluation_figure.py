@@ -86,11 +86,14 @@ def _distributions(
     for place in range(1, len(places)):
         if places[place][0] != places[place - 1][0]:
             axes.axvline(place - 0.5, color="#bbbbbb", linewidth=0.8)
-    names = [group if grouping == ALL else f"{grouping}\n{group}" for grouping, group in places]
+    crowded = any(len(name) > 9 for place in places for name in place)
+    between = " " if crowded else "\n"
+    names = [group if grouping == ALL else grouping + between + group for grouping, group in places]
     axes.set_xticks(range(len(places)), names, fontsize=8)
-    if any(len(line) > 9 for name in names for line in name.split("\n")):
+    if crowded:
+        # one line each: lines of neighbours would lie on each other
         for name in axes.get_xticklabels():
-            name.set(rotation=30, ha="right", rotation_mode="anchor")
+            name.set(rotation=45, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.6, len(places) - 0.4)
     axes.set_title(f"{metric_title(metric, evaluation.unit)}, {_better(metric)}", fontsize=9)
     axes.tick_params(axis="y", labelsize=8)

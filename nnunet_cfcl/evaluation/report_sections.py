@@ -137,8 +137,7 @@ def settings(fold: FoldFolder) -> Section:
     rows = setting_rows(fold)
     blocks: list[Block] = []
     if not rows:
-        blocks.append(Note("There is no cfcl/config.json with settings: trainers of this plugin that pretrain write it "
-                           "when they begin.", "quiet"))
+        blocks.append(Note("There is no cfcl/config.json: trainers of this plugin write it when they begin.", "quiet"))
     else:
         changed = [row for row in rows if row.differs]
         heads = ("setting", "value", "default", "meaning")

@@ -46,14 +46,9 @@ class CounterfactualPretraining(FineTuning):
         """Where phase 1 keeps its checkpoints, log and pictures, unless one pretraining serves all folds."""
         return Path(self.output_folder) / "cfcl" / "pretraining"
 
-    def run_training(self) -> None:
-        """Both phases, from wherever ``--c`` finds them."""
-        if not self._holds_checkpoint:
-            self._start()
-        super().run_training()
-
     def _start(self) -> None:
-        """All that precedes phase 2. Nobody tells a trainer of -pretrained_weights: its network is there already."""
+        """Phase 1, from wherever ``--c`` finds it. Nobody tells a trainer of -pretrained_weights: its network is there
+        already."""
         phase = Phase1(self, self.method, self._continues, Ranks.current())
         if self.was_initialized:
             self.print_to_log_file("Weights were given (-pretrained_weights): no pretraining, only fine-tuning.")

@@ -15,8 +15,10 @@ from nnunet_cfcl.config import Settings, digest, resolve_settings
 from nnunet_cfcl.errors import reason
 from nnunet_cfcl.nnunet.experiment_loggers import put_after_pretraining
 from nnunet_cfcl.nnunet.plan import settings_block
+from nnunet_cfcl.nnunet.versions import asked_to_continue
 from nnunet_cfcl.nnunet.warmup import WarmUp
 from nnunet_cfcl.runs.ranks import Ranks
+from nnunet_cfcl.trainers.config_file import write_config
 from nnunet_cfcl.trainers.replacements import with_replacements
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class FineTuning(Trainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this signature
     ) -> None:
-        self._continues = bool(plans.get("continue_training", False))
+        self._continues = asked_to_continue(plans)
         self._holds_checkpoint = False
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings: Settings = self.prepared_settings(self.configuration_manager)
@@ -69,6 +71,16 @@ class FineTuning(Trainer):
         self.num_val_iterations_per_epoch = chosen.val_iterations_per_epoch or self.num_val_iterations_per_epoch
         self.initial_lr = 0.1 * self.initial_lr if chosen.initial_lr is None else chosen.initial_lr
         self.save_every = 1
+
+    def run_training(self) -> None:
+        """nnU-Net's, after all that precedes its first epoch, which a checkpoint makes needless."""
+        if not self._holds_checkpoint:
+            self._start()
+        super().run_training()
+
+    def _start(self) -> None:
+        if self.local_rank == 0:
+            write_config(self, "none")
 
     def initialize(self) -> None:
         """nnU-Net's, from the settings' seed: two trainers with the same seed start from the same weights."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_cfcl.atomic import write_text_atomically
 from nnunet_cfcl.config import digest
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.decoder_tap import tapped
@@ -19,6 +17,7 @@ from nnunet_cfcl.pretraining.methods import Method
 from nnunet_cfcl.runs.checkpoint import load_body, load_checkpoint
 from nnunet_cfcl.runs.lock import exclusive
 from nnunet_cfcl.runs.ranks import Ranks
+from nnunet_cfcl.trainers.config_file import write_config
 from nnunet_cfcl.trainers.phase_0 import promised_source
 
 
@@ -38,11 +37,6 @@ class Phase1:
     method: Method
     continues: bool | None
     ranks: Ranks
-
-    @property
-    def folder(self) -> Path:
-        """The fold's own folder of this plugin."""
-        return Path(self.trainer.output_folder) / "cfcl"
 
     def run(self, before: Callable[[], None] = lambda: None) -> Path:
         """Pretrain the trainer's network, or load what was pretrained before; returns the folder it lies in.
@@ -77,17 +71,9 @@ class Phase1:
         return task.folder
 
     def write_config(self, identity: Mapping[str, Any], pretraining_folder: Path | None = None) -> None:
-        """``config.json``: all settings and what decides about the pretrained weights, with their hashes."""
-        settings = self.trainer.settings.to_dict()
-        content = {
-            "method": self.method.name,
-            "settings": settings, "settings_hash": digest(settings),
-            "pretraining": dict(identity), "pretraining_hash": digest(identity),
-            "pretraining_folder": str(pretraining_folder or ""),
-        }
-        if self._writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text_atomically(self.folder / "config.json", json.dumps(content, indent=2))
+        """See `trainers.config_file`; the first process writes."""
+        if self.ranks.leads:
+            write_config(self.trainer, self.method.name, identity, pretraining_folder)
 
     def set_aside(self, *files: Path) -> None:
         """Rename an earlier run's files, so that nothing goes on from them by mistake and nothing is lost."""

@@ -115,6 +115,8 @@ def test_the_page_tells_what_the_trainings_did(pages, browser):
     assert "By scanner" in text("one", "fold1-metrics") and "left lung" in text("one", "fold1-metrics")
     differences = text("two", "comparison-differences")
     assert f"{TRAINER} minus each other trainer" in differences and SCRATCH in differences
+    # also that without a pretraining says what it was asked for
+    assert "All recorded settings are the same" in text("two", "comparison-compared-settings")
 
 
 def test_the_pages_policy_lets_no_script_run_and_nothing_be_loaded(pages, browser, tmp_path):
