@@ -234,6 +234,9 @@ class FinetuneSettings:
     initial_lr: float | None = setting(
         None, "learning rate after the warm-up; null: a tenth of the nnU-Net trainer's own", 0)
     warmup_fraction: float = setting(0.05, "share of the epochs with a linearly rising rate", 0, 1)
+    frozen_fraction: float = setting(
+        0.0, "share of the epochs, rounded, in which pretrained weights stay as they are and the segmentation layers "
+        "alone learn; nothing is frozen where these were pretrained too (SilverSeg), or nothing was", 0, 1)
     mirror_axes: tuple[int, ...] | None = setting(
         None, "axes mirrored in training and prediction, in array order (0 is z in 3D, y in 2D), [] for none, which "
         "labels defined by side need", 0, 2)

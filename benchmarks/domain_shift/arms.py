@@ -16,12 +16,14 @@ class Arm:
         settings: dotted settings in which it differs from the preset.
         silver: it learns from silver labels.
         longer: the pretraining's patches are spent on more fine-tuning steps instead.
+        like: name of the arm with the very same pretraining, which is taken from there where it is finished.
     """
 
     trainer: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     silver: bool = False
     longer: bool = False
+    like: str = ""
 
 
 _PLAIN = {
@@ -62,6 +64,7 @@ ARMS: dict[str, Arm] = {
     **{f"{name}@{source}": _with_source(arm, source) for name, arm in _COUNTERFACTUAL.items() for source in _SOURCES},
     # does pretraining add to augmentation?
     **{f"{name}@acquisition+Aug": Arm(
-        arm.trainer, {"counterfactual.source": "acquisition", "finetune.acquisition_probability": 0.5}, arm.silver)
+        arm.trainer, {"counterfactual.source": "acquisition", "finetune.acquisition_probability": 0.5}, arm.silver,
+        like=f"{name}@acquisition")
        for name, arm in _COUNTERFACTUAL.items()},
 }

@@ -198,6 +198,7 @@ class Run:
         write_text_atomically(file, json.dumps(identity["settings"], indent=1))
         environment = self.study.environment(file, self.folder / "results")
         model = ("-tr", self.arm.trainer, "-p", PLANS, "-device", self.study.device)
+        self._take_pretraining()
         self._train(environment, model)
         self._predict(environment, model, self._raw / "imagesTs", self.folder / "predictions")
         self.study.call(
@@ -219,6 +220,19 @@ class Run:
     def _where(self) -> tuple[str, str, str]:
         dataset = self.study.dataset
         return dataset.folder(self.budget)[7:10], dataset.configuration, "all"
+
+    def _take_pretraining(self) -> None:
+        """Of the arm that pretrains alike; the trainer compares the hash, and pretrains itself where it differs."""
+        own = self.fold / "cfcl" / "pretraining"
+        if not self.arm.like or own.exists():
+            return
+        alike = Run(self.study, self.arm.like, ARMS[self.arm.like], self.budget, self.seed)
+        other = alike.fold / "cfcl" / "pretraining"
+        if (other / "checkpoint_final.pth").exists():
+            partial = own.with_name(f".{own.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(other, partial)
+            partial.rename(own)
 
     def _train(self, environment: Mapping[str, str], model: tuple[str, ...]) -> None:
         if (self.fold / "checkpoint_final.pth").exists():

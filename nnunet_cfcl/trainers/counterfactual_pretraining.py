@@ -42,6 +42,11 @@ class CounterfactualPretraining(FineTuning):
         return self.settings.pretrain.epochs if self.settings.pretrain.enabled else 0
 
     @property
+    def pretrains_body_alone(self) -> bool:
+        """False where segmentation layers are pretrained too, or nothing is."""
+        return self.settings.pretrain.enabled and self.method.example().tap != "segmentation"
+
+    @property
     def pretraining_folder(self) -> Path:
         """Where phase 1 keeps its checkpoints, log and pictures, unless one pretraining serves all folds."""
         return Path(self.output_folder) / "cfcl" / "pretraining"

@@ -14,6 +14,7 @@ from nnunet_cfcl.atomic import replace_atomically
 from nnunet_cfcl.config import Settings, digest, resolve_settings
 from nnunet_cfcl.errors import reason
 from nnunet_cfcl.nnunet.experiment_loggers import put_after_pretraining
+from nnunet_cfcl.nnunet.frozen_body import freeze_body
 from nnunet_cfcl.nnunet.plan import settings_block
 from nnunet_cfcl.nnunet.versions import asked_to_continue
 from nnunet_cfcl.nnunet.warmup import WarmUp
@@ -58,6 +59,11 @@ class FineTuning(Trainer):
     def epochs_before(self) -> int:
         """Epochs of a pretraining that precede nnU-Net's."""
         return 0
+
+    @property
+    def pretrains_body_alone(self) -> bool:
+        """Whether all weights but those of the segmentation layers come from a pretraining."""
+        return False
 
     @classmethod
     def prepared_settings(cls, configuration: ConfigurationManager) -> Settings:
@@ -123,10 +129,15 @@ class FineTuning(Trainer):
         return with_replacements(self, training, Ranks.current()), validation
 
     def configure_optimizers(self, *arguments: Any, **named: Any) -> tuple[torch.optim.Optimizer, Any]:
-        """The nnU-Net trainer's own, with a linear warm-up."""
+        """The nnU-Net trainer's own, with a linear warm-up, in which pretrained weights may stay frozen for a while."""
         optimizer, schedule = super().configure_optimizers(*arguments, **named)
         if not isinstance(schedule, WarmUp):
             schedule = WarmUp(schedule, optimizer, self.num_epochs, self.settings.finetune.warmup_fraction)
+            epochs = round(self.settings.finetune.frozen_fraction * self.num_epochs)
+            if self.pretrains_body_alone and epochs:
+                freeze_body(optimizer, self.network, lambda: self.current_epoch < epochs)
+                self.print_to_log_file(f"In the first {epochs} epochs of phase 2 the segmentation layers alone learn "
+                                       "(finetune.frozen_fraction).")
         return optimizer, schedule
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, Any, Any, Any]:

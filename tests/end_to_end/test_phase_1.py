@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from nnunet_cfcl import trainers
 from nnunet_cfcl.config import digest
@@ -80,3 +81,21 @@ def test_a_changed_method_setting_starts_anew_and_keeps_the_earlier_weights(make
     assert (other.pretraining_folder / "previous_checkpoint_final.pth").read_bytes() == earlier
     described = json.loads((other.pretraining_folder.parent / "config.json").read_text())
     assert described["method"] == "DVD-CL" and described["pretraining"]["settings"]["pretrain"]["temperature"] == 0.2
+
+
+def body(trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.network.state_dict().items() if ".seg_layers." not in name}
+
+
+@pytest.mark.parametrize(("name", "settings", "frozen"), [
+    ("nnUNetTrainerDVDCL", {}, 2), ("nnUNetTrainerDVDCL", {"pretrain": {"enabled": False}}, 0),
+    ("nnUNetTrainerSilverSeg", {}, 0), ("nnUNetTrainerCFCLScratch", {}, 0)])
+def test_pretrained_weights_stay_while_the_segmentation_layers_alone_learn(make_trainer, monkeypatch, name, settings,
+                                                                           frozen):
+    trainer = make_trainer(getattr(trainers, name), finetune={"epochs": 4, "frozen_fraction": 0.5}, **settings)
+    states, begin = [], trainer.on_train_epoch_start
+    monkeypatch.setattr(trainer, "on_train_epoch_start", lambda: (states.append(body(trainer)), begin()))
+    trainer.run_training()
+    same = [all(torch.equal(value, states[epoch + 1][key]) for key, value in states[epoch].items())
+            for epoch in range(3)]
+    assert same == [epoch < frozen for epoch in range(3)]
