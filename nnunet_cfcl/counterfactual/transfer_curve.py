@@ -46,7 +46,8 @@ def draw_transfer_curve(
     table = quantiles.float().expand(n, -1, -1)
     low, width = table[..., :1], (table[..., -1:] - table[..., :1])
     flat = width <= 1e-6 * (1 + table.abs().amax(-1, keepdim=True))
-    x = low + torch.where(flat, 1, width) * torch.linspace(0, 1, KNOTS)
+    # knots of a constant image are apart also where adding 1 to its value changes nothing
+    x = low + torch.where(flat, 1 + low.abs(), width) * torch.linspace(0, 1, KNOTS)
     y = _gamma_curve(_matched(x, table, targets.float(), strength), gamma)
     y = torch.where(flat | ((strength == 0) & (gamma == 1)).view(-1, 1, 1), x, y)
     noise_sd = noise_level[:, None] * torch.where(flat, 0, y[..., -1:] - y[..., :1]).squeeze(-1)
