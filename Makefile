@@ -13,7 +13,7 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-fast nightly lint types docs clean distclean
+.PHONY: help venv demo test test-fast nightly versions lint types docs clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -43,6 +43,11 @@ test-fast: $(STAMP)  ## the tests without the end-to-end runs
 nightly: $(STAMP)  ## all tests and, for every trainer, the stock commands on real images (an hour or more)
 	@echo "==> Running all tests, the nightly ones included"
 	@$(ACTIVATED) $(PYTEST) -m ""
+	@$(MAKE) versions
+
+versions: $(STAMP)  ## which versions of nnU-Net work, each tried in an environment of its own (needs pip's index)
+	@echo "==> Trying versions of nnU-Net; the table is docs/reference/compatibility.md"
+	@$(ACTIVATED) python -m tests.compatibility.matrix
 
 lint: $(STAMP)  ## style and common mistakes (ruff)
 	@$(BIN)/ruff check

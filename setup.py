@@ -1,1 +1,39 @@
-__import__("setuptools").setup()  # everything is in pyproject.toml
+"""Everything is in pyproject.toml; this alone makes the bytes of a source distribution depend on its files alone."""
+
+import gzip
+import os
+import tarfile
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.sdist import sdist
+
+EPOCH = "SOURCE_DATE_EPOCH"
+
+
+class ReproducibleSdist(sdist):
+    """With the variable SOURCE_DATE_EPOCH: one time stamp, sorted names, nobody's files, usual rights. Wheels heed it
+    by themselves."""
+
+    def make_archive(self, base_name, format, root_dir=None, base_dir=None, owner=None, group=None):
+        """The file written; see setuptools."""
+        if format != "gztar" or EPOCH not in os.environ:
+            return super().make_archive(base_name, format, root_dir, base_dir, owner, group)
+        stamp = int(os.environ[EPOCH])
+
+        def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+            entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = stamp, 0, 0, "", ""
+            entry.mode = 0o755 if entry.isdir() else 0o644
+            return entry
+
+        file = Path(f"{base_name}.tar.gz")
+        with (
+            open(file, "wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=stamp) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
+            archive.add(base_dir, filter=plain)  # goes through folders in the order of their names
+        return str(file)
+
+
+setup(cmdclass={"sdist": ReproducibleSdist})

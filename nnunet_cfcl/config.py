@@ -16,9 +16,13 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from nnunet_cfcl.errors import shown
+from nnunet_cfcl.json_files import read_json
 from nnunet_cfcl.setting_checks import SettingsError, checked_value, setting
 
 CONFIG_VARIABLE = "nnUNet_cfcl_config"
+#: So much of an unknown key is compared with the known ones.
+LONGEST_KEY = 100
 
 #: A learned temperature stays above this, about where CLIP stops (Radford et al. 2021, arXiv 2103.00020: 0.01).
 LOWEST_MOVING_TEMPERATURE = 0.02
@@ -371,11 +375,11 @@ def _check_temperatures(settings: PretrainSettings) -> None:
 
 def _read_json(file: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file)
     except OSError as error:
         reason = f"cannot read the settings file {file} ({error.strerror}); {CONFIG_VARIABLE} names it"
         raise SettingsError(reason) from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise SettingsError(f"the settings file {file} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"the settings file {file} must hold a JSON object, found {type(content).__name__}")
@@ -384,10 +388,11 @@ def _read_json(file: Path) -> Mapping[str, Any]:
 
 def _flatten(layer: Any, origin: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if not isinstance(layer, Mapping):
-        raise SettingsError(f"{origin} must be an object with settings, found {layer!r}")
+        raise SettingsError(f"{origin} must be an object with settings, found {shown(layer)}")
     for key, value in layer.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, Mapping):
+        # deeper there is no setting, and what is nested without end is not followed
+        if isinstance(value, Mapping) and prefix.count(".") < 2:
             yield from _flatten(value, origin, f"{dotted}.")
         else:
             yield dotted, value
@@ -396,7 +401,7 @@ def _flatten(layer: Any, origin: str, prefix: str = "") -> Iterator[tuple[str, A
 def _with_value(settings: Settings, key: str, value: Any, origin: str) -> Settings:
     known = [name for name, _, _ in settings_keys()]
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(key[:LONGEST_KEY], known, n=1, cutoff=0.0)
         raise SettingsError(f"unknown setting '{key}' in {origin}; the nearest valid one is '{near[0]}'")
     section_name, _, name = key.rpartition(".")
     section = getattr(settings, section_name) if section_name else settings

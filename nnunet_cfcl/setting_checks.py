@@ -6,7 +6,7 @@ import types
 from dataclasses import field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, shown
 
 
 class SettingsError(UserError):
@@ -59,20 +59,23 @@ def _converted(value: Any, hint: Any, what: str) -> Any:
         return None if value is None else _converted(value, hint, what)
     if origin is Literal:
         if value not in arguments:
-            raise SettingsError(f"{what} must be one of {', '.join(map(repr, arguments))}, found {value!r}")
+            raise SettingsError(f"{what} must be one of {', '.join(map(repr, arguments))}, found {shown(value)}")
         return value
     if origin is tuple:
         return _converted_tuple(value, arguments, what)
     accepted = (int, float) if hint is float else (hint,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-        raise SettingsError(f"{what} must be {_name_of(hint)}, found {value!r}")
-    return hint(value)
+        raise SettingsError(f"{what} must be {_name_of(hint)}, found {shown(value)}")
+    try:
+        return hint(value)
+    except OverflowError as error:
+        raise SettingsError(f"{what} is too large for a number, found {shown(value)}") from error
 
 
 def _converted_tuple(value: Any, arguments: tuple[Any, ...], what: str) -> tuple[Any, ...]:
     length = None if Ellipsis in arguments else len(arguments)
     if not isinstance(value, (list, tuple)) or (length is not None and len(value) != length):
-        raise SettingsError(f"{what} must be a list{f' of {length} numbers' if length else ''}, found {value!r}")
+        raise SettingsError(f"{what} must be a list{f' of {length} numbers' if length else ''}, found {shown(value)}")
     return tuple(_converted(member, arguments[0], what) for member in value)
 
 

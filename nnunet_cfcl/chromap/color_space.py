@@ -8,6 +8,7 @@ import warnings
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
+from zipfile import ZIP_STORED
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from nnunet_cfcl.atomic import replace_atomically
 from nnunet_cfcl.chromap.ellipse import minimum_volume_enclosing_ellipse
 from nnunet_cfcl.chromap.landmarks import choose_landmarks, extend
 from nnunet_cfcl.chromap.palettes import Palette, colors
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, first_line
 
 Reducer = Literal["umap", "pca"]
 
@@ -68,6 +69,8 @@ class ColorSpace:
             raise ValueError(f"expected shapes {expected}, found {shapes}")
         if self.reducer not in get_args(Reducer) or self.palette not in get_args(Palette):
             raise ValueError(f"unknown reducer {self.reducer!r} or palette {self.palette!r}")
+        if not isinstance(self.neighbours, int) or not isinstance(self.identity, str):
+            raise ValueError(f"{self.neighbours!r} neighbours, identity {self.identity!r}")
         if self.neighbours < 1 or (self.reducer == "umap" and not count) or (self.reducer == "pca" and width != 2):
             raise ValueError(f"{count} landmarks in {width} dimensions with {self.neighbours} neighbours cannot place "
                              f"anything by {self.reducer}")
@@ -228,6 +231,9 @@ class ColorSpace:
         """
         try:
             with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
+                # what is written is not compressed; a small file could become as large as it likes
+                if any(part.compress_type != ZIP_STORED for part in stored.zip.infolist()):
+                    raise ValueError("compressed arrays")
                 version = int(stored["format"])
                 if version > FORMAT:
                     raise UserError(f"{file} is a colour space of format {version}, this version of nnunet_cfcl reads "
@@ -241,8 +247,8 @@ class ColorSpace:
         except FileNotFoundError as error:
             raise UserError(f"there is no colour space {file}") from error
         except Exception as error:  # a damaged archive raises almost anything
-            raise UserError(f"{file} cannot be read as a colour space ({type(error).__name__}: {error}); delete it and "
-                            "fit it again") from error
+            raise UserError(f"{file} cannot be read as a colour space ({first_line(error)}); delete it, and "
+                            "`nnunet_cfcl chromap` or `nnunet_cfcl predict` fits one anew") from error
 
 
 _ARRAYS = ("weight", "bias", "landmarks", "positions")

@@ -22,6 +22,7 @@ from nnunet_cfcl.counterfactual.generator_data import Cells
 from nnunet_cfcl.counterfactual.interventions import Intervention
 from nnunet_cfcl.counterfactual.store import GENERATED, CounterfactualStore, default_store_root
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.json_files import read_json
 from nnunet_cfcl.runs.lock import exclusive
 from nnunet_cfcl.runs.seeds import generator_for
 
@@ -170,8 +171,11 @@ def _read_record(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
+        content = read_json(file)
+        if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
+            raise ValueError("expected an object of objects")
+        return content
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} is not valid JSON ({error}); delete it, and the counterfactuals beside it are made "
                         "again") from error
 

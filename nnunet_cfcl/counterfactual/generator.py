@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +12,12 @@ from torch import Tensor
 
 from nnunet_cfcl.counterfactual.attributes import AttributeCoding
 from nnunet_cfcl.counterfactual.hvae import HVAE, HVAESizes, Resolution
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, first_line
+from nnunet_cfcl.runs.checkpoint import read_plain
 
 FORMAT = 1
+#: About a file that is no generator.
+MEND = "delete it and run `nnunet_cfcl generator train` again"
 
 
 @dataclass(frozen=True)
@@ -193,17 +195,14 @@ class CounterfactualGenerator:
         Raises:
             UserError: the file cannot be read as one.
         """
+        if not file.exists():
+            raise UserError(f"there is no generator {file}; `nnunet_cfcl generator train` makes one")
+        content = read_plain(file, "generator", MEND)
         try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
             return cls.from_state(content["generator"], device)
-        except FileNotFoundError as error:
-            raise UserError(f"there is no generator {file}; `nnunet_cfcl generator train` makes one") from error
-        except Exception as error:  # a damaged archive raises almost anything
-            # torch's own words about a text file are a page, and end with the advice to trust it
-            reason = "it is no archive of PyTorch" if isinstance(error, UnpicklingError) else " ".join(
-                f"{type(error).__name__}: {error}".split())
-            raise UserError(f"{file} cannot be read as a generator of this version ({reason}); delete it and run "
-                            "`nnunet_cfcl generator train` again") from error
+        except Exception as error:  # whatever may be missing, or of another kind
+            raise UserError(f"{file} cannot be read as a generator of this version ({first_line(error)}); {MEND}"
+                            ) from error
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

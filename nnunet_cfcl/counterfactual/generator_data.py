@@ -20,6 +20,7 @@ from nnunet_cfcl.counterfactual.interventions import Intervention
 from nnunet_cfcl.counterfactual.quantiles import intensity_quantiles
 from nnunet_cfcl.counterfactual.source import CaseReader, require_finite
 from nnunet_cfcl.runs.seeds import generator_for
+from nnunet_cfcl.runs.watchdog import show_stacks_when_asked
 from nnunet_cfcl.views.crop_box import CropBox, crop_around
 
 Cells = Mapping[str, str]
@@ -178,7 +179,7 @@ def batches(
 ) -> Iterator[Sample]:
     """Collated samples in the given order, whatever the number of worker processes."""
     loader = DataLoader(dataset, batch_size=None, sampler=list(indices), num_workers=workers,
-                        prefetch_factor=2 if workers else None)
+                        prefetch_factor=2 if workers else None, worker_init_fn=show_stacks_when_asked)
     stream = iter(loader)
     while batch := list(islice(stream, batch_size)):
         yield default_collate(batch)

@@ -25,9 +25,10 @@ from nnunet_cfcl.counterfactual.interventions import Intervention
 from nnunet_cfcl.counterfactual.source import CaseReader
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.runs.checkpoint import load_checkpoint, save_checkpoint
-from nnunet_cfcl.runs.epoch_log import EpochLog
+from nnunet_cfcl.runs.epoch_log import EpochLog, sparing
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.runs.seeds import generator_for
+from nnunet_cfcl.runs.watchdog import watched
 
 #: Patches of the validation.
 VALIDATION_PATCHES = 64
@@ -136,7 +137,7 @@ class GeneratorTraining:
         """Train; with ``resume`` go on after the epoch of `latest`, if there is one."""
         first = self._restore() if resume else 0
         log = EpochLog(self.task.folder / self.log_folder if self.ranks.leads else None, first,
-                       plot_generator_progress)
+                       plot_generator_progress, self.task.log)
         data = self._batches(first)
         for epoch in range(first, self.epochs):
             started = time.perf_counter()
@@ -261,9 +262,13 @@ class GeneratorTraining:
     def _epoch(self, epoch: int, data: Iterator[Sample]) -> list[dict[str, float]]:
         length, steps = self.settings.iterations_per_epoch, []
         hidden = None if self.ranks.leads else True  # None: the bar is drawn on a terminal only
-        with tqdm(total=length, desc=f"{self.title} {epoch + 1}/{self.epochs}", disable=hidden) as bar:
+        with (
+            watched(f"{self.title} epoch {epoch}", self.task.log) as beat,
+            tqdm(total=length, desc=f"{self.title} {epoch + 1}/{self.epochs}", disable=hidden) as bar,
+        ):
             for number in range(epoch * length, (epoch + 1) * length):
                 steps.append(self.step(next(data), number))
+                beat()
                 bar.set_postfix(nll=f"{steps[-1]['nll']:.3f}")
                 bar.update()
         if all(step["skipped"] for step in steps):
@@ -312,7 +317,8 @@ class GeneratorTraining:
         last = epoch + 1 == self.epochs
         if last or (epoch + 1) % self.settings.samples_every == 0:
             file = self.task.folder / self.log_folder / f"samples_epoch_{epoch + 1:04d}.png"
-            draw_samples(self.generator(), self.task, file)
+            with sparing(file, self.task.log):
+                draw_samples(self.generator(), self.task, file)
 
     def _state(self, epoch: int) -> dict[str, Any]:
         return {

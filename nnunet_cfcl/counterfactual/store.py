@@ -1,6 +1,7 @@
 """Precomputed counterfactuals on disk, one blosc2 file per case and intervention.
 
-The format is written down in docs/reference/counterfactual-store.md.
+The format is written down in docs/reference/counterfactual-store.md. blosc2 does not notice a changed byte: every file
+carries a checksum of each of its chunks, which is looked at when a process first reads the chunk.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_cfcl.atomic import replace_atomically, write_text_atomically
-from nnunet_cfcl.errors import UserError, listed
+from nnunet_cfcl.counterfactual.chunk_checksums import check_header, check_plain, check_seal, seal
+from nnunet_cfcl.errors import UserError, first_line, listed, shown
+from nnunet_cfcl.json_files import read_json
+from nnunet_cfcl.names import stays_in_folder
 
 FORMAT = 1
 SEPARATOR = "__"
@@ -46,6 +51,7 @@ class CounterfactualStore:
         self.source: str = manifest["source"]
         self.data_identifier: str = manifest.get("data_identifier", "")
         self.preprocessing: str = manifest.get("preprocessing", "")
+        self._sound: dict[str, set[int]] = {}
 
     @classmethod
     def create(
@@ -117,7 +123,7 @@ class CounterfactualStore:
         layout, whole = _layout(chunks, blocks), np.ascontiguousarray(array, dtype=np.float32)
         replace_atomically(
             self.path(case, intervention),
-            lambda file: blosc2.asarray(whole, urlpath=str(file), mode="w", cparams=_COMPRESSION, **layout),
+            lambda file: seal(blosc2.asarray(whole, urlpath=str(file), mode="w", cparams=_COMPRESSION, **layout)),
         )
 
     def write_slabs(
@@ -170,23 +176,29 @@ class CounterfactualStore:
             (C, z, y, x) float32.
 
         Raises:
-            UserError: the file is missing or cannot be read.
+            UserError: the file is missing, cannot be read, or is not as it was written.
         """
-        region = (slice(None), *(box or ()))
-        return np.asarray(self._open_array(case, intervention)[region], dtype=np.float32)
+        path, region = self.path(case, intervention), (slice(None), *(box or ()))
+        with _damage_named(path):
+            array = self._open_array(case, intervention)
+            check_seal(array, region, self._sound.setdefault(path.name, set()))
+            return np.asarray(array[region], dtype=np.float32)
 
     def shape(self, case: str, intervention: str) -> tuple[int, ...]:
         """(C, Z, Y, X) of a counterfactual, from the file's header; raises as :meth:`read` does."""
-        return tuple(self._open_array(case, intervention).shape)
+        with _damage_named(self.path(case, intervention)):
+            return tuple(self._open_array(case, intervention).shape)
 
     def _open_array(self, case: str, intervention: str) -> blosc2.NDArray:
         path = self.path(case, intervention)
         if not path.is_file():
             raise UserError(f"the counterfactual '{intervention}' of case {case} is missing: no file {path}")
-        try:
-            return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **_OPEN_OPTIONS)
-        except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(f"{path} is not a readable blosc2 file ({error}); delete it and make it again") from error
+        check_plain(path)
+        array = blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **_OPEN_OPTIONS)
+        if not isinstance(array, blosc2.NDArray):
+            raise ValueError(f"it holds a {type(array).__name__}, no array")
+        check_header(array)
+        return array
 
     def check(self, cases: Mapping[str, tuple[int, ...]], known: Iterable[str] = ()) -> None:
         """Make sure that every case has every intervention in its own shape, and nothing foreign is there.
@@ -214,6 +226,19 @@ class CounterfactualStore:
             if found != expected:
                 raise UserError(f"{self.folder / 'cases' / name} has shape {found}, expected {expected} as the "
                                 f"preprocessed case {case}; make it again with the current preprocessing")
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """What goes wrong with a file within the block is told of it, with what mends it."""
+    try:
+        yield
+    except UserError:
+        raise
+    # blosc2 raises nearly anything for a damaged file
+    except Exception as error:
+        raise UserError(f"{path} is not a readable blosc2 file ({first_line(error)}); delete it and make it again: "
+                        "nnunet_cfcl generator generate, or counterfactuals import") from error
 
 
 def split_name(stem: str) -> tuple[str, str]:
@@ -280,6 +305,8 @@ def _fill(
         done = planes.stop
     if done != shape[1]:
         raise ValueError(f"the slabs have {done} planes, expected {shape[1]}")
+    for array in arrays:
+        seal(array)
 
 
 def _regrouped(slabs: Iterable[NDArray[np.floating]], depth: int) -> Iterator[NDArray[np.float32]]:
@@ -308,27 +335,27 @@ def check_intervention_name(name: str) -> None:
     if len(name) > LONGEST_NAME:
         raise UserError(f"an intervention's name is part of a file name and must not be longer than {LONGEST_NAME} "
                         f"characters, found '{name}'; name those you want in counterfactual.interventions")
-    if not name or SEPARATOR in name or any(mark in name for mark in "/\\") or name != name.strip("_"):
-        raise UserError(f"an intervention's name is part of a file name and must not contain '{SEPARATOR}', slashes or "
-                        f"outer underscores, found '{name}'")
+    if SEPARATOR in name or name != name.strip("_") or not stays_in_folder(name):
+        raise UserError(f"an intervention's name is part of a file name and must not contain '{SEPARATOR}', slashes, "
+                        f"control characters or outer underscores, found '{name}'")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
     except OSError as error:
         raise UserError(f"{folder} is not a counterfactual store: cannot read {path} ({error.strerror})") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise UserError(f"{path} must be of counterfactual store format {FORMAT}, found {found!r}")
+        raise UserError(f"{path} must be of counterfactual store format {FORMAT}, found {shown(found)}")
     names = manifest.get("interventions")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} must list the names of the interventions under 'interventions', found {names!r}")
+        raise UserError(f"{path} must list the names of the interventions under 'interventions', found {shown(names)}")
     if not isinstance(manifest.get("source"), str):
-        raise UserError(f"{path} must name the 'source' of the counterfactuals, found {manifest.get('source')!r}")
+        raise UserError(f"{path} must name the 'source' of the counterfactuals, found {shown(manifest.get('source'))}")
     for name in names:
         check_intervention_name(name)
     return manifest

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -18,6 +17,7 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from numpy.typing import NDArray
 
+from nnunet_cfcl.runs.checkpoint import read_plain
 from nnunet_cfcl.runs.epoch_log import read_log
 
 CASES_SHOWN = 2
@@ -101,7 +101,7 @@ def _draw_curves(upper: Any, lower: Any, fold: Path) -> None:
     upper.plot([line["epoch"] for line in epochs], [line["loss"] for line in epochs], marker="o")
     upper.set_title("phase 1: contrastive loss", fontsize=9)
     # nnU-Net keeps its curves in the checkpoint only
-    curves = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)["logging"]
+    curves = read_plain(fold / "checkpoint_final.pth", "checkpoint", "run the demo again")["logging"]
     lower.plot(curves["train_losses"], marker="o", label="training loss")
     lower.plot(curves["mean_fg_dice"], marker="o", label="pseudo Dice (validation)")
     lower.set_title("phase 2: fine-tuning", fontsize=9)

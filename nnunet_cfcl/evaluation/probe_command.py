@@ -115,7 +115,7 @@ def probe(request: ProbeRequest, say: Callable[[str], object] = print) -> Probed
     models = _models(request, Path(trainer.output_folder))
     out = writable_folder(request.out or Path(trainer.output_folder) / "cfcl" / "probe", "name another with -o")
     bench = _bench(request, trainer, note)
-    measured = tuple(_measure(bench, trainer, models, say))
+    measured = tuple(_measure(bench, trainer, models))
     probed = probe_report.Probed(
         bench, measured, tuple(paired_differences(measured, bench.patients, request.seed)),
         trainer.plans_manager.dataset_name, request.configuration, request.plans, trainer.fold,
@@ -183,9 +183,7 @@ def _cells(trainer: Any, column: str, cases: tuple[str, ...]) -> dict[str, str]:
     return {case: cells[case] for case in cases if case in cells and not is_missing(cells[case])}
 
 
-def _measure(
-    bench: Bench, trainer: Any, models: list[ProbedModel], say: Callable[[str], object]
-) -> list[ModelFigures]:
+def _measure(bench: Bench, trainer: Any, models: list[ProbedModel]) -> list[ModelFigures]:
     """The figures of every model, whose weights are checked before the first one is measured."""
     from nnunet_cfcl.nnunet.bare_trainer import build_network
     from nnunet_cfcl.nnunet.decoder_tap import decoder_width
@@ -195,11 +193,11 @@ def _measure(
     decoder_width(network)
     for model in models:
         if model.file is not None:
-            check_fit(network, read_weights(model.file, say), str(model.file))
+            check_fit(network, read_weights(model.file), str(model.file))
     begun = {key: value.detach().clone() for key, value in network.state_dict().items()}
     measured = []
     for model in models:
-        loaded = use_weights(network, begun if model.file is None else read_weights(model.file, lambda line: None))
+        loaded = use_weights(network, begun if model.file is None else read_weights(model.file))
         measured.append(bench.measure(network, model.name, model.file, loaded))
     return measured
 

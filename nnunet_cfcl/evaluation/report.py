@@ -256,5 +256,7 @@ def render(parts: Sequence[Chapter]) -> str:
         loader=jinja2.PackageLoader("nnunet_cfcl.evaluation", "."), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     title = parts[0].title if len(parts) == 1 or parts[0].key != "comparison" else "Comparison of trainings"
-    return environment.get_template(TEMPLATE).render(
+    page = environment.get_template(TEMPLATE).render(
         chapters=parts, title=title, version=nnunet_cfcl.__version__, made=f"{datetime.now():%Y-%m-%d %H:%M}")
+    # JSON and names of files may hold halves of characters, which cannot be written
+    return page.encode("utf-8", errors="replace").decode("utf-8")

@@ -201,7 +201,9 @@ def value_text(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the two largest units: "2 h 05 min", "3 min 20 s"."""
+    """In the two largest units: "2 h 05 min", "3 min 20 s"; a log may hold times that are none."""
+    if not math.isfinite(seconds):
+        return "an unknown time"
     whole, units = round(seconds), (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
     for (large, size), (small, part) in zip(units, units[1:]):
         if whole >= size:

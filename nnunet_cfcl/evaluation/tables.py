@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 from nnunet_cfcl.counterfactual.attributes import is_missing
 from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.evaluation.segmentation_metrics import METRICS
+from nnunet_cfcl.json_files import read_json
 from nnunet_cfcl.nnunet.attribute_table import ATTRIBUTES, CASE, PATIENT
 from nnunet_cfcl.nnunet.csv_table import check_case_names, read_csv_table
 from nnunet_cfcl.nnunet.label_files import READERS, case_of
@@ -113,13 +113,13 @@ def find_labels(truth: Path, predictions: Path) -> LabelScheme:
     if file is None:
         return LabelScheme()
     try:
-        declared: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))["labels"]
+        declared: Mapping[str, Any] = read_json(file)["labels"]
         values = {name: sorted({int(one) for one in (value if isinstance(value, list) else [value])})
                   for name, value in declared.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} has no readable labels ({type(error).__name__}: {error}), expected "
                         '"labels": {"background": 0, "organ": 1}; mend it or take it away') from error
-    ignore = values.pop("ignore", [None])[0]
+    ignore = next(iter(values.pop("ignore", [])), None)
     plain: dict[int, str] = {}
     # a label that is a region by itself is called as that; parts of larger regions have no name of their own
     for name, labels in sorted(values.items(), key=lambda item: len(item[1])):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_cfcl.errors import UserError, listed
+from nnunet_cfcl.json_files import read_json
 from nnunet_cfcl.nnunet.csv_table import read_csv_table
 
 ATTRIBUTES, DECLARATIONS = "attributes.csv", "attributes.json"
@@ -86,7 +86,7 @@ def read_declared_kinds(raw_folder: Path) -> dict[str, str]:
     if not file.exists():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as JSON ({error}); mend it or take it away") from error
     if not isinstance(content, dict) or not all(isinstance(kind, str) for kind in content.values()):

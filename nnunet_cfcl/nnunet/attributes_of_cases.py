@@ -6,7 +6,6 @@ preprocessed data.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_cfcl.atomic import write_text_atomically
+from nnunet_cfcl.atomic import WriteError, write_text_atomically
 from nnunet_cfcl.counterfactual.attributes import AttributeCoding, infer_attributes, is_missing
 from nnunet_cfcl.counterfactual.interventions import (
     ENOUGH_CASES,
@@ -28,6 +27,7 @@ from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.nnunet.attribute_table import ATTRIBUTES, DECLARATIONS, read_attribute_table, read_declared_kinds
 from nnunet_cfcl.nnunet.csv_table import check_case_names
 from nnunet_cfcl.nnunet.patients import read_patients, store_patients
+from nnunet_cfcl.sealed_json import read_sealed, sealed_text
 
 STORED = "cfcl_attributes.json"
 FORMAT = 1
@@ -76,7 +76,7 @@ def known_attributes(preprocessed: Path) -> KnownAttributes | None:
     if table is not None and raw_folder is not None:
         declared = read_declared_kinds(raw_folder)
         _keep_copy(stored, {"format": FORMAT, "columns": table.attributes, "declared": declared})
-        with suppress(OSError):
+        with suppress(OSError, WriteError):
             store_patients(preprocessed, read_patients(raw_folder))
         return KnownAttributes(table.attributes, declared, str(raw_folder / ATTRIBUTES))
     if raw_folder is not None and raw_folder.is_dir():
@@ -86,19 +86,23 @@ def known_attributes(preprocessed: Path) -> KnownAttributes | None:
 
 def _keep_copy(file: Path, content: Mapping[str, Any]) -> None:
     """Writes the file where it differs; where nothing can be written, trainings beside the raw dataset go on."""
-    text = json.dumps(content, indent=1)
-    with suppress(OSError):
+    text = sealed_text(content)
+    with suppress(OSError, WriteError):
         if file.parent.is_dir() and not (file.is_file() and file.read_bytes() == text.encode()):
             write_text_atomically(file, text)
 
 
 def _read_stored(file: Path) -> KnownAttributes:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_sealed(file)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, expected {FORMAT}")
-        return KnownAttributes(content["columns"], content["declared"], f"{file}, the copy of {ATTRIBUTES}")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        columns, declared = content["columns"], content["declared"]
+        cells = [cell for column in columns.values() for cell in column.values()]
+        if not all(isinstance(text, str) for text in (*cells, *declared.values())):
+            raise TypeError("cells that are no texts")
+        return KnownAttributes(columns, declared, f"{file}, the copy of {ATTRIBUTES}")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file} is not a readable copy of {ATTRIBUTES} ({type(error).__name__}: {error}); delete it "
                         "and run `nnunet_cfcl generator train` where the raw dataset is") from error
 

@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet import versions
 from nnunet_cfcl.nnunet.check_dataset import find_dataset, load_configuration, load_plan
 from nnunet_cfcl.nnunet.check_environment import check_folders, check_trainer
 from nnunet_cfcl.nnunet.check_pretraining import pretraining_trainer
@@ -143,7 +144,8 @@ def build_network(trainer: Any) -> torch.nn.Module:
         trainer._seed()
     else:
         torch.manual_seed(trainer.settings.seed)
-    network: torch.nn.Module = trainer.build_network_architecture(
+    network: torch.nn.Module = versions.build_network(
+        trainer,
         trainer.plans_manager,
         trainer.configuration_manager,
         determine_num_input_channels(trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from nnunet_cfcl.config import CONFIG_VARIABLE, Settings, SettingsError, resolve_settings
-from nnunet_cfcl.errors import listed
+from nnunet_cfcl.errors import first_line, listed
+from nnunet_cfcl.json_files import read_json
 from nnunet_cfcl.nnunet.finding import CheckFailed, Finding
+from nnunet_cfcl.runs.loose_json import as_object
 
 # the plans of nnU-Net's own planners; the default planner needs no flag
 PLANNERS = {f"nnUNetResEncUNet{size}Plans": f"nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")}
@@ -89,7 +90,7 @@ def load_plan(dataset: str, plans: str, configuration: str | None) -> dict[str, 
 
 def _json_or_nothing(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -103,12 +104,17 @@ def load_configuration(plan: dict[str, Any], plans: str, configuration: str) -> 
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    known = list(plan.get("configurations", {}))
+    known = list(as_object(plan.get("configurations")))
     if configuration not in known:
         near = difflib.get_close_matches(configuration, known, n=1, cutoff=0.0)
         raise CheckFailed(f"the plan {plans} has no configuration {configuration} (it has {listed(known)})",
                           f"-c {near[0]}" if near else "plan again")
-    block: dict[str, Any] = PlansManager(plan).get_configuration(configuration).configuration
+    try:
+        block: dict[str, Any] = PlansManager(plan).get_configuration(configuration).configuration
+    # nnU-Net looks at nothing before it uses it
+    except Exception as error:
+        raise CheckFailed(f"nnU-Net cannot use the configuration {configuration} of the plan {plans} "
+                          f"({first_line(error)})", "plan again") from error
     return block
 
 
@@ -172,7 +178,7 @@ def _check_split(file: Path, cases: set[str], mend: str) -> Finding:
                            f"write {file}, or train fold all")
         return Finding("ok", "no splits_final.json: nnU-Net will draw five folds")
     try:
-        splits = json.loads(file.read_text())
+        splits = read_json(file)
         named = {case for split in splits for part in ("train", "val") for case in split[part]}
     except (OSError, ValueError, KeyError, TypeError):
         return Finding("FAIL", f"{file} is not a list of folds with train and val", f"rm {file}, nnU-Net draws folds")

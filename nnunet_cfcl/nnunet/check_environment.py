@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nnunet_cfcl.errors import first_line
 from nnunet_cfcl.nnunet.finding import Finding
-from nnunet_cfcl.nnunet.installation import EXPORT_COMMAND, plugin_trainers
+from nnunet_cfcl.nnunet.installation import EXPORT_COMMAND, INSTALL_COMMAND, plugin_trainers
 
 # nnU-Net's own requirement is the same; newer major versions may move what this package relies on
 NNUNET_VERSIONS = ((2, 8), (3,))
@@ -111,33 +111,33 @@ def look_up_trainer(name: str) -> type | None:
     Raises:
         AssertionError: the class found is no trainer.
     """
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from nnunet_cfcl.nnunet.versions import look_up
 
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            found: type = recursive_find_trainer_class_by_name(name)
-        except RuntimeError as error:
-            if "Could not find requested nnunet trainer" not in str(error):
-                raise
-            return None
-    return found
+        return look_up(name)
 
 
 def _way_to_trainer(name: str) -> str:
     """The command that makes ``name`` known if it is ours, else the nearest name there is."""
     ours = plugin_trainers()
     if name in ours:
-        return _export_command()
+        return _command_that_finds_ours()
     near = difflib.get_close_matches(name, {*_known_trainers(), *ours}, n=1, cutoff=0.0)[0]
-    return f"-tr {near}" + (f", after {_export_command()}" if near in ours and look_up_trainer(near) is None else "")
+    unseen = near in ours and look_up_trainer(near) is None
+    return f"-tr {near}" + (f", after {_command_that_finds_ours()}" if unseen else "")
 
 
 def _external_folders() -> list[str]:
     return [path for path in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if path.strip()]
 
 
-def _export_command() -> str:
+def _command_that_finds_ours() -> str:
+    """Sets the variable, the folders in it kept; or installs, for an nnU-Net that does not read it."""
+    from nnunet_cfcl.nnunet.versions import reads_external_trainers
+
+    if not reads_external_trainers():
+        return INSTALL_COMMAND
     kept = "".join(path + os.pathsep for path in _external_folders() if os.path.exists(path))
     return EXPORT_COMMAND.replace("=", f"={kept}", 1)
 

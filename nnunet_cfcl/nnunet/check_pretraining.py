@@ -19,6 +19,7 @@ from nnunet_cfcl import trainers
 from nnunet_cfcl.config import CONFIG_VARIABLE, Settings
 from nnunet_cfcl.counterfactual.choice import choose_source, wants_generator
 from nnunet_cfcl.errors import UserError, first_line
+from nnunet_cfcl.json_files import read_json
 from nnunet_cfcl.nnunet import check_dataset, check_environment
 from nnunet_cfcl.nnunet.attribute_table import ATTRIBUTES
 from nnunet_cfcl.nnunet.attributes_of_cases import (
@@ -34,6 +35,7 @@ from nnunet_cfcl.nnunet.plan import check_single_stage, view_geometry
 from nnunet_cfcl.nnunet.pool import pool_command, read_manifest, silver_folder
 from nnunet_cfcl.nnunet.pool_sources import SILVER_LABELS
 from nnunet_cfcl.nnunet.pretraining_cases import PretrainingCases, pretraining_cases
+from nnunet_cfcl.nnunet.versions import build_network
 from nnunet_cfcl.pretraining.gradient_cache import check_norms
 from nnunet_cfcl.pretraining.methods import MethodContext
 from nnunet_cfcl.pretraining.objective import Objective
@@ -84,7 +86,8 @@ class PlannedPretraining:
             return
         manager = PlansManager(self.plan).get_configuration(self.configuration)
         yield _checked(lambda: check_single_stage(self.configuration, manager), "no previous stage needed",
-                       f"-c {manager.previous_stage_name}, or -tr nnUNetTrainer for this stage")
+                       f"-c {manager.previous_stage_name}, or set pretrain.enabled to false for this stage in "
+                       f"{_settings_file()}")
         views = self.trainer.method.adapt(self.settings).views
         yield _checked(lambda: check_patch(view_geometry(manager), views), "the views fit the patch",
                        f"set views.crop_fraction in {_settings_file()}, or another patch_size in {self.plans}.json")
@@ -124,8 +127,9 @@ class PlannedPretraining:
         manager = PlansManager(copy.deepcopy(self.plan))
         channels = check_dataset.network_channels(self.dataset, self.plan, self.configuration)
         with torch.device("meta"):
-            return self.trainer.build_network_architecture(
-                manager, manager.get_configuration(self.configuration), *channels)
+            network: nn.Module = build_network(
+                self.trainer, manager, manager.get_configuration(self.configuration), *channels, deep_supervision=True)
+        return network
 
     def _data_findings(self, folder: Path) -> Iterator[Finding]:
         """Of the cases and counterfactuals of fold "all"; where these fail, whether single folds can be pretrained."""
@@ -254,6 +258,6 @@ def _splits(file: Path) -> list[tuple[set[str], set[str]]]:
     """Training and validation cases of each fold; none if there is no sound file, of which `check_preprocessed` speaks.
     """
     try:
-        return [(set(map(str, split["train"])), set(map(str, split["val"]))) for split in json.loads(file.read_text())]
+        return [(set(map(str, split["train"])), set(map(str, split["val"]))) for split in read_json(file)]
     except (OSError, ValueError, KeyError, TypeError):
         return []

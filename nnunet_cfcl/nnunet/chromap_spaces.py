@@ -58,12 +58,14 @@ def load_named(file: Path, network: nn.Module, identity: str) -> ColorSpace:
 
 
 def load_own(file: Path, identity: str) -> ColorSpace | None:
-    """The colour space in a folder of the model's or of earlier maps; None where there is none of these weights."""
+    """The colour space in a folder of the model's or of earlier maps; None where there is none of these weights, which
+    is said where the file is damaged."""
     if not file.is_file():
         return None
     try:
         space = ColorSpace.load(file)
-    except UserError:
+    except UserError as error:
+        print(f"{error}; until then it counts as missing")
         return None
     return space if space.identity == identity else None
 

@@ -25,6 +25,7 @@ from nnunet_cfcl.chromap.picture import grey, grey_background, overlay, write_pn
 from nnunet_cfcl.chromap.seams import seam_contrast
 from nnunet_cfcl.config import ChromapSettings
 from nnunet_cfcl.errors import reason
+from nnunet_cfcl.json_files import read_json
 from nnunet_cfcl.nnunet.chromap_case import has_orientation, in_file_order, input_geometry, is_picture, to_input_voxels
 
 FOLDER, EMBEDDING = "chromap", "_embedding.nii.gz"
@@ -102,6 +103,8 @@ class ChromapWriter:
             self._pending = None
             with self._noting(name):
                 self._seams[name] = future.result()
+                # now: after a kill the files are not drawn again, and nothing else tells of them
+                self._write_summary()
 
     @contextmanager
     def _noting(self, name: str) -> Iterator[None]:
@@ -182,7 +185,7 @@ class ChromapWriter:
 
     def _earlier_cases(self) -> dict[str, Any]:
         try:
-            cases = json.loads(self._summary_file.read_text())["cases"]
+            cases = read_json(self._summary_file)["cases"]
             return dict(cases)
         # none, or damaged: it tells of nothing then
         except (OSError, ValueError, KeyError, TypeError):

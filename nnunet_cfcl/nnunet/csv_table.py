@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from nnunet_cfcl.errors import UserError, listed
 
 
 def read_csv_table(file: Path) -> tuple[list[str], dict[int, list[str]]]:
-    """The header, and the rows that are not empty by the number of their (last) line; cells without the spaces around.
+    """The header, and the rows that are not empty by the number of their (last) line; cells in one line.
 
     Raises:
         UserError: the file cannot be read as such a table.
@@ -20,12 +20,23 @@ def read_csv_table(file: Path) -> tuple[list[str], dict[int, list[str]]]:
         # spreadsheets write a byte order mark
         with open(file, newline="", encoding="utf-8-sig") as handle:
             reader = csv.reader(handle, strict=True)
-            header = [cell.strip() for cell in next(reader, [])]
-            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            header = _cells(next(reader, []))
+            rows = [(reader.line_num, _cells(row)) for row in reader]
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a table of comma-separated values in UTF-8 ({error}); save it again "
                         "as such, or take it away") from error
     return header, {line: row for line, row in rows if any(row)}
+
+
+def _cells(row: Sequence[str]) -> list[str]:
+    """Without the spaces around, and in one line.
+
+    Raises:
+        ValueError: a character that no table has; a file that is cut short by a crash may be filled up with it.
+    """
+    if any("\0" in cell for cell in row):
+        raise ValueError("it holds the character NUL")
+    return [" ".join(cell.split()) for cell in row]
 
 
 def check_case_names(named: Collection[str], known: Collection[str], ending: str, table: str) -> None:

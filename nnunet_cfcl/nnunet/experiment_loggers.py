@@ -32,7 +32,10 @@ class LaterLogger:
 
 def put_after_pretraining(trainer: Any, epochs: int) -> None:
     """nnU-Net's experiment loggers count the pretraining's epochs first, and are told the settings."""
-    loggers = trainer.logger.loggers
+    # before 2.7 nnU-Net has none
+    loggers = getattr(trainer.logger, "loggers", None)
+    if loggers is None:
+        return
     trainer.logger.loggers = [LaterLogger(logger, epochs) for logger in loggers]
     for logger in loggers:
         # W&B refuses other values than those of a run that is continued

@@ -8,18 +8,19 @@ half as large as the original, cannot be trained on with ``--c``, and can be giv
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from nnunet_cfcl.atomic import replace_atomically
 from nnunet_cfcl.errors import UserError, first_line
+from nnunet_cfcl.json_files import read_json
 from nnunet_cfcl.nnunet.check_environment import look_up_trainer
 
 STOCK_TRAINER = "nnUNetTrainer"
 FINAL, BEST = "checkpoint_final.pth", "checkpoint_best.pth"
 MODEL_FILES = ("dataset.json", "plans.json")
+KINDS = {"network_weights": dict, "init_args": dict, "trainer_name": str}
 
 
 def export_stock(fold_folder: Path, out: Path) -> list[Path]:
@@ -41,7 +42,7 @@ def export_stock(fold_folder: Path, out: Path) -> list[Path]:
     _check_source(fold_folder, out)
     _check_target(source, out, fold_folder.name)
     exports = {file.name: _export(file, source) for file in (fold_folder / FINAL, fold_folder / BEST) if file.is_file()}
-    _check_configuration(exports[FINAL]["init_args"]["configuration"], out)
+    _check_configuration(_configuration(exports[FINAL]), out)
     try:
         _write_model_files(source, out)
         return [_save(checkpoint, out / fold_folder.name / name) for name, checkpoint in exports.items()]
@@ -63,8 +64,7 @@ def stock_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: it is not a checkpoint of an nnU-Net trainer.
     """
-    missing = [key for key in ("network_weights", "init_args", "trainer_name") if key not in checkpoint]
-    if missing:
+    if missing := [key for key, kind in KINDS.items() if not isinstance(checkpoint.get(key), kind)]:
         raise UserError(f"not a checkpoint of an nnU-Net training: it has no {', '.join(missing)}")
     return {
         "network_weights": _compact(checkpoint["network_weights"]),
@@ -92,16 +92,10 @@ def _memory(tensor: Any) -> tuple[Any, ...]:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    import torch
+    # imports PyTorch, for which --help should not wait
+    from nnunet_cfcl.runs.checkpoint import read_plain
 
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=False)
-    # torch raises nearly anything for a damaged file
-    except Exception as error:
-        raise UserError(f"{file} cannot be read ({first_line(error)})") from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{file} is not a checkpoint of an nnU-Net training")
-    return checkpoint
+    return read_plain(file, "checkpoint", "expected one of an nnU-Net training: name another, or train the fold anew")
 
 
 def _check_source(fold_folder: Path, out: Path) -> None:
@@ -120,25 +114,28 @@ def _check_target(source: Path, out: Path, fold: str) -> None:
         if (out / name).is_file() and _json(out / name) != _json(source / name):
             raise UserError(f"{out} already holds another model: its {name} differs from {source / name}")
     existing = out / fold / FINAL
-    if existing.is_file() and "optimizer_state" in _load_lazily(existing):
+    if existing.is_file() and "optimizer_state" in _load(existing):
         raise UserError(f"{existing} comes from a training, not from an export; choose another folder to export to")
 
 
 def _json(file: Path) -> Any:
-    return json.loads(file.read_text())
+    try:
+        return read_json(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({first_line(error)}); copy it from the training's folder") from error
 
 
-def _load_lazily(file: Path) -> dict[str, Any]:
-    import torch
-
-    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False, mmap=True)
-    return checkpoint
+def _configuration(checkpoint: dict[str, Any]) -> str:
+    arguments = checkpoint.get("init_args")
+    if not isinstance(arguments, dict) or not isinstance(found := arguments.get("configuration"), str):
+        raise UserError("not a checkpoint of an nnU-Net training: it does not say of which configuration")
+    return found
 
 
 def _check_configuration(configuration: str, out: Path) -> None:
     # nnU-Net takes the configuration from the first fold and would load the others' weights into its network
     for file in sorted(out.glob(f"fold_*/{FINAL}")):
-        found = _load_lazily(file)["init_args"]["configuration"]
+        found = _configuration(_load(file))
         if found != configuration:
             raise UserError(f"{out} already holds folds of configuration {found}, this one is {configuration}")
 
@@ -163,11 +160,13 @@ def _check_network(checkpoint: dict[str, Any], source: Path, file: Path) -> None
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    from nnunet_cfcl.nnunet.versions import build_network
+
     manager, description = PlansManager(_json(source / "plans.json")), _json(source / "dataset.json")
-    configuration = manager.get_configuration(checkpoint["init_args"]["configuration"])
-    network = nnUNetTrainer.build_network_architecture(
-        manager, configuration, determine_num_input_channels(manager, configuration, description),
-        manager.get_label_manager(description).num_segmentation_heads, enable_deep_supervision=False)
+    configuration = manager.get_configuration(_configuration(checkpoint))
+    network = build_network(
+        nnUNetTrainer, manager, configuration, determine_num_input_channels(manager, configuration, description),
+        manager.get_label_manager(description).num_segmentation_heads, deep_supervision=False)
     try:
         network.load_state_dict(checkpoint["network_weights"])
     except RuntimeError as error:

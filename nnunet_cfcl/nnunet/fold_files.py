@@ -18,7 +18,7 @@ EXPECTED = "nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION/fold_F"
 
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?): ?(.*)")
 _NUMBER = r"-?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
-_EPOCH = re.compile(r"Epoch (\d+)")
+_EPOCH = re.compile(r"Epoch (\d{1,9})")
 #: How nnU-Net's lines about an epoch begin -> what they are about.
 _FIGURES = {"Current learning rate:": "learning_rate", "train_loss": "train_loss", "val_loss": "val_loss",
             "Pseudo dice": "pseudo_dice", "Epoch time:": "seconds"}

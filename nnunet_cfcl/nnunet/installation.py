@@ -2,7 +2,7 @@
 
 nnU-Net looks a trainer up in its own folder ``training/nnUNetTrainer`` first, then in the folders named by
 ``nnUNet_extTrainer`` (``nnunetv2.utilities.find_objects``). The variable is the better way; the shim is for
-installations in which it cannot be set.
+installations in which it cannot be set, and for nnU-Net before 2.8, which does not know it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from nnunet_cfcl.atomic import write_text_atomically
 from nnunet_cfcl.errors import UserError
 
 EXPORT_COMMAND = "export nnUNet_extTrainer=$(nnunet_cfcl trainers-path)"
+#: nnU-Net before 2.8 does not know the variable.
+INSTALL_COMMAND = "nnunet_cfcl install"
 SHIM_FOLDER = "nnunet_cfcl_plugin"
 
 _PACKAGE_SOURCE = '"""Written by `nnunet_cfcl install` {version}; `nnunet_cfcl uninstall` removes this folder."""\n'
@@ -106,8 +108,15 @@ def install() -> Path:
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)
         raise UserError(f"cannot write {folder} ({error.strerror}); run this with the rights of the installation's "
-                        f"owner, or use the variable instead: {EXPORT_COMMAND}") from error
+                        f"owner, or {_way_without_install()}") from error
     return folder
+
+
+def _way_without_install() -> str:
+    from nnunet_cfcl.nnunet.versions import reads_external_trainers
+
+    way = f"use the variable instead: {EXPORT_COMMAND}"
+    return way if reads_external_trainers() else f"install nnunetv2 2.8 or newer and {way}"
 
 
 def uninstall() -> Path | None:

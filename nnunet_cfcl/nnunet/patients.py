@@ -6,7 +6,6 @@ preprocessed data.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from nnunet_cfcl.atomic import write_text_atomically
 from nnunet_cfcl.counterfactual.attributes import is_missing
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.attribute_table import ATTRIBUTES, PATIENT, read_attribute_table
+from nnunet_cfcl.sealed_json import read_sealed, sealed_text
 
 STORED = "cfcl_patients.json"
 FORMAT = 1
@@ -66,7 +66,7 @@ def store_patients(preprocessed: Path, patients: Mapping[str, str] | None) -> No
         preprocessed: ``nnUNet_preprocessed/DatasetXXX``.
         patients: case -> patient of all cases in the table; None: there is no table with patients.
     """
-    write_text_atomically(preprocessed / STORED, json.dumps({"format": FORMAT, "patients": patients}, indent=1))
+    write_text_atomically(preprocessed / STORED, sealed_text({"format": FORMAT, "patients": patients}))
 
 
 def _read_stored(file: Path) -> tuple[bool, dict[str, str] | None]:
@@ -74,7 +74,7 @@ def _read_stored(file: Path) -> tuple[bool, dict[str, str] | None]:
     if not file.is_file():
         return False, None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_sealed(file)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, expected {FORMAT}")
         patients = content["patients"]

@@ -16,12 +16,13 @@ def check_single_stage(name: str, configuration: ConfigurationManager) -> None:
     """Refuse a cascade's second stage.
 
     Raises:
-        UserError: names the configuration and those that can be pretrained.
+        UserError: names the first stage, and says how to train the second.
     """
     if configuration.previous_stage_name is not None:
         raise UserError(
             f"'{name}' takes the previous stage's segmentation as input, which pretraining has not: pretrain "
-            "3d_fullres or 3d_lowres instead"
+            f"{configuration.previous_stage_name}; train this stage with pretrain.enabled set to false, and with the "
+            "same trainer, by whose name nnU-Net finds the masks"
         )
 
 

@@ -9,7 +9,6 @@ docs/how-to/unlabelled-and-silver.md.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,8 +19,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_cfcl.atomic import write_text_atomically
 from nnunet_cfcl.config import digest
-from nnunet_cfcl.errors import UserError, listed
+from nnunet_cfcl.errors import UserError, first_line, listed, shown
+from nnunet_cfcl.names import stays_in_folder
 from nnunet_cfcl.nnunet.pool_sources import POOL_IMAGES, SILVER_LABELS, pool_names, silver_names
+from nnunet_cfcl.sealed_json import read_sealed, sealed_text
 
 FORMAT = 1
 
@@ -108,17 +109,22 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_sealed(file)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, expected {FORMAT}")
         cases = {case: _record(entry) for case, entry in sorted(content["cases"].items())}
+        names = (*cases, *(name for record in cases.values() for name in record.files))
+        if outside := [name for name in names if not stays_in_folder(name)]:
+            raise ValueError(f"names that are no names of files: {listed(outside)}")
         return Manifest(str(content["preprocessing"]), bool(content["complete"]), cases)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} is not a readable manifest ({type(error).__name__}: {error}); delete it and {folder}, "
+        raise UserError(f"{file} is not a readable manifest ({first_line(error)}); delete it and {folder}, "
                         "then run nnunet_cfcl pool again") from error
 
 
 def _record(entry: Mapping[str, Any]) -> CaseRecord:
+    if not 0 <= entry["quality"] <= 1:
+        raise ValueError(f"quality {shown(entry['quality'])}, expected 0 to 1")
     return CaseRecord(**{**entry, "shape": tuple(entry["shape"]), "files": tuple(entry["files"])})
 
 
@@ -126,7 +132,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest beside ``folder``, atomically."""
     cases = {case: dataclasses.asdict(record) for case, record in sorted(manifest.cases.items())}
     content = {"format": FORMAT, "preprocessing": manifest.preprocessing, "complete": manifest.complete, "cases": cases}
-    write_text_atomically(manifest_file(folder), json.dumps(content, indent=1))
+    write_text_atomically(manifest_file(folder), sealed_text(content))
 
 
 def preprocessing_digest(plans: PlansManager, configuration: ConfigurationManager) -> str:

@@ -138,8 +138,9 @@ class _Folder:
                     self._save(records, complete=False)
                     saved = time.monotonic()
         finally:
-            self._save(records, complete=len(records) == len(self.kept) + len(self.due))
+            # first: on a full disk it is the room for the manifest
             shutil.rmtree(scratch, ignore_errors=True)
+            self._save(records, complete=len(records) == len(self.kept) + len(self.due))
 
     def _save(self, records: Mapping[str, CaseRecord], complete: bool) -> None:
         write_manifest(self.folder, Manifest(self.preprocessing, complete, records))
@@ -162,9 +163,8 @@ def _check(cases: Sequence[RawCase], problems: Sequence[str], workers: PoolWorke
     found = {case.name: faults for case, faults in workers.each(CaseCheck, cases, "checking")}
     lines = [*problems, *(fault for case in cases for fault in found[case.name])]
     if lines:
-        listed = "".join(f"\n  {line}" for line in lines)
-        raise UserError(f"{len(lines)} problems in {workers.dataset.raw}; nothing was written:{listed}\n"
-                        f"mend these files or take them away, then run {workers.dataset.command}")
+        raise UserError(f"{len(lines)} problems in {workers.dataset.raw}; nothing was written; mend these files or "
+                        f"take them away, then run {workers.dataset.command}:", lines)
 
 
 def _patients(target: PoolDataset, raw: RawPool) -> dict[str, str] | None:

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, infer_dataset_class, nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 from numpy.typing import NDArray
 
+from nnunet_cfcl.atomic import refusals_named
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.pool import CaseRecord, pool_folder, silver_folder
 from nnunet_cfcl.nnunet.pool_check import read_probabilities
 from nnunet_cfcl.nnunet.pool_dataset import PoolDataset
 from nnunet_cfcl.nnunet.pool_sources import RawCase, SilverSource
 from nnunet_cfcl.nnunet.silver_labels import silver_channels, to_preprocessed_grid, voxel_confidence
+from nnunet_cfcl.nnunet.versions import block_layout
 
 
 def scratch_folder(folder: Path) -> Path:
@@ -113,12 +115,13 @@ class CasePreprocessing:
         folder = (silver_folder if case.training else pool_folder)(self.dataset.preprocessed)
         scratch = scratch_folder(folder) / case.name
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        if case.training:
-            self._save_silver(str(scratch / case.name), channels)
-        else:
-            self._save_case(str(scratch / case.name), image.astype(np.float32, copy=False), channels, properties)
-        return _publish(scratch, folder)
+        with refusals_named(folder / case.name, scratch / "probe"):
+            scratch.mkdir(parents=True)
+            if case.training:
+                self._save_silver(str(scratch / case.name), channels)
+            else:
+                self._save_case(str(scratch / case.name), image.astype(np.float32, copy=False), channels, properties)
+            return _publish(scratch, folder)
 
     def _save_case(
         self, target: str, image: NDArray[np.float32], channels: NDArray[np.int16], properties: dict[str, Any]
@@ -138,7 +141,7 @@ class CasePreprocessing:
 
     def _layout(self, array: NDArray[Any]) -> Any:
         """Blocks and chunks as nnU-Net's preprocessing chooses them."""
-        return comp_blosc2_params(array.shape, tuple(self.dataset.configuration.patch_size), array.itemsize)
+        return block_layout(array.shape, self.dataset.configuration.patch_size, array.itemsize)
 
 
 def _publish(scratch: Path, folder: Path) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.pool_dataset import PoolDataset
+from nnunet_cfcl.runs.watchdog import how_they_died, show_stacks_when_asked, watched
 
 Case = TypeVar("Case", bound=Hashable)
 Result = TypeVar("Result")
@@ -42,13 +44,15 @@ class PoolWorkers:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
     def each(self, work: Work[Case, Result], cases: Sequence[Case], what: str) -> Iterator[tuple[Case, Result]]:
-        """(case, result) in the order in which they are done, with a progress bar called ``what``.
+        """(case, result) in the order in which they are done, with a progress bar called ``what``; watched, see
+        `runs.watchdog.watched`.
 
         Raises:
             UserError: a process was killed.
         """
-        with tqdm(total=len(cases), desc=what, unit="case", disable=None) as bar:
+        with watched(what) as beat, tqdm(total=len(cases), desc=what, unit="case", disable=None) as bar:
             for pair in self._serial(work, cases) if self.processes <= 1 else self._parallel(work, cases):
+                beat()
                 bar.update()
                 yield pair
 
@@ -62,12 +66,16 @@ class PoolWorkers:
             # not more processes than cases; the check, which comes first, looks at all of them
             self._executor = ProcessPoolExecutor(min(self.processes, len(cases)), multiprocessing.get_context("spawn"),
                                                  _set_dataset, (self.dataset,))
+        processes: list[BaseProcess] = []
         try:
             futures = {self._executor.submit(_run, work, case): case for case in cases} if self._executor else {}
+            processes = multiprocessing.active_children()
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
-            raise UserError("a process was killed, probably for lack of memory: run the command again with a smaller "
+            died = how_they_died(processes)
+            probably = "" if died and "SIGKILL" not in died else ", probably for lack of memory"
+            raise UserError(f"a process was killed{probably} ({died or error}): run the command again with a smaller "
                             "-np") from error
 
 
@@ -77,6 +85,7 @@ _dataset: PoolDataset
 def _set_dataset(dataset: PoolDataset) -> None:
     global _dataset
     _dataset = dataset
+    show_stacks_when_asked()
 
 
 def _run(work: Work[Case, Result], case: Case) -> Result:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from nnunet_cfcl.errors import UserError, first_line, listed
+from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.nnunet.check_environment import check_trainer
 from nnunet_cfcl.nnunet.check_pretraining import known_trainer
 from nnunet_cfcl.nnunet.chromap_spaces import weights_digest
 from nnunet_cfcl.nnunet.finding import refuse
-from nnunet_cfcl.runs.checkpoint import load_body
+from nnunet_cfcl.runs.checkpoint import load_body, read_plain
 
 UNTRAINED, WEIGHTS = "untrained", "network_weights"
 #: Whose network is built where no trainer is named.
@@ -108,40 +105,19 @@ def check_names(models: Sequence[ProbedModel]) -> None:
         raise UserError(f"two models are called {twice[0]}, expected a name for each: write --weights NAME=FILE")
 
 
-def read_weights(file: Path, log: Callable[[str], object]) -> dict[str, Tensor]:
+def read_weights(file: Path) -> dict[str, Tensor]:
     """The network's weights in a checkpoint, on the CPU.
 
-    Only tensors, numbers and text are read where that suffices; a checkpoint with anything else is read as nnU-Net
-    reads its own, which can run code that is in the file, and said.
-
     Raises:
-        UserError: it cannot be read, or has no ``network_weights``.
+        UserError: it cannot be read, has no ``network_weights``, or holds what could run code (see `read_plain`).
     """
-    try:
-        content = _read(file, log)
-    # torch raises nearly anything for a damaged file
-    except Exception as error:
-        raise UserError(f"{file} cannot be read ({first_line(error)}), expected a checkpoint of nnU-Net or of a "
-                        "pretraining; name another") from error
-    weights = content.get(WEIGHTS) if isinstance(content, dict) else None
+    content = read_plain(file, "checkpoint", "expected one of nnU-Net or of a pretraining: name another, or save its "
+                         f"{{'{WEIGHTS}': ...}} alone, if you trust it, with torch.save")
+    weights = content.get(WEIGHTS)
     if not isinstance(weights, Mapping) or not all(isinstance(one, Tensor) for one in weights.values()):
-        found = listed(content, 5) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{file} has no {WEIGHTS} (found: {found}), expected a checkpoint of nnU-Net or of a "
-                        "pretraining; name another")
+        raise UserError(f"{file} has no {WEIGHTS} (found: {listed(content, 5)}), expected a checkpoint of nnU-Net or "
+                        "of a pretraining; name another")
     return dict(weights)
-
-
-def _read(file: Path, log: Callable[[str], object]) -> Any:
-    # NumPy's numbers and texts, which nnU-Net's logs and a pretraining's list of cases are made of
-    kinds = (np.bool_, np.int32, np.int64, np.float32, np.float64, np.str_)
-    plain: list[Any] = [np.dtype, np.float64(0).__reduce__()[0], *kinds, *(type(np.dtype(one)) for one in kinds)]
-    try:
-        with torch.serialization.safe_globals(plain):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        log(f"{file} holds more than weights and is read as nnU-Net reads its own checkpoints: only files that you "
-            "trust can be")
-        return torch.load(file, map_location="cpu", weights_only=False)
 
 
 def check_fit(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.json_files import read_json
 from nnunet_cfcl.phantom.anatomy import LABELS
 from nnunet_cfcl.phantom.disease import DISEASES
 from nnunet_cfcl.phantom.scanner import SCANNERS
@@ -134,7 +135,7 @@ def _write_tables(folder: Path, cases: Sequence[Case], training: int, phantom: d
 
 def _is_phantom(folder: Path) -> bool:
     try:
-        return bool(json.loads((folder / "dataset.json").read_text())["phantom"]["generator"] == GENERATOR)
+        return bool(read_json(folder / "dataset.json")["phantom"]["generator"] == GENERATOR)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -16,6 +16,7 @@ from nnunet_cfcl.config import Settings
 from nnunet_cfcl.counterfactual.source import CaseReader, CounterfactualSource, require_finite
 from nnunet_cfcl.pretraining.objective import ImageViews, Objective
 from nnunet_cfcl.runs.seeds import generator_for
+from nnunet_cfcl.runs.watchdog import show_stacks_when_asked
 from nnunet_cfcl.views import (
     CropBox,
     ViewGeometry,
@@ -147,7 +148,8 @@ def batches(dataset: PretrainingDataset, order: StepOrder, batch_size: int, work
     The processes hand over single images: whole batches, prefetched by every one of them, would fill the memory.
     """
     samples = DataLoader(
-        dataset, batch_size=None, sampler=order, num_workers=workers, prefetch_factor=2 if workers else None
+        dataset, batch_size=None, sampler=order, num_workers=workers, prefetch_factor=2 if workers else None,
+        worker_init_fn=show_stacks_when_asked,
     )
     stream = iter(samples)
     while batch := list(islice(stream, batch_size)):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from nnunet_cfcl.atomic import replace_atomically
 from nnunet_cfcl.config import Settings, digest
 from nnunet_cfcl.counterfactual.source import CaseReader, CounterfactualSource
 from nnunet_cfcl.errors import UserError
@@ -26,9 +27,10 @@ from nnunet_cfcl.pretraining.objective import Objective
 from nnunet_cfcl.pretraining.render import Row, render_views
 from nnunet_cfcl.pretraining.schedule import learning_rate
 from nnunet_cfcl.runs.checkpoint import load_body, load_checkpoint, save_checkpoint
-from nnunet_cfcl.runs.epoch_log import EpochLog
+from nnunet_cfcl.runs.epoch_log import EpochLog, sparing
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.runs.seeds import generator_for
+from nnunet_cfcl.runs.watchdog import watched
 from nnunet_cfcl.views import ViewGeometry, check_patch
 
 
@@ -132,7 +134,7 @@ class Pretraining:
     def run(self, resume: bool) -> None:
         """Train; with ``resume`` go on after the epoch of ``checkpoint_latest.pth``, if there is one."""
         first_epoch = self._restore() if resume else 0
-        log = EpochLog(self.task.folder if self._saves else None, first_epoch, plot_progress)
+        log = EpochLog(self.task.folder if self._saves else None, first_epoch, plot_progress, self.task.log)
         if self._saves:
             self._plot_views()
         data = self.batches(first_epoch)
@@ -159,6 +161,7 @@ class Pretraining:
             group["lr"] = rate
         torch.manual_seed(generator_for(self.task.settings.seed, number, self.ranks.rank).initial_seed())
         self.optimizer.zero_grad(set_to_none=True)
+        running = [buffer.clone() for buffer in self.model.buffers()]
         statistics = self.backward(batch)
         self.ranks.sum_gradients(self.parameters, self.model.loss_parameters())
         self.scaler.unscale_(self.optimizer)
@@ -166,6 +169,10 @@ class Pretraining:
         if self.scaler.is_enabled() or math.isfinite(norm):
             self.scaler.step(self.optimizer)
         self.scaler.update()
+        if not math.isfinite(norm):
+            # the forward pass has moved the statistics of batch norms, which would stay NaN for good
+            for buffer, before in zip(self.model.buffers(), running, strict=True):
+                buffer.copy_(before)
         self.model.after_step((number + 1) / self.total_steps)
         return {**statistics, "learning_rate": rate, "gradient_norm": norm, "skipped": float(not math.isfinite(norm))}
 
@@ -227,20 +234,27 @@ class Pretraining:
         rows = [row for row in self.rows if row[0] < images]
         views = self.render(batch, rows).cpu().unflatten(0, (images, -1))
         others = "view" if self.task.source.name == "none" else "counterfactual"
-        plot_views(batch, views, self.task.folder / "views.png", others)
+        picture = self.task.folder / "views.png"
+        with sparing(picture, self.task.log):
+            replace_atomically(picture, lambda file: plot_views(batch, views, file, others))
 
     def _epoch(self, epoch: int, data: Iterator[Any]) -> list[dict[str, float]]:
         length = self.settings.iterations_per_epoch
         steps = []
         # disable=None: the bar is drawn on a terminal only
         hidden = None if self.ranks.leads else True
-        with tqdm(total=length, desc=f"pretraining {epoch + 1}/{self.settings.epochs}", disable=hidden) as bar:
+        with (
+            watched(f"pretraining epoch {epoch}", self.task.log) as beat,
+            tqdm(total=length, desc=f"pretraining {epoch + 1}/{self.settings.epochs}", disable=hidden) as bar,
+        ):
             for number in range(epoch * length, (epoch + 1) * length):
                 steps.append(self.step(next(data), number))
+                beat()
                 bar.set_postfix(loss=f"{steps[-1]['loss']:.3f}")
                 bar.update()
-        # a gradient scaler begins with a few skipped steps, whose loss is finite
-        if all(step["skipped"] and not (self.scaler.is_enabled() and math.isfinite(step["loss"])) for step in steps):
+        # a gradient scaler begins with a few skipped steps, whose loss is finite, until its scale is small enough
+        searches = self.scaler.is_enabled() and self.scaler.get_scale() >= 1 and math.isfinite(steps[-1]["loss"])
+        if all(step["skipped"] for step in steps) and not searches:
             raise UserError(
                 f"pretraining epoch {epoch}: no step had finite gradients (loss {steps[-1]['loss']}); look for extreme "
                 "intensities with `nnunet_cfcl doctor --data`, or lower pretrain.initial_lr"

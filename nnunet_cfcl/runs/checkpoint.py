@@ -1,14 +1,27 @@
-"""Checkpoints of the pretraining: whole or not at all, on the CPU."""
+"""Checkpoints: whole or not at all, on the CPU, read without running anything that a file may hold.
+
+PyTorch's files are zip archives, which keep size and checksum of every tensor; PyTorch itself does not look at them.
+"""
 
 from __future__ import annotations
 
 import os
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nnunet_cfcl.atomic import replace_atomically
+from nnunet_cfcl.errors import UserError, first_line
+
+#: NumPy's numbers and texts, which nnU-Net's logs and settings are made of.
+_NUMBERS = (np.bool_, np.int32, np.int64, np.float32, np.float64, np.str_)
+_PLAIN: list[Any] = [
+    np.dtype, np.float64(0).__reduce__()[0], *_NUMBERS, *(type(np.dtype(kind)) for kind in _NUMBERS)]
 
 
 def save_checkpoint(content: dict[str, Any], file: str | os.PathLike[str]) -> None:
@@ -17,10 +30,55 @@ def save_checkpoint(content: dict[str, Any], file: str | os.PathLike[str]) -> No
 
 
 def load_checkpoint(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint with its tensors on the CPU."""
-    content = torch.load(file, map_location="cpu", weights_only=False)
-    assert isinstance(content, dict)
+    """What `save_checkpoint` wrote, with its tensors on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged or no such checkpoint.
+    """
+    return read_plain(file, "checkpoint", "delete it, and start the command that wrote it again: it makes it anew")
+
+
+def read_plain(file: str | os.PathLike[str], what: str, mend: str) -> dict[str, Any]:
+    """A checkpoint of tensors, numbers and texts, on the CPU; nothing else in it is read, and nothing of it is run.
+
+    Args:
+        file: written by `torch.save`.
+        what: it should be, for the message.
+        mend: what is to be done about one that cannot be read; ends the message.
+
+    Raises:
+        UserError: the file is missing, cut short, changed since it was written, or holds anything else.
+    """
+    place = Path(file)
+    try:
+        _check_archive(place)
+        with torch.serialization.safe_globals(_PLAIN):
+            content = torch.load(place, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {what} {file}; {mend}") from error
+    except UnpicklingError as error:
+        # torch's own words are a page, and end with the advice to trust the file
+        raise UserError(f"{file} cannot be read as a {what} (it is no archive of PyTorch, or holds more than tensors, "
+                        f"numbers and texts, which could run code); {mend}") from error
+    # a damaged archive raises almost anything
+    except Exception as error:
+        raise UserError(f"{file} cannot be read as a {what}, it is damaged ({first_line(error)}); {mend}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} cannot be read as a {what}, it holds a {type(content).__name__}; {mend}")
     return content
+
+
+def _check_archive(file: Path) -> None:
+    """Refuses an archive that is not as it was written; files of old versions of PyTorch are none."""
+    with open(file, "rb") as content:
+        if content.read(2) != b"PK":
+            return
+    with zipfile.ZipFile(file) as archive:
+        # PyTorch compresses nothing; a small file could become as large as it likes
+        if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+            raise ValueError("its parts are compressed")
+        if broken := archive.testzip():
+            raise ValueError(f"the checksum of {broken} is wrong")
 
 
 def to_cpu(content: Any) -> Any:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from nnunet_cfcl.atomic import replace_atomically, write_text_atomically
+from nnunet_cfcl.atomic import replace_atomically, writable_folder, write_text_atomically
+from nnunet_cfcl.errors import reason
+from nnunet_cfcl.runs.loose_json import json_object
 
 
 class EpochLog:
@@ -17,17 +20,23 @@ class EpochLog:
         folder: where both files lie, made if it is missing; None: nothing is written.
         first_epoch: lines of this epoch and later, left by a run that was killed, are dropped.
         plot: draws all lines into a PNG file.
+        say: told of a picture that cannot be drawn.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
 
     def __init__(
-        self, folder: Path | None, first_epoch: int, plot: Callable[[Sequence[Mapping[str, float]], Path], object]
+        self, folder: Path | None, first_epoch: int, plot: Callable[[Sequence[Mapping[str, float]], Path], object],
+        say: Callable[[str], object] = print,
     ) -> None:
-        self._folder, self._plot, self.epochs = folder, plot, list[dict[str, float]]()
+        self._folder, self._plot, self._say, self.epochs = folder, plot, say, list[dict[str, float]]()
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            writable_folder(folder, "free some space there or make it writable, then start again, with --c")
+            for unfinished in folder.glob("*.tmp"):  # of a run that was killed, and perhaps large
+                unfinished.unlink()
             self.epochs = [line for line in read_log(folder / "log.jsonl") if line["epoch"] < first_epoch]
-            text = "".join(json.dumps(line) + "\n" for line in self.epochs)
-            write_text_atomically(folder / "log.jsonl", text)
+            self._write(folder)
 
     def end_epoch(
         self, epoch: int, steps: Sequence[Mapping[str, float]], seconds: float, images: int,
@@ -37,27 +46,45 @@ class EpochLog:
 
         Args:
             more: numbers of the whole epoch, such as those of a validation.
+
+        Raises:
+            WriteError: the line cannot be written.
         """
         means = {key: _mean([step[key] for step in steps]) for key in steps[0]}
         line = {"epoch": epoch, **means, **(more or {}), "seconds": seconds, "images_per_second": images / seconds}
         self.epochs.append(line)
         if self._folder is not None:
-            with open(self._folder / "log.jsonl", "a") as file:
-                file.write(json.dumps(line) + "\n")
-            replace_atomically(self._folder / "progress.png", lambda file: self._plot(self.epochs, file))
+            self._write(self._folder)
+            picture = self._folder / "progress.png"
+            with sparing(picture, self._say):
+                replace_atomically(picture, lambda file: self._plot(self.epochs, file))
         return line
+
+    def _write(self, folder: Path) -> None:
+        # whole: half a line, left by a full disk, would spoil the next one
+        write_text_atomically(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.epochs))
+
+
+@contextmanager
+def sparing(picture: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """Within the block a picture is drawn; where that fails, or the disk is full, ``say`` is told, and all goes on."""
+    try:
+        yield
+    # whatever it is, it must not cost a training
+    except Exception as error:
+        say(f"No picture {picture} ({reason(error)}); all else goes on")
 
 
 def read_log(file: Path) -> list[dict[str, float]]:
-    """Lines of a ``log.jsonl``; a last line cut short by a kill is left out."""
+    """Lines of a ``log.jsonl`` up to the first that is none of an epoch; the last may be cut short by a kill."""
     if not file.exists():
         return []
     lines = []
-    for text in file.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        line = json_object(text)
+        if line is None or "epoch" not in line or not all(isinstance(one, (int, float)) for one in line.values()):
             break
+        lines.append(line)
     return lines
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from nnunet_cfcl.atomic import writable_folder
 from nnunet_cfcl.runs.ranks import Ranks
 
 if sys.platform != "win32":
@@ -31,11 +32,14 @@ def exclusive(folder: Path, log: Callable[[str], None], ranks: Ranks = Ranks()) 
         folder: made if it is missing.
         log: told when another run holds the lock, and this one waits.
         ranks: the processes of this run; the first one holds the lock for all of them.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
     if sys.platform == "win32":
         yield
         return
-    file = _open(folder) if ranks.leads else None
+    file = ranks.in_turn(lambda: _open(folder) if ranks.leads else None)
     try:
         told = False
         # not one long wait: a rank that is kept waiting for the first one by torch.distributed gives up after minutes
@@ -51,7 +55,7 @@ def exclusive(folder: Path, log: Callable[[str], None], ranks: Ranks = Ranks()) 
 
 
 def _open(folder: Path) -> IO[str]:
-    folder.mkdir(parents=True, exist_ok=True)
+    writable_folder(folder, "free some space there or make it writable, then start again")
     return open(folder / "lock", "w")
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_cfcl.json_files import read_json
+
 
 def read_json_object(file: Path, problems: list[str]) -> dict[str, Any]:
     """The object in a file; empty where there is no such file, or it is broken.
@@ -19,8 +21,8 @@ def read_json_object(file: Path, problems: list[str]) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
         problems.append(f"{file.name} cannot be read ({type(error).__name__}: {str(error)[:120]})")
         return {}
     if not isinstance(content, dict):
@@ -39,14 +41,15 @@ def read_json_lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
     except OSError as error:
         problems.append(f"{file.name} cannot be read ({error.strerror})")
         return []
-    lines = [_object_of(text) for text in texts]
+    lines = [json_object(text) for text in texts]
     broken = [number + 1 for number, line in enumerate(lines) if line is None]
     if [number for number in broken if number < len(lines)]:
         problems.append(f"{file.name} has {len(broken)} lines that are no JSON objects, the first in line {broken[0]}")
     return [line for line in lines if line is not None]
 
 
-def _object_of(text: str) -> dict[str, Any] | None:
+def json_object(text: str) -> dict[str, Any] | None:
+    """The object that a text is in JSON; None where it is none."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_cfcl.atomic import write_text_atomically
+from nnunet_cfcl.atomic import writable_folder, write_text_atomically
 from nnunet_cfcl.config import digest
 
 
@@ -32,5 +32,5 @@ def write_config(
         "pretraining_folder": str(pretraining_folder or ""),
     }
     folder = Path(trainer.output_folder) / "cfcl"
-    folder.mkdir(parents=True, exist_ok=True)
+    writable_folder(folder, "free some space there or make it writable, then start again, with --c")
     write_text_atomically(folder / "config.json", json.dumps(content, indent=2))

@@ -35,7 +35,9 @@ from nnunet_cfcl.counterfactual.source import (
     zero_is_outside,
 )
 from nnunet_cfcl.counterfactual.store import CounterfactualStore
-from nnunet_cfcl.errors import UserError, listed
+from nnunet_cfcl.errors import UserError, first_line, listed
+from nnunet_cfcl.json_files import read_json
+from nnunet_cfcl.names import stays_in_folder
 from nnunet_cfcl.nnunet.attributes_of_cases import NothingToChange
 from nnunet_cfcl.nnunet.generator_task import build_generator_task, has_attributes
 from nnunet_cfcl.nnunet.plan import fingerprint
@@ -223,7 +225,13 @@ class Phase0:
             report = judge_with(own, self.task.interventions, self.task.settings.gate)
             write_report(report_folder, report, generator, own.held_out, self.task.interventions, self.task.spacing)
             write_text_atomically(file, json.dumps({**_summary(report), "report": report_folder.name}, indent=1))
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            found: dict[str, Any] = read_json(file)
+            if not stays_in_folder(found["report"]):
+                raise ValueError("its report lies elsewhere")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"{file} cannot be read ({first_line(error)})"
+            raise UserError(f"{reason}; delete it and start again, with --c") from error
         return found
 
     def _finetuned(self, generator: CounterfactualGenerator) -> CounterfactualGenerator:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,33 @@ def test_other_peoples_trainers_are_pretrained_by_the_mixin(make_trainer, number
         pass
 
     _finished(make_trainer(Mine))
+
+
+def test_a_compiled_network_is_trained_in_both_phases_as_one_that_is_not(make_trainer, monkeypatch, tmp_path):
+    # nnU-Net never compiles on a CPU; the eager backend captures the same graphs without a compiler's rounding
+    compiled = []
+
+    def compile_eagerly(network, **named):
+        compiled.append(type(network).__name__)
+        return torch._dynamo.optimize("eager")(network)
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    weights = []
+    for wanted in (False, True):
+        class Mine(nnUNetTrainerDVDCL):
+            def _do_i_compile(self, wanted=wanted) -> bool:
+                return wanted
+
+        trainer = make_trainer(Mine)
+        trainer.run_training()
+        network = getattr(trainer.network, "_orig_mod", trainer.network)
+        weights.append({key: value.clone() for key, value in network.state_dict().items()})
+        shutil.rmtree(tmp_path / DATASET)
+        assert bool(compiled) == wanted
+    # phase 1 compiles anew, with its tap in place of the heads
+    assert len(compiled) >= 2
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.allclose(weights[0][key], weights[1][key], atol=1e-5) for key in weights[0])
 
 
 def test_the_network_is_the_stock_one_again_after_phase_1(make_trainer):

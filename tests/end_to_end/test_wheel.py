@@ -1,23 +1,28 @@
-"""The built wheel in a clean environment: its files, the drop-in folder, the shim in a real nnU-Net.
+"""Wheel and sdist: their bytes, their files, the drop-in folder, the shim in a real nnU-Net, a read-only installation.
 
-The environment borrows the heavy dependencies (torch and the like) from the running interpreter by a path file, but has
-its own copy of nnU-Net, so that nothing here can change the one that is in use; nnunet_cfcl comes from the wheel alone.
+The wheel is installed into a clean environment, which borrows the heavy dependencies (torch and the like) from the
+running interpreter, but has its own copy of nnU-Net, so that nothing here can change the one that is in use;
+nnunet_cfcl comes from the wheel alone.
 """
 
+import json
 import os
 import shutil
-import site
 import subprocess
-import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import nnunetv2
 import pytest
 
+from tests.compatibility import environments
+from tests.compatibility.environments import CHECKOUT, build, checked, copy_sources, packages_of, pip, pip_install, run
+from tests.end_to_end.conftest import PLANS, TRAINER, shorten_plans
+
 pytestmark = pytest.mark.end_to_end
 
-CHECKOUT = Path(__file__).parents[2]
+EPOCH = {"SOURCE_DATE_EPOCH": "1700000000"}
 LOOK_UP = """
 import pickle, sys
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -35,55 +40,28 @@ print("nnunet_cfcl", nnunet_cfcl.__file__, "nnunetv2", nnunetv2.__file__, sep="\
 NOT_FOUND = 3
 
 
-def run(command: list[str | Path], **variables: str) -> subprocess.CompletedProcess:
-    """Runs outside of the checkout, without its paths and nnU-Net's variables."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("nnUNet", "PYTHONPATH"))}
-    return subprocess.run(list(map(str, command)), cwd="/", env={**clean, **variables}, capture_output=True, text=True,
-                          timeout=600)
-
-
-def checked(command: list[str | Path], **variables: str) -> str:
-    done = run(command, **variables)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
-    """A copy of what the wheel is built from, so that no build folder stays in the checkout."""
-    copy = tmp_path_factory.mktemp("sources")
-    for name in ("nnunet_cfcl", "trainers"):
-        shutil.copytree(CHECKOUT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copyfile(CHECKOUT / name, copy / name)
-    return copy
+    return copy_sources(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(scope="module")
 def wheel(sources, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("dist")
-    checked([sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", out, sources])
-    built, = out.glob("*.whl")
-    return built
+    return build("wheel", sources, tmp_path_factory.mktemp("dist"), **EPOCH)
+
+
+@pytest.fixture(scope="module")
+def sdist(sources, tmp_path_factory) -> Path:
+    return build("sdist", sources, tmp_path_factory.mktemp("dist"), **EPOCH)
 
 
 def make_environment(folder: Path) -> Path:
-    """An environment with a copy of nnU-Net and a view of the running one's packages; returns its Python."""
-    checked([sys.executable, "-m", "venv", "--without-pip", folder])
-    python = folder / "bin" / "python"
-    packages = Path(checked([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip())
-    # path files in a folder named by a path file are not read: an editable nnunet_cfcl there stays out of sight
-    borrowed = [path for path in site.getsitepackages() if Path(path).is_dir()]
-    (packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
-    shutil.copytree(Path(nnunetv2.__file__).parent, packages / "nnunetv2")
+    """An environment with a copy of nnU-Net and its commands; returns its Python."""
+    python = environments.make_environment(folder)
+    packages, installed = packages_of(python), Path(nnunetv2.__file__).parents[1]
+    shutil.copytree(installed / "nnunetv2", packages / "nnunetv2", ignore=shutil.ignore_patterns("__pycache__"))
     assert run([python, "-c", "import nnunet_cfcl"]).returncode != 0
     return python
-
-
-def pip_install(python: Path, *what: str | Path) -> None:
-    # --ignore-installed: the borrowed folder may hold the record of an editable installation, not ours to remove
-    checked([sys.executable, "-m", "pip", "--python", python, "install", "--disable-pip-version-check", "--no-deps",
-             "--no-index", "--no-build-isolation", "--ignore-installed", *what])
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +76,46 @@ def look_up(python: Path, **variables: str) -> subprocess.CompletedProcess:
     return run([python, "-c", LOOK_UP], **variables)
 
 
-def test_the_wheel_holds_every_module_of_the_checkout_and_nothing_else(wheel):
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    expected = {str(file.relative_to(CHECKOUT)) for file in (CHECKOUT / "nnunet_cfcl").rglob("*.py")}
+def modules() -> set[str]:
+    """Every file of the package in the checkout that belongs into a distribution."""
+    package = CHECKOUT / "nnunet_cfcl"
+    files = [*package.rglob("*.py"), *package.rglob("*.j2"), package / "py.typed"]
+    return {str(file.relative_to(CHECKOUT)) for file in files}
+
+
+def test_the_wheel_holds_every_module_of_the_package_and_nothing_else(wheel, sources):
+    names = zipfile.ZipFile(wheel).namelist()
+    expected = {str(file.relative_to(sources)) for file in (sources / "nnunet_cfcl").rglob("*") if file.is_file()}
+    assert expected == modules(), "nothing else lies in the package's folder"
     expected |= {f"nnunet_cfcl/_dropin/{file.name}" for file in (CHECKOUT / "trainers").glob("*.py")}
-    expected |= {str(file.relative_to(CHECKOUT)) for file in (CHECKOUT / "nnunet_cfcl").rglob("*.j2")}
-    assert names == expected | {"nnunet_cfcl/py.typed"}
+    assert {name for name in names if ".dist-info/" not in name} == expected
+    about = {name.partition(".dist-info/")[2] for name in names if ".dist-info/" in name}
+    assert about == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
+
+
+def test_the_sdist_holds_what_the_wheel_is_built_from_and_nothing_else(sdist):
+    with tarfile.open(sdist) as archive:
+        entries = [entry for entry in archive.getmembers() if not entry.isdir()]
+    names = {entry.name.partition("/")[2] for entry in entries}
+    made = {name for name in names if name.startswith("nnunet_cfcl.egg-info/")} | {"PKG-INFO", "setup.cfg"}
+    plain = {name for name in environments.SOURCES if (CHECKOUT / name).is_file()}
+    dropin = {f"trainers/{file.name}" for file in (CHECKOUT / "trainers").glob("*.py")}
+    assert names - made == modules() | plain | dropin
+    assert {(entry.uid, entry.uname, entry.mtime, entry.mode) for entry in entries} == {(0, "", 1700000000, 0o644)}
+
+
+def test_building_twice_gives_the_same_bytes(sources, wheel, sdist, tmp_path):
+    again = tmp_path / "sources"
+    shutil.copytree(sources, again, ignore=shutil.ignore_patterns("build", "*.egg-info"), copy_function=shutil.copyfile)
+    assert build("wheel", again, tmp_path / "wheel", **EPOCH).read_bytes() == wheel.read_bytes()
+    assert build("sdist", again, tmp_path / "sdist", **EPOCH).read_bytes() == sdist.read_bytes()
+
+
+def test_the_wheel_that_is_built_from_the_sdist_is_the_same(sdist, wheel, tmp_path):
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    unpacked, = (entry for entry in tmp_path.iterdir() if entry.is_dir())
+    assert build("wheel", unpacked, tmp_path / "dist", **EPOCH).read_bytes() == wheel.read_bytes()
 
 
 def test_the_trainer_is_found_through_the_variable_and_is_the_wheels(environment):
@@ -136,7 +148,7 @@ def test_a_shim_left_behind_by_an_uninstalled_wheel_does_not_break_stock_nnunet(
     python = make_environment(tmp_path / "environment")
     pip_install(python, wheel)
     checked([python, "-m", "nnunet_cfcl", "install"])
-    checked([sys.executable, "-m", "pip", "--python", python, "uninstall", "--yes", "nnunet_cfcl"])
+    pip(python, "uninstall", "--yes", "nnunet_cfcl")
     abandoned = look_up(python)
     assert abandoned.returncode == NOT_FOUND, abandoned.stderr
     assert "nnunet_cfcl, which is not installed here any more" in abandoned.stderr
@@ -150,3 +162,54 @@ def test_an_editable_installation_finds_the_same_trainers_in_the_checkout(source
     found = look_up(python, nnUNet_extTrainer=folder)
     assert found.returncode == 0, found.stderr
     assert str(sources) in found.stdout
+
+
+THREE_LINES = """
+export nnUNet_extTrainer=$(nnunet_cfcl trainers-path)
+nnUNetv2_train 900 2d 0 -tr {trainer} -p {plans} -device cpu
+"""
+
+
+def _read_only(script: str, *folders: Path) -> list[str]:
+    """A command that runs a shell script while these folders are mounted read-only, for it alone."""
+    mounts = "".join(f"mount --bind '{one}' '{one}' && mount -o remount,ro,bind '{one}' && " for one in folders)
+    return ["unshare", "--mount", "sh", "-ec", f"{mounts} true\n{script}"]
+
+
+@pytest.fixture
+def phantom(environment, tmp_path) -> dict[str, str]:
+    """nnU-Net's variables: a preprocessed dataset of six small pictures, made by the environment's commands."""
+    folders = {f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
+    for folder in folders.values():
+        Path(folder).mkdir()
+    checked([environment / "nnunet_cfcl", "phantom", "--out", folders["nnUNet_raw"], "--patients", "6",
+             "--test-patients", "2", "--shape", "64", "64"])
+    module = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints"
+    checked([environment / "python", "-c", f"from {module} import plan_and_preprocess_entry as run; run()", "-d", "900",
+             "-c", "2d", "-np", "1", "-npfp", "1"], **folders, nnUNet_def_n_proc="1")
+    shorten_plans(tmp_path / "preprocessed" / "Dataset900_Phantom2D", batch_2d=2)
+    short = {"epochs": 1, "iterations_per_epoch": 1}
+    settings = {"pretrain": {**short, "images_per_step": 2, "points_per_image": 50}, "chromap": {"reducer": "pca"},
+                "finetune": {**short, "val_iterations_per_epoch": 1}, "counterfactual": {"source": "acquisition"}}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    return {**folders, "nnUNet_cfcl_config": str(tmp_path / "settings.json"), "nnUNet_n_proc_DA": "0"}
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(subprocess.run(["unshare", "--mount", "mount", "--bind", "/tmp", "/tmp"], capture_output=True)
+                    .returncode != 0, reason="folders cannot be mounted read-only here")
+def test_the_three_lines_of_the_readme_train_from_an_installation_that_cannot_be_written(environment, phantom):
+    command = environment / "nnUNetv2_train"
+    command.write_text(f"#!{environment / 'python'}\nfrom nnunetv2.run.run_training import run_training_entry\n"
+                       "run_training_entry()\n")
+    command.chmod(0o755)
+    packages = packages_of(environment / "python")
+    before = sorted(map(str, packages.rglob("*")))
+    lines = THREE_LINES.format(trainer=TRAINER, plans=PLANS)
+    refused = f"if touch '{packages}/nnunet_cfcl/written' 2> /dev/null; then exit 9; fi\n"
+    output = checked(_read_only(refused + lines, environment.parent), **phantom,
+                     PATH=f"{environment}{os.pathsep}{os.environ['PATH']}")
+    assert "Phase 1: DVD-CL" in output and "Mean Validation Dice" in output
+    model = Path(phantom["nnUNet_results"]) / "Dataset900_Phantom2D" / f"{TRAINER}__{PLANS}__2d" / "fold_0"
+    assert (model / "checkpoint_final.pth").exists() and (model / "cfcl" / "chromap_space.npz").exists()
+    assert sorted(map(str, packages.rglob("*"))) == before

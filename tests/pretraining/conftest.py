@@ -19,12 +19,13 @@ TINY = {
 }
 
 
-def tiny_network(dim: int = 2, dropout: float = 0.0) -> nn.Module:
+def tiny_network(dim: int = 2, dropout: float = 0.0, channels: int = 1) -> nn.Module:
     """A feature extractor of width 6 with the norm and the optional dropout of nnU-Net's networks."""
     conv, norm = (nn.Conv2d, nn.InstanceNorm2d) if dim == 2 else (nn.Conv3d, nn.InstanceNorm3d)
     drop = nn.Dropout2d if dim == 2 else nn.Dropout3d
     torch.manual_seed(3)
-    return nn.Sequential(conv(1, 6, 3, padding=1), norm(6, affine=True), nn.LeakyReLU(), drop(dropout), conv(6, 6, 1))
+    first = conv(channels, 6, 3, padding=1)
+    return nn.Sequential(first, norm(6, affine=True), nn.LeakyReLU(), drop(dropout), conv(6, 6, 1))
 
 
 @pytest.fixture

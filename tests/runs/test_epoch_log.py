@@ -27,3 +27,21 @@ def test_a_new_run_starts_an_empty_log(tmp_path):
     EpochLog(tmp_path, 0, plot_progress).end_epoch(0, [HEALTHY], 1.0, 1)
     EpochLog(tmp_path, 0, plot_progress)
     assert read_log(tmp_path / "log.jsonl") == []
+
+
+def test_what_a_kill_left_half_written_is_removed_by_the_next_run_and_nothing_else(tmp_path):
+    for name in ("checkpoint_latest.pth.tmp", "checkpoint_latest.pth", "samples_epoch_0002.png.tmp"):
+        (tmp_path / name).touch()
+    EpochLog(tmp_path, 0, plot_progress)
+    assert {file.name for file in tmp_path.iterdir()} == {"checkpoint_latest.pth", "log.jsonl"}
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_and_the_line_is_kept(tmp_path):
+    def fail(epochs, file):
+        raise MemoryError("too many epochs")
+
+    said = []
+    log = EpochLog(tmp_path, 0, fail, said.append)
+    log.end_epoch(0, [HEALTHY], 1.0, 4)
+    assert said == [f"No picture {tmp_path / 'progress.png'} (MemoryError: too many epochs); all else goes on"]
+    assert len(read_log(tmp_path / "log.jsonl")) == 1

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.runs import lock
 from nnunet_cfcl.runs.lock import exclusive
 from tests.pretraining.crew import Crew
@@ -111,6 +112,14 @@ def test_another_failure_of_the_file_system_is_not_taken_for_a_missing_lock(tmp_
 
     monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.raises(OSError, match="Input/output error"), exclusive(tmp_path, print):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_what_mends_it(tmp_path):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "sub"
+    refusal = pytest.raises(UserError, match="cannot write .*file/sub .Not a directory.; free some space")
+    with refusal, exclusive(folder, print):
         pass
 
 

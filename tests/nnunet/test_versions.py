@@ -1,0 +1,54 @@
+"""Differences between versions of nnU-Net, as far as one version can show them (all: tests/compatibility/matrix.py)."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+from nnunetv2.training.dataloading import nnunet_dataset
+
+from nnunet_cfcl.nnunet import check_environment, versions
+
+
+class Newer:
+    @staticmethod
+    def build_network_architecture(plans_manager, configuration_manager, channels, heads, deep):
+        return plans_manager, configuration_manager, channels, heads, deep
+
+
+class Older:
+    @staticmethod
+    def build_network_architecture(architecture_class_name, arch_init_kwargs, kwargs_req_import, channels, heads, deep):
+        return architecture_class_name, arch_init_kwargs, kwargs_req_import, channels, heads, deep
+
+
+def test_a_trainer_written_for_either_version_builds_its_network():
+    plan = SimpleNamespace(network_arch_class_name="U", network_arch_init_kwargs={"n": 1},
+                           network_arch_init_kwargs_req_import=["n"])
+    assert versions.build_network(Newer, "plans", plan, 2, 3, True) == ("plans", plan, 2, 3, True)
+    assert versions.build_network(Older, "plans", plan, 2, 3, True) == ("U", {"n": 1}, ["n"], 2, 3, True)
+
+
+@pytest.mark.parametrize(("plans", "typed", "expected"), [
+    ({"continue_training": True}, ["nnUNetv2_train"], True),
+    ({"continue_training": False}, ["nnUNetv2_train", "--c"], False),
+    ({}, ["/bin/nnUNetv2_train", "4", "2d", "0", "--c"], True), ({}, ["/bin/nnUNetv2_train", "4", "2d", "0"], False),
+    ({}, ["pytest", "--c"], False),
+])
+def test_whether_a_run_is_to_be_continued_is_told_or_read_from_the_command(plans, typed, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", typed)
+    assert versions.asked_to_continue(plans) == expected
+
+
+def test_the_layout_is_nnunets_wherever_it_keeps_the_function(monkeypatch):
+    expected = versions.block_layout((1, 8, 100, 90), (64, 64), 4)
+    function = nnunet_dataset.comp_blosc2_params
+    monkeypatch.delattr(nnunet_dataset, "comp_blosc2_params")
+    monkeypatch.setattr(nnunet_dataset.nnUNetDatasetBlosc2, "comp_blosc2_params", staticmethod(function), raising=False)
+    assert versions.block_layout((1, 8, 100, 90), (64, 64), 4) == expected
+
+
+def test_where_nnunet_reads_no_variable_stock_trainers_are_found_and_ours_need_install(toy, monkeypatch):
+    monkeypatch.setattr(versions, "reads_external_trainers", lambda: False)
+    assert versions.look_up("nnUNetTrainer_250epochs").__name__ == "nnUNetTrainer_250epochs"
+    found = check_environment.check_trainer("nnUNetTrainerDVDCL")
+    assert (found.status, found.mend) == ("FAIL", "nnunet_cfcl install")

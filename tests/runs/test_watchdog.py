@@ -1,0 +1,198 @@
+"""Processes that hang, raise or are killed while they load data: every run ends, and says why."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.pretraining.data import StepOrder, batches
+from nnunet_cfcl.runs.watchdog import LIMIT_VARIABLE, hang_seconds, watched
+
+
+class Images(Dataset[torch.Tensor]):
+    """Something happens to the process that loads the fourth of eight images."""
+
+    def __init__(self, fate: Callable[[], object]) -> None:
+        self.fate = fate
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index == 3:
+            self.fate()
+        return torch.tensor(index)
+
+
+def load(fate: Callable[[], object]) -> None:
+    """In two processes, as the pretraining does."""
+    dataset: Any = Images(fate)
+    with watched("loading") as beat:
+        for batch in batches(dataset, StepOrder(range(4), 2, range(2)), 2, 2):
+            beat()
+            print("batch", batch.tolist(), flush=True)
+
+
+def hangs() -> None:
+    print("hangs in", os.getpid(), flush=True)
+    time.sleep(10_000)
+
+
+def raises() -> None:
+    raise ZeroDivisionError("of this image")
+
+
+def complains() -> None:
+    raise UserError("case 'a' is broken; mend it")
+
+
+def is_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_faulty() -> None:
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def waits_for_ever() -> None:
+    with watched("waiting"):
+        threading.Event().wait()
+
+
+def _spoken(work: Callable[..., object], arguments: tuple[Any, ...], file: str, minutes: float) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)
+    os.environ[LIMIT_VARIABLE] = str(minutes)
+    try:
+        work(*arguments)
+    except UserError as error:
+        sys.exit(f"UserError: {error}")
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """Factory: (function, its arguments, minutes without progress) -> what a process that runs it says until it ends
+    with status 1."""
+
+    def run(work: Callable[..., object], *arguments: Any, minutes: float = 5.0) -> str:
+        file = tmp_path / "output"
+        process = multiprocessing.get_context("fork").Process(
+            target=_spoken, args=(work, arguments, str(file), minutes))
+        process.start()
+        process.join(300)
+        process.kill()
+        assert process.exitcode == 1, file.read_text()
+        return file.read_text()
+
+    return run
+
+
+def test_a_hanging_data_loading_process_ends_the_run_its_stack_is_shown_and_nothing_is_left(ended):
+    output = ended(load, hangs, minutes=0.25)
+    assert "batch [0, 1]" in output and "batch [2, 3]" not in output
+    assert "loading: ended, for there was no progress for 0.25 minutes" in output
+    main, *workers = output.split("Process ")[1:]
+    assert "(main)" in main and "in load" in main
+    assert len(workers) == 2 and sum("in hangs" in stack for stack in workers) == 1, output
+    pid = int(output.split("hangs in ")[1].split()[0])
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.kill(pid, 0)
+            time.sleep(0.1)
+
+
+def test_a_main_process_that_hangs_is_ended_too(ended):
+    output = ended(waits_for_ever, minutes=0.01)
+    assert "in waits_for_ever" in output and "start again" in output
+
+
+def test_a_data_loading_process_that_raises_shows_its_own_traceback(ended):
+    output = ended(load, raises)
+    assert "ZeroDivisionError: of this image" in output and "in raises" in output and "worker process 1" in output
+
+
+def test_what_a_data_loading_process_has_to_say_to_the_user_is_one_line(ended):
+    assert ended(load, complains).splitlines()[-1] == "UserError: case 'a' is broken; mend it"
+
+
+@pytest.mark.parametrize("fate, name, words", [
+    (is_killed, "SIGKILL", "most often because the memory is used up"), (is_faulty, "SIGSEGV", "fewer processes")])
+def test_a_data_loading_process_that_is_killed_is_named_with_the_signal(ended, fate, name, words):
+    last = ended(load, fate).splitlines()[-1]
+    assert last.startswith(f"UserError: loading: a data loading process was killed by {name}"), last
+    assert words in last and "nnUNet_n_proc_DA" in last
+
+
+class Hanging:
+    """Work of a pool's process that does not end."""
+
+    def __init__(self, dataset: object) -> None:
+        pass
+
+    def __call__(self, case: str) -> None:
+        hangs()
+
+
+def work_on_a_pool() -> None:
+    from nnunet_cfcl.nnunet.pool_workers import PoolWorkers  # and with it nnU-Net, which the others do without
+
+    dataset: Any = "a dataset"
+    with PoolWorkers(dataset, 2) as workers:
+        list(workers.each(Hanging, ["a", "b"], "preprocessing"))
+
+
+@pytest.mark.end_to_end
+def test_a_hanging_process_of_the_pool_ends_the_command_with_its_stack(ended):
+    output = ended(work_on_a_pool, minutes=0.5)
+    assert "preprocessing: ended, for there was no progress" in output and output.count("in hangs") == 2, output
+
+
+def test_a_slow_run_that_makes_progress_is_left_alone_and_other_errors_are_not_touched(monkeypatch):
+    monkeypatch.setenv(LIMIT_VARIABLE, "0.01")
+    with watched("slow") as beat:
+        for _ in range(20):
+            time.sleep(0.03)
+            beat()
+    with pytest.raises(RuntimeError, match="^something else$"), watched("slow"):
+        raise RuntimeError("something else")
+    time.sleep(1)  # nothing is watched any more
+
+
+def test_time_in_which_the_process_is_stopped_does_not_count():
+    script = ("import time\nfrom nnunet_cfcl.runs.watchdog import watched\n"
+              "with watched('stopped'):\n    print('ready', flush=True)\n    time.sleep(1)\nprint('done')\n")
+    environment = {**os.environ, LIMIT_VARIABLE: "0.04"}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, text=True, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(4)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=60)[0] == "done\n" and process.returncode == 0
+
+
+@pytest.mark.parametrize("text, seconds", [("", 3600), ("0", None), ("1.5", 90)])
+def test_the_limit_is_a_number_of_minutes(monkeypatch, text, seconds):
+    monkeypatch.setenv(LIMIT_VARIABLE, text)
+    assert hang_seconds() == seconds
+
+
+@pytest.mark.parametrize("text", ["an hour", "-1", "nan", "inf"])
+def test_a_limit_that_is_none_is_refused(monkeypatch, text):
+    monkeypatch.setenv(LIMIT_VARIABLE, text)
+    with pytest.raises(UserError, match=f"{LIMIT_VARIABLE} must be the minutes.*found '{text}'"), watched("anything"):
+        pass
