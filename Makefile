@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-for
 # nnU-Net's commands are found as if the environment were activated
 ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
-# two processes, since a test keeps one core busy; a file's tests stay together, for what they prepare is costly
-PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+# two processes, since a test keeps one core busy; a file's tests stay together, for what they prepare is costly, and files
+# keep their order, which has the long ones not at the end
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
