@@ -132,8 +132,9 @@ def test_the_trainer_without_pretraining_only_fine_tunes(make_x_ray_trainer):
     trainer.run_training()
     fold = Path(trainer.output_folder)
     _check_phase_2(fold)
-    # the colours of its CHRO-maps are all that it leaves there
-    assert [file.name for file in (fold / "cfcl").iterdir()] == ["chromap_space.npz"] and "Phase 1" not in _log(fold)
+    # its settings and the colours of its CHRO-maps are all that it leaves there
+    assert {file.name for file in (fold / "cfcl").iterdir()} == {"chromap_space.npz", "config.json"}
+    assert json.loads((fold / "cfcl" / "config.json").read_text())["method"] == "none" and "Phase 1" not in _log(fold)
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainerMVDCL", "nnUNetTrainerSMVDCL"])
