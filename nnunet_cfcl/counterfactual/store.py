@@ -356,6 +356,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} must list the names of the interventions under 'interventions', found {shown(names)}")
     if not isinstance(manifest.get("source"), str):
         raise UserError(f"{path} must name the 'source' of the counterfactuals, found {shown(manifest.get('source'))}")
-    for name in names:
-        check_intervention_name(name)
+    try:
+        for name in names:
+            check_intervention_name(name)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import zipfile
@@ -70,7 +71,9 @@ def rewritten_json(draw: st.DrawFn, valid: bytes) -> bytes:
     content: Any = json.loads(valid)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.sampled_from(_places(content)))
-        value = draw(st.one_of(st.sampled_from(ODD_VALUES), st.text(max_size=8), st.integers(), st.floats()))
+        # a copy: what is put in may be changed in its turn
+        value = copy.deepcopy(draw(st.one_of(
+            st.sampled_from(ODD_VALUES), st.text(max_size=8), st.integers(), st.floats())))
         if not place:
             content = value if draw(st.booleans()) else {"x": content}
             continue
