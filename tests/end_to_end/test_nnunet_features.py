@@ -155,7 +155,10 @@ def test_fold_all_is_pretrained_and_trained_on_every_case(regions):
 @pytest.mark.nightly
 def test_a_plan_of_nnunets_planner_of_residual_encoders_is_pretrained_and_trained(regions):
     plans = "nnUNetResEncUNetMPlans"
+    # nnU-Net's planner uses this number as its thread count and fails on 0
+    regions.variables["nnUNet_n_proc_DA"] = "1"
     regions.run("nnUNetv2_plan_experiment", "-d", "13", "-pl", "nnUNetPlannerResEncM", "-gpu_memory_target", "1")
+    regions.variables["nnUNet_n_proc_DA"] = "0"
     file = regions.folder("preprocessed") / DATASET / f"{plans}.json"
     plan = json.loads(file.read_text())
     two = plan["configurations"]["2d"]
