@@ -67,7 +67,7 @@ def tiny(method: str, folder: Path, epochs: int, steps: int, **fields: Any) -> t
 @pytest.mark.parametrize(
     ("method", "workers", "steps"),
     [
-        ("DVD-CL", 0, 400),
+        # in CI too once the growth of the first run in a process (libraries that warm up?) is understood
         *[pytest.param(method, workers, 2000, marks=pytest.mark.nightly)
           for method, workers in (("DVD-CL", 0), ("DVD-CL", 2), ("S-MVD-CL", 2), ("PixPro", 0), ("MAE", 0),
                                   ("supervised", 0))],
