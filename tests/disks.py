@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -32,14 +32,13 @@ def read_only(folder: Path) -> Iterator[Path]:
         _unmount(folder)
 
 
-def fill(disk: Path) -> None:
-    """Leave no byte."""
-    with open(disk / "filling", "wb", buffering=0) as file:
-        try:
+def fill(disk: Path, room: int = 0) -> None:
+    """Leave so many bytes."""
+    with open(disk / "filling", "ab", buffering=0) as file:
+        with suppress(OSError):
             while True:
                 file.write(bytes(1 << 12))
-        except OSError:
-            return
+        file.truncate(file.tell() - room)
 
 
 def _unmount(folder: Path) -> None:

@@ -103,22 +103,12 @@ def test_a_file_that_is_cut_short_is_never_taken_for_a_good_one(tmp_path, write)
         write(tmp_path)
 
 
+@pytest.mark.parametrize("room", [0, 40_000], ids=["full", "full_while_it_is_written"])
 @pytest.mark.parametrize("write", WRITERS)
-def test_a_full_disk_is_named_and_the_earlier_file_stays_good(tmp_path, write):
+def test_a_full_disk_is_named_and_the_earlier_file_stays_good(tmp_path, write, room):
     with small_disk(tmp_path / "disk", 4000) as disk:
         write(disk)
-        fill(disk)
-        with refused(disk, "free some space"):
-            write(disk)
-
-
-@pytest.mark.parametrize("write", WRITERS)
-def test_a_disk_that_becomes_full_while_a_file_is_written_is_named(tmp_path, write):
-    with small_disk(tmp_path / "disk", 4000) as disk:
-        write(disk)
-        fill(disk)
-        with open(disk / "filling", "rb+") as filling:
-            filling.truncate(filling.seek(0, 2) - 40_000)
+        fill(disk, room)
         with refused(disk, "free some space"):
             write(disk)
 

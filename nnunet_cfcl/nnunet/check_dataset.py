@@ -12,7 +12,7 @@ from nnunet_cfcl.config import CONFIG_VARIABLE, Settings, SettingsError, resolve
 from nnunet_cfcl.errors import first_line, listed
 from nnunet_cfcl.json_files import read_json
 from nnunet_cfcl.nnunet.finding import CheckFailed, Finding
-from nnunet_cfcl.runs.loose_json import as_object
+from nnunet_cfcl.runs.loose_json import as_object, read_json_object
 
 # the plans of nnU-Net's own planners; the default planner needs no flag
 PLANNERS = {f"nnUNetResEncUNet{size}Plans": f"nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")}
@@ -77,23 +77,15 @@ def load_plan(dataset: str, plans: str, configuration: str | None) -> dict[str, 
     """
     folder = _preprocessed_root() / dataset
     if not (folder / f"{plans}.json").is_file():
-        others = sorted(file.stem for file in folder.glob("*.json") if "configurations" in _json_or_nothing(file))
+        others = sorted(file.stem for file in folder.glob("*.json") if "configurations" in read_json_object(file, []))
         near = difflib.get_close_matches(plans, others, n=1)
         raise CheckFailed(f"{dataset} has no plan {plans} in {folder} ({listed(others) or 'nor any other'})",
                           f"-p {near[0]}" if near else plan_command(dataset, configuration, plans))
     for name in (f"{plans}.json", "dataset.json"):
-        if not _json_or_nothing(folder / name):
+        if not read_json_object(folder / name, []):
             raise CheckFailed(f"{folder / name} is missing or not readable",
                               plan_command(dataset, configuration, plans))
-    return _json_or_nothing(folder / f"{plans}.json")
-
-
-def _json_or_nothing(file: Path) -> dict[str, Any]:
-    try:
-        content = read_json(file)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json_object(folder / f"{plans}.json", [])
 
 
 def load_configuration(plan: dict[str, Any], plans: str, configuration: str) -> dict[str, Any]:
@@ -162,7 +154,7 @@ def _raw_cases(dataset: str) -> set[str]:
     from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
     folder = Path(os.environ.get("nnUNet_raw") or "") / dataset
-    description = _json_or_nothing(folder / "dataset.json") if os.environ.get("nnUNet_raw") else {}
+    description = read_json_object(folder / "dataset.json", []) if os.environ.get("nnUNet_raw") else {}
     if "dataset" in description:
         return set(description["dataset"])
     if "file_ending" not in description or not (folder / "imagesTr").is_dir():
@@ -207,6 +199,6 @@ def network_channels(dataset: str, plan: dict[str, Any], configuration: str | No
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager, description = PlansManager(plan), _json_or_nothing(_preprocessed_root() / dataset / "dataset.json")
+    manager, description = PlansManager(plan), read_json_object(_preprocessed_root() / dataset / "dataset.json", [])
     inputs = determine_num_input_channels(manager, manager.get_configuration(configuration), description)
     return int(inputs), int(manager.get_label_manager(description).num_segmentation_heads)

@@ -5,7 +5,7 @@
 | 2.7 | a network is built from the plan's objects, no longer from three of its entries; a trainer is told of ``--c`` |
 | 2.8 | trainers are also looked for in the folders of ``nnUNet_extTrainer``; the layout of files is a function |
 
-The table of what has been tried is made by ``python -m tests.versions.matrix``.
+The table of what has been tried is made by ``python -m tests.compatibility.matrix``.
 """
 
 from __future__ import annotations

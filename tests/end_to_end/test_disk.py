@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from nnunet_cfcl.nnunet.pool import manifest_file, pool_folder, read_manifest
@@ -18,12 +16,6 @@ POOL = ("nnunet_cfcl", "pool", "-d", "12", "-c", "2d", "-p", PLANS, "-np", "1")
 TRAIN = ("nnUNetv2_train", "12", "2d", "0", "-tr", TRAINER, "-p", PLANS, "-device", "cpu")
 #: Enough for nnU-Net's log, too little for a case or a checkpoint.
 ROOM = 12_000
-
-
-def _nearly_fill(disk: Path, room: int) -> None:
-    fill(disk)
-    with open(disk / "filling", "rb+") as filling:
-        filling.truncate(filling.seek(0, 2) - room)
 
 
 def _only_line(output: str) -> str:
@@ -49,7 +41,7 @@ def test_the_pool_on_a_read_only_and_on_a_full_disk_is_one_line_and_is_gone_on_w
         for file in folder.iterdir():
             file.unlink()
         manifest_file(folder).unlink()
-        _nearly_fill(disk, ROOM)
+        fill(disk, ROOM)
         line = _only_line(moved.run(*POOL, status=1))
         assert "cannot write" in line and "No space left on device" in line and "free some space" in line
         (disk / "filling").unlink()
@@ -69,7 +61,7 @@ def test_a_training_on_a_full_disk_names_its_checkpoint_keeps_the_earlier_one_an
         epoch = load_checkpoint(latest)["epoch"]
         for unfinished in latest.parent.glob("*.tmp"):  # would be room for the next one
             unfinished.unlink()
-        _nearly_fill(disk, 200_000)
+        fill(disk, 200_000)
         output = nnunet.run(*TRAIN, "--c", status=1)
         assert f"cannot write {latest} (No space left on device): free some space there" in output
         assert load_checkpoint(latest)["epoch"] == epoch
