@@ -65,7 +65,9 @@ class BlendedChange:
         generator: of the changes.
         reader: of the cases.
         windows: for the generator's patch.
-        patches_per_pass: windows that the generator takes at once, of one case or of several.
+        patches_per_pass: windows that the generator may take at once, of one case or of several; it takes the largest
+            power of two of them, the last ones filled up, so that a case's counterfactuals do not depend, on a CPU, on
+            the cases that are worked on with it.
         zero_is_outside: voxels with zeros in all channels are outside of the mask in which the image was normalised,
             and stay zero.
     """
@@ -75,7 +77,9 @@ class BlendedChange:
         zero_is_outside: bool,
     ) -> None:
         self.generator, self.reader, self._windows = generator, reader, windows
-        self._per_pass, self._zero_is_outside = patches_per_pass, zero_is_outside
+        # A CPU adds up in an order that depends on the size of a pass and, unless that is a power of two, on the place
+        # in it: a window would come out otherwise in its last digits among the cases that are left after a kill.
+        self._per_pass, self._zero_is_outside = 1 << (patches_per_pass.bit_length() - 1), zero_is_outside
         self._scale = generator.scale.to(torch.device("cpu"))
         self._fields = 2 if generator.learned_scale else 1
 
@@ -117,19 +121,21 @@ class BlendedChange:
 
     def _launch(self, windows: list[_Window]) -> _Launched:
         """Starts a pass; what comes of it may still be on its way from the device."""
-        asked = [window.case.asked for window in windows]
+        filled = windows + windows[-1:] * (self._per_pass - len(windows))
+        asked = [window.case.asked for window in filled]
         device, interventions = self.generator.device, len(asked[0].others)
         noise = None
         if windows[0].case.noise is not None:
-            codes = zip(*(window.case.noise or () for window in windows), strict=True)
+            codes = zip(*(window.case.noise or () for window in filled), strict=True)
             noise = [torch.cat(code).to(device) for code in codes]
         changes = self.generator.changes(
-            torch.stack([window.image for window in windows]), torch.stack([one.parents for one in asked]),
+            torch.stack([window.image for window in filled]), torch.stack([one.parents for one in asked]),
             [torch.stack([one.others[k] for one in asked]) for k in range(interventions)], noise)
-        weight = outer_shares([window.shares for window in windows], device)
+        weight = outer_shares([window.shares for window in filled], device)
         halves = [_half(field * weight) for change in changes
                   for field in standardised(change, self.generator.scale)[: self._fields]]
-        fields = torch.stack(halves, 1).unflatten(1, (interventions, self._fields)).to("cpu", non_blocking=True)
+        fields = torch.stack(halves, 1)[: len(windows)].unflatten(1, (interventions, self._fields))
+        fields = fields.to("cpu", non_blocking=True)
         done = None
         if device.type == "cuda":
             done = torch.cuda.Event()

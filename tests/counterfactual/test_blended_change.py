@@ -115,8 +115,11 @@ def test_cases_of_different_shapes_share_passes_and_come_one_after_the_other(dim
     assert order == sorted(order)
     together = joined(blend, map(asked, arrays))
     for case, image in arrays.items():
-        alone = joined(blender(generator, {case: image}, 3), [asked(case)])[case]
-        torch.testing.assert_close(together[case], alone, rtol=0, atol=2e-3)
+        other_passes = joined(blender(generator, {case: image}, 3), [asked(case)])[case]
+        torch.testing.assert_close(together[case], other_passes, rtol=0, atol=2e-3)
+        # a run that goes on after a kill makes the cases that are left: the same as a run that was never stopped
+        alone = joined(blender(generator, {case: image}, per_pass), [asked(case)])[case]
+        assert torch.equal(together[case], alone)
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -159,9 +162,7 @@ def test_a_sample_of_the_posterior_depends_on_its_seed_alone():
     blend = blender(generator, arrays)
     of = lambda seed, case="a": joined(blend, [asked(case, noise_seed=seed)])[case]  # noqa: E731
     together = joined(blend, [asked("a", noise_seed=1), asked("b", noise_seed=2)])
-    torch.testing.assert_close(together["a"], of(1), rtol=0, atol=2e-3)
-    torch.testing.assert_close(together["b"], of(2, "b"), rtol=0, atol=2e-3)
-    assert torch.equal(of(1), of(1))
+    assert torch.equal(together["a"], of(1)) and torch.equal(together["b"], of(2, "b"))
     means = joined(blend, [asked("a")])["a"]
     assert (of(1) - of(2)).abs().max() > 0.05 and (of(1) - means).abs().max() > 0.05
 
