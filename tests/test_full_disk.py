@@ -66,6 +66,8 @@ def config(folder):
 
 WRITERS = [checkpoint, counterfactual, counterfactual_in_slabs, color_space, map_of_a_volume, coordinates,
            map_of_a_picture, config]
+#: Bytes that are left on the disk: it is full, or becomes full while a file is written.
+ROOMS = (0, 40_000)
 
 
 def state_of(folder):
@@ -103,7 +105,7 @@ def test_a_file_that_is_cut_short_is_never_taken_for_a_good_one(tmp_path, write)
         write(tmp_path)
 
 
-@pytest.mark.parametrize("room", [0, 40_000], ids=["full", "full_while_it_is_written"])
+@pytest.mark.parametrize("room", ROOMS)
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_full_disk_is_named_and_the_earlier_file_stays_good(tmp_path, write, room):
     with small_disk(tmp_path / "disk", 4000) as disk:

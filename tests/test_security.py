@@ -56,10 +56,11 @@ class WritesAFile:
 
 READ_CHECKPOINTS = {"pretraining": load_checkpoint, "generator": CounterfactualGenerator.load, "probe": read_weights,
                     "export": _load}
+FORMS = ("archive", "old", "pickle")
 
 
 @pytest.mark.parametrize("kind", READ_CHECKPOINTS)
-@pytest.mark.parametrize("form", ["archive", "old", "pickle"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_checkpoint_that_would_run_something_is_refused_and_runs_nothing(tmp_path, kind, form):
     marker, file = tmp_path / "ran", tmp_path / "evil.pth"
     content = {"network_weights": {"a": torch.ones(1)}, "generator": WritesAFile(marker), "x": WritesAFile(marker)}

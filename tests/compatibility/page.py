@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from nnunet_cfcl.atomic import write_text_atomically
 from tests.compatibility.environments import CHECKOUT
 from tests.compatibility.features import FEATURES
+from tests.generated_blocks import with_blocks
 
 PAGE = CHECKOUT / "docs" / "reference" / "compatibility.md"
 VERSIONS_FILE = CHECKOUT / "docs" / "reference" / "nnunet-versions.json"
@@ -59,18 +59,8 @@ def features_table() -> str:
 
 
 def page_text(text: str) -> str:
-    """The page with its tables made anew.
-
-    Raises:
-        ValueError: the markers of a table are not there exactly once.
-    """
-    measured = measured_versions()
-    for name, table in (("versions", versions_table(measured)), ("features", features_table())):
-        block = re.compile(rf"(<!-- {name}: .*? -->\n\n).*?(\n\n<!-- end of {name} -->)", re.DOTALL)
-        text, found = block.subn(lambda match, table=table: f"{match[1]}{table}{match[2]}", text)
-        if found != 1:
-            raise ValueError(f"found {found} blocks marked '{name}' in {PAGE}, expected one")
-    return text
+    """The page with its tables made anew."""
+    return with_blocks(text, {"versions": versions_table(measured_versions()), "features": features_table()})
 
 
 def write_page() -> Path:

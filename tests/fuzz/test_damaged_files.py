@@ -22,6 +22,9 @@ from tests.counterfactual.random_generator import random_generator
 from tests.fuzz.readers import ARRAY, READERS
 
 FLIPS = 60
+#: Sizes in bytes that a file of so many is cut to.
+CUTS = (lambda whole: 0, lambda whole: 1, lambda whole: whole // 3, lambda whole: whole // 2, lambda whole: whole - 100,
+        lambda whole: whole - 1)
 
 
 def same(one, other):
@@ -88,7 +91,7 @@ def test_a_file_that_is_cut_short_is_named_with_what_mends_it(tmp_path, kind):
     make, mend = KINDS[kind]
     file, read = make(tmp_path)
     whole = file.read_bytes()
-    for size in sorted({0, 1, len(whole) // 3, len(whole) // 2, len(whole) - 100, len(whole) - 1}):
+    for size in (cut(len(whole)) for cut in CUTS):
         file.write_bytes(whole[:size])
         with pytest.raises(UserError) as error:
             read()

@@ -90,8 +90,8 @@ def in_a_counterfactual(pretraining: Pretraining, poison: Poison) -> None:
     source.poison = poison
 
 
-FAULTS = [(method, fault) for method in METHODS for fault in (in_a_gradient, in_a_view)]
-FAULTS += [(method, in_a_counterfactual) for method in WITH_COUNTERFACTUALS]
+POISONS = [(method, fault) for method in METHODS for fault in (in_a_gradient, in_a_view)]
+POISONS += [(method, in_a_counterfactual) for method in WITH_COUNTERFACTUALS]
 
 
 def poisoned(method: str, fault: Callable[[Pretraining, Poison], None], calls, folder, log=print) -> Pretraining:
@@ -103,7 +103,7 @@ def poisoned(method: str, fault: Callable[[Pretraining, Poison], None], calls, f
     return pretraining
 
 
-@pytest.mark.parametrize(("method", "fault"), FAULTS)
+@pytest.mark.parametrize(("method", "fault"), POISONS)
 def test_a_step_that_is_not_finite_changes_nothing_and_the_next_ones_train(method, fault, tmp_path):
     pretraining = poisoned(method, fault, lambda call: call == 1, tmp_path)
     batches, after = pretraining.batches(0), []
@@ -129,7 +129,7 @@ def test_skipped_steps_are_counted_in_the_log_and_left_out_of_the_mean_loss(meth
     assert any("25% of the steps skipped (gradients not finite)" in text for text in said)
 
 
-@pytest.mark.parametrize(("method", "fault"), FAULTS)
+@pytest.mark.parametrize(("method", "fault"), POISONS)
 def test_an_epoch_without_a_finite_step_ends_the_run_and_leaves_no_checkpoint(method, fault, tmp_path):
     pretraining = poisoned(method, fault, lambda call: True, tmp_path)
     with pytest.raises(UserError, match=r"epoch 0: no step had finite gradients .*doctor --data.*initial_lr"):

@@ -1,0 +1,90 @@
+"""Faults that are injected, how often, and what comes of it: one list for the page and for who looks for the tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.fuzz.test_damaged_files import CUTS, FLIPS, KINDS
+from tests.pretraining.every_method import DIFFERENT
+from tests.pretraining.test_unusual_inputs import POISONS
+from tests.pretraining.unusual_inputs import INPUTS
+from tests.test_full_disk import ROOMS, WRITERS
+from tests.test_security import FORMS, OUTSIDE, READ_CHECKPOINTS
+
+NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, or a kind of input.
+
+    Attributes:
+        name: in Markdown.
+        number: of times it is tried.
+        result: what happens, in Markdown.
+        tests: ``FILE::NAME`` of the tests that show it, FILE below ``tests/``.
+        lost: what of the user's is.
+    """
+
+    name: str
+    number: int
+    result: str
+    tests: tuple[str, ...]
+    lost: str = NOTHING
+
+
+_DISK, _REAL_DISK = "test_full_disk.py", "end_to_end/test_disk.py"
+_DAMAGED, _SECURITY = "fuzz/test_damaged_files.py", "test_security.py"
+_WATCHDOG, _INPUTS = "runs/test_watchdog.py", "pretraining/test_unusual_inputs.py"
+
+FAULTS = (
+    Fault("a disk that is full, or fills up while a file is written", len(WRITERS) * len(ROOMS),
+          "one line names file, reason and remedy; the earlier file stays as it was",
+          (f"{_DISK}::test_a_full_disk_is_named_and_the_earlier_file_stays_good",)),
+    Fault("a read-only folder", len(WRITERS), "one line names it; the earlier file stays as it was",
+          (f"{_DISK}::test_a_read_only_folder_is_named",)),
+    Fault("a file longer than the system allows (`ulimit -f`)", len(WRITERS),
+          "one line names it; the earlier file stays as it was",
+          (f"{_DISK}::test_a_file_that_is_cut_short_is_never_taken_for_a_good_one",)),
+    Fault("`nnunet_cfcl pool` on a read-only and on a full disk, `nnUNetv2_train` on a full disk", 3,
+          "the same line; the same command, a training with `--c`, goes on once there is room",
+          (f"{_REAL_DISK}::test_the_pool_on_a_read_only_and_on_a_full_disk_is_one_line_and_is_gone_on_with",
+           f"{_REAL_DISK}::"
+           "test_a_training_on_a_full_disk_names_its_checkpoint_keeps_the_earlier_one_and_goes_on_with_room")),
+    Fault(f"a file that is cut short ({', '.join(KINDS)})", len(KINDS) * len(CUTS),
+          "refused by name, with the command that makes it again",
+          (f"{_DAMAGED}::test_a_file_that_is_cut_short_is_named_with_what_mends_it",), "that file"),
+    Fault("a flipped bit in one of these files", len(KINDS) * FLIPS,
+          "refused by name wherever it changes what is read",
+          (f"{_DAMAGED}::test_a_flipped_bit_is_noticed_wherever_it_changes_what_is_read",), "that file"),
+    Fault("a data loading process that raises", 2, "its own traceback, or its one line for the user",
+          (f"{_WATCHDOG}::test_a_data_loading_process_that_raises_shows_its_own_traceback",
+           f"{_WATCHDOG}::test_what_a_data_loading_process_has_to_say_to_the_user_is_one_line"),
+          "the epoch that was begun"),
+    Fault("a process that is killed: data loading, pool", 3, "the signal is named, and its most common causes",
+          (f"{_WATCHDOG}::test_a_data_loading_process_that_is_killed_is_named_with_the_signal",
+           "nnunet/test_pool_command.py::test_a_killed_worker_process_is_an_error_that_says_so"),
+          "the epoch, or the case, that was begun"),
+    Fault("a process that hangs: data loading, main process, pool", 3,
+          "the stacks of all processes are shown, the run ends with status 1",
+          (f"{_WATCHDOG}::test_a_hanging_data_loading_process_ends_the_run_its_stack_is_shown_and_nothing_is_left",
+           f"{_WATCHDOG}::test_a_main_process_that_hangs_is_ended_too",
+           f"{_WATCHDOG}::test_a_hanging_process_of_the_pool_ends_the_command_with_its_stack"),
+          "the epoch, or the case, that was begun"),
+    Fault("a view, counterfactual or gradient of one step that is not finite", len(POISONS),
+          "the step changes nothing and is counted, the next ones train; an epoch of such steps ends the run",
+          (f"{_INPUTS}::test_a_step_that_is_not_finite_changes_nothing_and_the_next_ones_train",
+           f"{_INPUTS}::test_an_epoch_without_a_finite_step_ends_the_run_and_leaves_no_checkpoint"), "that step"),
+    Fault("unusual images, the table below", len(INPUTS) * len(DIFFERENT),
+          "trains with finite numbers, or is refused by name",
+          (f"{_INPUTS}::test_an_unusual_input_trains_with_finite_numbers_or_is_refused_in_words",)),
+    Fault("a checkpoint that would run code when it is loaded", len(READ_CHECKPOINTS) * len(FORMS),
+          "refused, nothing is run",
+          (f"{_SECURITY}::test_a_checkpoint_that_would_run_something_is_refused_and_runs_nothing",)),
+    Fault("names that would leave their folder, in manifests, tables and settings", len(OUTSIDE),
+          "refused, or looked up among the known ones; no file outside is opened",
+          (f"{_SECURITY}::test_a_name_that_is_a_path_is_none_of_a_file",
+           f"{_SECURITY}::test_a_pool_manifest_with_a_path_for_a_name_is_refused",
+           f"{_SECURITY}::test_an_intervention_with_a_path_for_a_name_is_refused",
+           f"{_SECURITY}::test_cases_of_a_table_are_looked_up_among_the_known_ones_and_open_no_file")),
+)
