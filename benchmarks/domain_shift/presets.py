@@ -19,6 +19,7 @@ class Preset:
         seeds: of the runs.
         arms: names of `arms.ARMS`.
         settings: of the plugin, the same for every arm, nested.
+        spacing: of the resampled voxels in mm, the same along all axes; 0 keeps nnU-Net's.
         workers: data loading processes; 0: none, and every run is reproducible to the last digit on a CPU.
     """
 
@@ -31,6 +32,7 @@ class Preset:
     arms: tuple[str, ...]
     settings: Mapping[str, Any]
     workers: int
+    spacing: float = 0.0
 
 
 def _settings(
@@ -67,8 +69,8 @@ _NANO_2D = _settings(
     {"epochs": 8, "iterations_per_epoch": 50, "images_per_step": 4, "points_per_image": 128},
     {"epochs": 8, "iterations_per_epoch": 50, **_FROZEN}, sided=True, views=_VIEWS)
 _NANO_3D = _settings(
-    {"epochs": 5, "iterations_per_epoch": 40, "images_per_step": 2, "points_per_image": 256},
-    {"epochs": 5, "iterations_per_epoch": 40, **_FROZEN}, sided=False, views=_VIEWS)
+    {"epochs": 6, "iterations_per_epoch": 50, "images_per_step": 4, "points_per_image": 128},
+    {"epochs": 12, "iterations_per_epoch": 50, **_FROZEN}, sided=False, views=_VIEWS)
 _FULL_2D = _settings(
     {"epochs": 40, "iterations_per_epoch": 250, "images_per_step": 16, "points_per_image": 500},
     {"epochs": 60, "iterations_per_epoch": 100}, sided=True)
@@ -79,7 +81,7 @@ _FULL_3D = _settings(
 #: (preset, dataset) -> its size.
 PRESETS: dict[tuple[str, str], Preset] = {
     ("nano", "chest_xrays"): Preset(96, 4, 16, 8, (12,), (0, 1, 2), _NANO_ARMS, _NANO_2D, workers=0),
-    ("nano", "hippocampus"): Preset(0, 3, 16, 2, (12,), (0, 1, 2), _NANO_ARMS, _NANO_3D, workers=0),
+    ("nano", "hippocampus"): Preset(0, 3, 16, 4, (12,), (0, 1, 2), _NANO_ARMS, _NANO_3D, workers=0, spacing=1.5),
     ("nano", "phantom"): Preset(96, 4, 16, 8, (12,), (0, 1, 2), _TRUE_ARMS, _NANO_2D, workers=0),
     ("full", "chest_xrays"): Preset(256, 0, 0, 0, (6, 12, 24), (0, 1, 2, 3, 4), _FULL_ARMS, _FULL_2D, workers=8),
     ("full", "hippocampus"): Preset(0, 0, 0, 0, (6, 12, 24), (0, 1, 2, 3, 4), _FULL_ARMS, _FULL_3D, workers=8),

@@ -281,8 +281,11 @@ def prepare(study: Study, budget: int) -> None:
     environment = {**study.environment(), "nnUNet_n_proc_DA": "1"}
     command = (folder[7:10], "-c", study.dataset.configuration)
     if not (preprocessed / f"{PLANS}.json").exists():
+        spacing = [f"{study.preset.spacing:g}"] * 3
+        # nnU-Net wants the plan to be named anew where its spacing is given; ours takes its place anyway
+        resampled = ["-overwrite_target_spacing", *spacing, "-overwrite_plans_name", "nnUNetPlans"]
         study.call(log, environment, "nnUNetv2_plan_and_preprocess", "-d", *command, "-np", "1", "-npfp", "1",
-                   "--no_pbar")
+                   "--no_pbar", *(resampled if study.preset.spacing else ()))
         _write_plan(preprocessed, study.preset)
     preprocess(study, budget, "pool")
 

@@ -83,13 +83,13 @@ def test_the_numbers_of_a_version(version, numbers):
     assert check_environment.version_numbers(version) == numbers
 
 
-@pytest.mark.parametrize(("version", "status"), [("2.7.9", "FAIL"), ("2.8", "ok"), ("2.10.1", "ok"), ("3.0.0", "FAIL"),
+@pytest.mark.parametrize(("version", "status"), [("2.5.9", "FAIL"), ("2.6", "ok"), ("2.10.1", "ok"), ("3.0.0", "FAIL"),
                                                  ("3", "FAIL")])
 def test_nnunet_must_be_of_a_supported_version(version, status, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda package: version)
     found = check_environment.check_nnunet()
     assert found.status == status
-    assert status == "ok" or found.mend == "pip install 'nnunetv2>=2.8,<3'"
+    assert status == "ok" or found.mend == "pip install 'nnunetv2>=2.6,<3'"
 
 
 def test_a_torchvision_that_does_not_fit_torch_is_named_with_both_versions(monkeypatch):
