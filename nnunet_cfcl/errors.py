@@ -26,6 +26,10 @@ class UserError(ValueError):
         super().__init__("\n  ".join(map(printable, (message, *details))))
 
 
+class NotSupported(UserError, NotImplementedError):
+    """A feature of nnU-Net that does not go with a pretraining; the message says what to do instead."""
+
+
 def printable(text: str) -> str:
     """A text in one line of at most `LONGEST_MESSAGE` characters, without control characters."""
     if len(text) > LONGEST_MESSAGE:

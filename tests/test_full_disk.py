@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import resource
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from nnunet_cfcl.chromap.color_space import ColorSpace
 from nnunet_cfcl.chromap.nifti import Geometry, write_embedding, write_rgb_volume
 from nnunet_cfcl.chromap.picture import write_png
 from nnunet_cfcl.counterfactual.store import CounterfactualStore
+from nnunet_cfcl.nnunet.export_stock import _write_model_files
 from nnunet_cfcl.pretraining.monitor import plot_progress
 from nnunet_cfcl.runs.checkpoint import load_checkpoint, save_checkpoint
 from nnunet_cfcl.runs.epoch_log import EpochLog, read_log
@@ -60,12 +64,25 @@ def map_of_a_picture(folder):
     write_png(folder / "case.png", NOISE.integers(0, 255, (256, 256, 3), np.uint8))
 
 
+@cache
+def trained_model():
+    """A folder, on another disk, whose files are to be exported."""
+    folder = TemporaryDirectory()
+    for name in ("dataset.json", "plans.json"):
+        Path(folder.name, name).write_text("x" * 200_000)
+    return folder
+
+
+def exported_model(folder):
+    _write_model_files(Path(trained_model().name), folder)
+
+
 def config(folder):
     write_text_atomically(folder / "config.json", "x" * 200_000)
 
 
 WRITERS = [checkpoint, counterfactual, counterfactual_in_slabs, color_space, map_of_a_volume, coordinates,
-           map_of_a_picture, config]
+           map_of_a_picture, exported_model, config]
 #: Bytes that are left on the disk: it is full, or becomes full while a file is written.
 ROOMS = (0, 40_000)
 

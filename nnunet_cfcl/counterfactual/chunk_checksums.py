@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import blosc2
+
+from nnunet_cfcl.errors import UserError, first_line
 
 KEY = "cfcl_checksums"
 #: What the header of a file says that holds an expression or a function, which some versions of blosc2 run on opening.
@@ -44,6 +47,11 @@ def seal(array: blosc2.NDArray) -> None:
     array.schunk.vlmeta[KEY] = [zlib.crc32(text.encode()), text]
 
 
+def seal_file(file: Path) -> None:
+    """`seal` of a finished file; its chunks stay as they are."""
+    seal(blosc2.open(urlpath=str(file), mode="a"))
+
+
 def check_header(array: blosc2.NDArray) -> None:
     """Make sure that shape, chunks and type are those that were written.
 
@@ -59,19 +67,34 @@ def check_seal(array: blosc2.NDArray, region: Sequence[slice], sound: set[int]) 
     Args:
         array: in its file.
         region: slices of its axes; further axes are whole.
-        sound: numbers of the chunks that were found sound before; those found now are added.
+        sound: numbers of the chunks that were found sound, or without a checksum, before; those found now are added.
 
     Raises:
         ValueError: a chunk is another.
     """
-    content = _sealed(array)
-    if content is None:
-        return
-    for number in _chunks_of(array, region):
-        if number not in sound:
-            if zlib.crc32(array.schunk.get_chunk(number)) != content["chunk_sums"][number]:
-                raise ValueError(f"the checksum of chunk {number} is wrong")
-            sound.add(number)
+    new = [number for number in _chunks_of(array, region) if number not in sound]
+    # reading the checksums takes longer than most boxes
+    content = _sealed(array) if new else None
+    for number in new:
+        if content is not None and zlib.crc32(array.schunk.get_chunk(number)) != content["chunk_sums"][number]:
+            raise ValueError(f"the checksum of chunk {number} is wrong")
+        sound.add(number)
+
+
+@contextmanager
+def damage_named(file: Path, mend: str) -> Iterator[None]:
+    """What goes wrong with a file within the block is told of it, with what mends it.
+
+    Raises:
+        UserError: anything went wrong.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    # blosc2 raises nearly anything for a damaged file
+    except Exception as error:
+        raise UserError(f"{file} cannot be read, it is damaged or not there ({first_line(error)}); {mend}") from error
 
 
 def _header(array: blosc2.NDArray) -> dict[str, Any]:

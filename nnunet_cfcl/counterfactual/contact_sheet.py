@@ -27,6 +27,7 @@ from nnunet_cfcl.counterfactual.gate_cases import (
 from nnunet_cfcl.counterfactual.gate_measures import channel_spread
 from nnunet_cfcl.counterfactual.generator_data import Cells, Patches
 from nnunet_cfcl.counterfactual.interventions import Intervention
+from nnunet_cfcl.picture_texts import names_as_they_are
 
 #: Longer side of a panel, and the room around it, in inches.
 PANEL, GAP, HEAD, SIDE = 1.45, 0.06, 0.22, 1.4
@@ -91,6 +92,7 @@ class Panel(NamedTuple):
     difference: bool = False
 
 
+@names_as_they_are
 def contact_sheet(sheet: Sheet, spacing: Sequence[float], file: Path, title: str = "") -> None:
     """Draw the sheet as PNG, atomically.
 

@@ -56,6 +56,7 @@ from nnunet_cfcl.counterfactual.interventions import Intervention
 from nnunet_cfcl.counterfactual.small_segmenter import SmallSegmenter, dice_scores, train_segmenter
 from nnunet_cfcl.errors import listed
 from nnunet_cfcl.runs.seeds import generator_for
+from nnunet_cfcl.runs.watchdog import beat, watched
 
 #: Part of every key of the gate's random numbers, so that its networks are not those of the training with that seed.
 GATE_KEY = 0x67617465
@@ -129,6 +130,7 @@ def set_up_bench(
                  predictor.predictions(chosen.images), seed)
 
 
+@watched("the gate")
 def judge_with(bench: Bench, interventions: Sequence[Intervention], settings: GateSettings) -> GateReport:
     """Judge every intervention on a bench.
 
@@ -156,6 +158,7 @@ def _composition(bench: Bench) -> float | None:
 
 
 def _figures(bench: Bench, intervention: Intervention, number: int) -> InterventionFigures:
+    beat()
     held = bench.held_out
     known = [place for place, cells in enumerate(held.cells)
              if not any(is_missing(cells.get(one.name, "")) for one in intervention.attributes)]

@@ -23,6 +23,7 @@ from nnunet_cfcl.counterfactual.gate_figures import (
 )
 from nnunet_cfcl.counterfactual.generator_data import Patches
 from nnunet_cfcl.counterfactual.interventions import Intervention
+from nnunet_cfcl.picture_texts import names_as_they_are
 
 REPORT, PAGE, SHEET, FIGURES = "report.json", "report.md", "contact_sheet.png", "figures.png"
 #: Patients on the contact sheet.
@@ -104,6 +105,7 @@ def _text(figure: float | None, digits: int = 2) -> str:
     return "-" if figure is None else f"{figure:.{digits}f}"
 
 
+@names_as_they_are
 def draw_figures(report: GateReport, file: Path) -> None:
     """Bars of effectiveness beside the accuracy on real images, and histograms of intensities for every intervention,
     as PNG, atomically."""

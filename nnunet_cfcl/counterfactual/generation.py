@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from nnunet_cfcl.atomic import write_text_atomically
 from nnunet_cfcl.config import digest
 from nnunet_cfcl.counterfactual.attributes import AttributeCoding, is_missing
-from nnunet_cfcl.counterfactual.blended_change import BlendedChange, CaseChange
+from nnunet_cfcl.counterfactual.blended_change import BlendedChange, CaseChange, Slab
 from nnunet_cfcl.counterfactual.generator_data import Cells
 from nnunet_cfcl.counterfactual.interventions import Intervention
 from nnunet_cfcl.counterfactual.store import GENERATED, CounterfactualStore, default_store_root
@@ -25,6 +25,7 @@ from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.json_files import read_json
 from nnunet_cfcl.runs.lock import exclusive
 from nnunet_cfcl.runs.seeds import generator_for
+from nnunet_cfcl.runs.watchdog import beat, watched
 
 FORMAT = 1
 #: Beside the manifest: {case: {intervention: {"before": {attribute: value}, "after": {attribute: value}}}}; an
@@ -108,7 +109,7 @@ def generate_counterfactuals(
     values = {case: wanted.values(case, cells.get(case, {}), coding) for case in cases}
     asked = {case: _case_change(case, values[case], wanted, coding) for case in cases}
     folder, names = wanted.folder(preprocessed_folder), [one.name for one in wanted.interventions]
-    with exclusive(folder, log):
+    with exclusive(folder, log), watched("generating counterfactuals", log):
         store = CounterfactualStore.create(
             folder, names, wanted.source, Path(preprocessed_folder).name, wanted.preprocessing)
         _record(store, values)
@@ -129,6 +130,7 @@ def _generate(
     """Cases that lack the same interventions are made together."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for case in asked:
+        beat()
         shape = blender.reader.shape(case)
         lacking = tuple(k for k, name in enumerate(names) if not _is_current(store, case, name, shape))
         if lacking:
@@ -138,11 +140,18 @@ def _generate(
         for lacking, cases in groups.items():
             jobs = (CaseChange(case, asked[case].parents, asked[case].others[list(lacking)], asked[case].noise_seed)
                     for case in cases)
-            for case, slabs in groupby(blender.slabs(jobs), attrgetter("case")):
+            for case, slabs in groupby(_heard(blender.slabs(jobs)), attrgetter("case")):
                 images = (slab.images.numpy() for slab in slabs)
                 store.write_slabs(
                     case, [names[k] for k in lacking], blender.reader.shape(case), images, *layout(case))
                 bar.update()
+
+
+def _heard(slabs: Iterable[Slab]) -> Iterator[Slab]:
+    # not case by case: on a CPU a large one may take longer than the watchdog waits
+    for slab in slabs:
+        beat()
+        yield slab
 
 
 def _is_current(store: CounterfactualStore, case: str, name: str, shape: Sequence[int]) -> bool:

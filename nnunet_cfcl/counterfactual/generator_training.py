@@ -134,7 +134,12 @@ class GeneratorTraining:
         return folder / cls.final_name
 
     def run(self, resume: bool) -> CounterfactualGenerator:
-        """Train; with ``resume`` go on after the epoch of `latest`, if there is one."""
+        """Train; with ``resume`` go on after the epoch of `latest`, if there is one. All of it is watched, see
+        `runs.watchdog.watched`."""
+        with watched(f"{self.title} training", self.task.log):
+            return self._run(resume)
+
+    def _run(self, resume: bool) -> CounterfactualGenerator:
         first = self._restore() if resume else 0
         log = EpochLog(self.task.folder / self.log_folder if self.ranks.leads else None, first,
                        plot_generator_progress, self.task.log)
@@ -164,7 +169,9 @@ class GeneratorTraining:
         self.ranks.sum_gradients(self.model.parameters(), ())
         self.ranks.sum_gradients(self.adversaries.parameters(), ())
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm))
-        good = math.isfinite(norm) and norm <= self.settings.skip_norm
+        # without a bound nothing is clipped: only what is not finite is looked for
+        adversary_norm = float(nn.utils.clip_grad_norm_(self.adversaries.parameters(), math.inf))
+        good = math.isfinite(norm + adversary_norm) and norm <= self.settings.skip_norm
         if good:
             self.optimizer.step()
             self.average.update_parameters(self.model)

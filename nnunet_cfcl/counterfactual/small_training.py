@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_cfcl.runs.seeds import generator_for
+from nnunet_cfcl.runs.watchdog import beat, watched
 
 #: Voxels that a step sees; with larger images it has fewer of them, within these bounds.
 VOXELS_PER_STEP = 1 << 20
@@ -19,11 +20,14 @@ SHIFT = 0.05
 Network = TypeVar("Network", bound=nn.Module)
 
 
+@watched("training of a judge")
 def train_briefly(
     build: Callable[[], Network], count: int, loss_of: Callable[[Network, Tensor, Tensor], Tensor], steps: int,
     images_per_step: int, dim: int, seed: int, device: torch.device, peak_lr: float = 2e-3,
 ) -> Network:
     """A network trained by AdamW, with a short warm-up and a linear decay; the same for the same arguments.
+
+    It is watched, see `runs.watchdog.watched`.
 
     Args:
         build: makes it.
@@ -53,6 +57,7 @@ def train_briefly(
         loss_of(network, chosen, shares).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
+        beat()
     return network.eval().requires_grad_(False)
 
 

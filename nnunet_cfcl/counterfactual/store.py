@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_cfcl.atomic import replace_atomically, write_text_atomically
-from nnunet_cfcl.counterfactual.chunk_checksums import check_header, check_plain, check_seal, seal
-from nnunet_cfcl.errors import UserError, first_line, listed, shown
+from nnunet_cfcl.counterfactual.chunk_checksums import check_header, check_plain, check_seal, damage_named, seal
+from nnunet_cfcl.errors import UserError, listed, shown
 from nnunet_cfcl.json_files import read_json
 from nnunet_cfcl.names import stays_in_folder
 
@@ -29,6 +28,8 @@ MANIFEST = "manifest.json"
 LONGEST_NAME = 100
 #: The source of stores that a generator of ours filled begins with it: nobody brought them in.
 GENERATED = "generator:"
+#: What makes a damaged file again.
+MEND = "delete it and make it again: nnunet_cfcl generator generate, or counterfactuals import"
 _COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 1}
 # memory mapping fails on Windows, where nnU-Net does without it too
 _OPEN_OPTIONS: dict[str, Any] = {} if os.name == "nt" else {"mmap_mode": "r"}
@@ -179,14 +180,14 @@ class CounterfactualStore:
             UserError: the file is missing, cannot be read, or is not as it was written.
         """
         path, region = self.path(case, intervention), (slice(None), *(box or ()))
-        with _damage_named(path):
+        with damage_named(path, MEND):
             array = self._open_array(case, intervention)
             check_seal(array, region, self._sound.setdefault(path.name, set()))
             return np.asarray(array[region], dtype=np.float32)
 
     def shape(self, case: str, intervention: str) -> tuple[int, ...]:
         """(C, Z, Y, X) of a counterfactual, from the file's header; raises as :meth:`read` does."""
-        with _damage_named(self.path(case, intervention)):
+        with damage_named(self.path(case, intervention), MEND):
             return tuple(self._open_array(case, intervention).shape)
 
     def _open_array(self, case: str, intervention: str) -> blosc2.NDArray:
@@ -226,19 +227,6 @@ class CounterfactualStore:
             if found != expected:
                 raise UserError(f"{self.folder / 'cases' / name} has shape {found}, expected {expected} as the "
                                 f"preprocessed case {case}; make it again with the current preprocessing")
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """What goes wrong with a file within the block is told of it, with what mends it."""
-    try:
-        yield
-    except UserError:
-        raise
-    # blosc2 raises nearly anything for a damaged file
-    except Exception as error:
-        raise UserError(f"{path} is not a readable blosc2 file ({first_line(error)}); delete it and make it again: "
-                        "nnunet_cfcl generator generate, or counterfactuals import") from error
 
 
 def split_name(stem: str) -> tuple[str, str]:

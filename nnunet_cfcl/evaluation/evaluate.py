@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.evaluation.segmentation_metrics import METRICS, LabelMetrics, case_metrics, diagonal
 from nnunet_cfcl.evaluation.tables import LabelScheme, MaskFolder
 from nnunet_cfcl.nnunet.label_files import LabelFile, geometry_difference, read_label_file
+from nnunet_cfcl.nnunet.pool_workers import with_each
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,8 @@ def measure(truth: MaskFolder, methods: Sequence[MaskFolder], scheme: LabelSchem
             of two files differ, or a process was killed.
     """
     jobs = _jobs(truth, methods, scheme, tolerance)
-    with tqdm(total=len(jobs), desc="evaluating", unit="case", disable=None) as bar:
-        results = []
-        for result in _each(jobs, processes):
-            results.append(result)
-            bar.update()
+    # in the order of the cases, not in that in which they were done
+    results = sorted((result for _, result in with_each(_run, jobs, processes, "evaluating")), key=attrgetter("case"))
     if len({result.in_pixels for result in results}) > 1:
         odd = next(result.case for result in results if result.in_pixels != results[0].in_pixels)
         raise UserError(f"{truth.folder} has files with millimetres and files with only pixels, such as "
@@ -126,20 +121,6 @@ def _jobs(truth: MaskFolder, methods: Sequence[MaskFolder], scheme: LabelScheme,
     jobs = [_Job(case, file, {method.name: method.files[case] for method in methods if case in method.files},
                  labels, scheme.ignore, tolerance) for case, file in sorted(truth.files.items())]
     return [job for job in jobs if job.predictions]
-
-
-def _each(jobs: Sequence[_Job], processes: int) -> Iterator[_Result]:
-    if processes <= 1 or len(jobs) == 1:
-        yield from map(_run, jobs)
-        return
-    executor = ProcessPoolExecutor(min(processes, len(jobs)), multiprocessing.get_context("spawn"))
-    try:
-        yield from executor.map(_run, jobs)
-    except BrokenProcessPool as error:
-        raise UserError("a process was killed, probably for lack of memory: run the command again with a smaller "
-                        "-np") from error
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _run(job: _Job) -> _Result:

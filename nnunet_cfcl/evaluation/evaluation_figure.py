@@ -18,6 +18,7 @@ from nnunet_cfcl.evaluation.evaluation_report import Evaluation, metric_title
 from nnunet_cfcl.evaluation.segmentation_metrics import METRICS
 from nnunet_cfcl.evaluation.summary import Difference, Groupings, Summary, less_is_better
 from nnunet_cfcl.evaluation.tables import ALL, CROSS
+from nnunet_cfcl.picture_texts import names_as_they_are
 
 FIGURE = "metrics.png"
 #: Labels, and lines of differences, that are drawn; the tables have all.
@@ -30,6 +31,7 @@ INCHES = 0.17
 BOX_CASES = 5
 
 
+@names_as_they_are
 def draw(file: Path, evaluation: Evaluation, groupings: Groupings) -> None:
     """Draw the picture, atomically: a row of panels per label, and one of differences where methods are compared.
 

@@ -16,6 +16,7 @@ from nnunet_cfcl.evaluation.evaluation_figure import COLOURS
 from nnunet_cfcl.evaluation.probe import Figure
 from nnunet_cfcl.evaluation.probe_report import Probed
 from nnunet_cfcl.evaluation.statistics import Numbers
+from nnunet_cfcl.picture_texts import names_as_they_are
 
 FIGURE = "probe.png"
 #: Classes whose Dice is drawn; the table has all.
@@ -24,6 +25,7 @@ CLASSES_SHOWN = 8
 COLUMNS = 3
 
 
+@names_as_they_are
 def draw(file: Path, probed: Probed) -> None:
     """Draw the picture, atomically.
 

@@ -33,6 +33,7 @@ from nnunet_cfcl.nnunet.attribute_table import ATTRIBUTES, CASE, AttributeTable,
 from nnunet_cfcl.nnunet.pool import pool_folder, read_manifest
 from nnunet_cfcl.nnunet.pool_dataset import PoolDataset, found_or_refused, open_pool_dataset
 from nnunet_cfcl.nnunet.pool_workers import PoolWorkers
+from nnunet_cfcl.picture_texts import names_as_they_are
 
 COLUMN, PICTURE = "acquisition_group", "attributes_discovered.png"
 #: Slices of a volume that are described, around its middle.
@@ -186,6 +187,7 @@ def _with_column(table: AttributeTable | None, groups: dict[str, str]) -> str:
     return text.getvalue()
 
 
+@names_as_they_are
 def _plot(found: AcquisitionGroups, cases: Sequence[_Case], names: Sequence[str], file: Path) -> None:
     """The plane of the descriptions, and the middle slices of some cases of each group, as PNG."""
     groups, columns = sorted(set(names)), TYPICAL + DOUBTFUL

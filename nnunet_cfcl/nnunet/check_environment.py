@@ -16,8 +16,8 @@ from nnunet_cfcl.errors import first_line
 from nnunet_cfcl.nnunet.finding import Finding
 from nnunet_cfcl.nnunet.installation import EXPORT_COMMAND, INSTALL_COMMAND, plugin_trainers
 
-# the oldest of which all releases do everything (docs/reference/compatibility.md); newer major versions may move what this
-# package relies on
+# from the oldest on, all that were tried do everything (docs/reference/compatibility.md); newer major versions may move
+# what this package relies on
 NNUNET_VERSIONS = ((2, 6), (3,))
 TORCH_MENDED = "pip install --force-reinstall torch torchvision (one command, so that both come from the same place)"
 

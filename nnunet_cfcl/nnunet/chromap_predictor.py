@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nnunet_cfcl.nnunet.chromap_session import ChromapRequest, ChromapSession, Input
 from nnunet_cfcl.nnunet.chromap_writer import FOLDER
+from nnunet_cfcl.runs.checkpoint import check_checkpoint
 
 if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor as Predictor
@@ -45,16 +46,20 @@ class WithChromaps(Predictor):
     def initialize_from_trained_model_folder(
         self, model_training_output_dir: str, use_folds: Any, checkpoint_name: str = "checkpoint_final.pth"
     ) -> None:
-        """nnU-Net's; the colour space is looked for beside the first fold."""
+        """nnU-Net's, of checkpoints as they were written; the colour space is looked for beside the first fold.
+
+        Raises:
+            UserError: a checkpoint is damaged.
+        """
+        for folder in _fold_folders(model_training_output_dir, use_folds, checkpoint_name):
+            check_checkpoint(folder / checkpoint_name, "copy it again, or train the fold again")
         super().initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)
         self.remember_fold(model_training_output_dir, use_folds, checkpoint_name)
 
     def remember_fold(self, model_folder: str, use_folds: Any, checkpoint_name: str) -> None:
         """Where the first of the folds lies, as nnU-Net finds it."""
-        if use_folds is None:
-            use_folds = nnUNetPredictor.auto_detect_available_folds(model_folder, checkpoint_name)
-        first = use_folds if isinstance(use_folds, (str, int)) else next(iter(use_folds))
-        self.chromap_request = replace(self.chromap_request, fold_folder=Path(model_folder) / f"fold_{first}")
+        first = _fold_folders(model_folder, use_folds, checkpoint_name)[0]
+        self.chromap_request = replace(self.chromap_request, fold_folder=first)
 
     @functools.wraps(nnUNetPredictor.predict_from_files)
     def predict_from_files(self, *arguments: Any, **named: Any) -> Any:
@@ -216,3 +221,11 @@ class WithChromaps(Predictor):
 
 class ChromapPredictor(WithChromaps, nnUNetPredictor):
     """`nnUNetPredictor` with CHRO-maps: use it in its place."""
+
+
+def _fold_folders(model_folder: str, use_folds: Any, checkpoint_name: str) -> list[Path]:
+    """Of the folds that nnU-Net takes: one, several, or None for all that have the checkpoint."""
+    if use_folds is None:
+        use_folds = nnUNetPredictor.auto_detect_available_folds(model_folder, checkpoint_name)
+    folds = [use_folds] if isinstance(use_folds, (str, int)) else use_folds
+    return [Path(model_folder) / f"fold_{fold}" for fold in folds]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import multiprocessing
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from nnunet_cfcl.config import digest
 from nnunet_cfcl.counterfactual.store import CounterfactualStore, default_store_root, split_name
@@ -34,6 +32,7 @@ from nnunet_cfcl.nnunet.pool import (
     read_manifest,
 )
 from nnunet_cfcl.nnunet.pool_sources import POOL_IMAGES, find_raw_pool
+from nnunet_cfcl.nnunet.pool_workers import with_each
 
 SOURCE = "import"
 
@@ -94,7 +93,7 @@ def import_counterfactuals(
     Raises:
         UserError: a dataset, plan or preprocessed case is missing; a file's name or shape is wrong; a training case, or
             a case of the pool that has any, lacks an intervention; an image is not finite; images of the pool's cases
-            are given and the pool is out of date.
+            are given and the pool is out of date; a process was killed.
     """
     importer = _importer(str(dataset), configuration, plans)
     images = _find_images(Path(folder), importer.file_ending)
@@ -104,7 +103,7 @@ def import_counterfactuals(
     store = CounterfactualStore.create(target, interventions, SOURCE, importer.folder.name, importer.preprocessing)
     cases = _check_complete(importer, images, store, Path(folder))
     jobs = [_Job(case, name, files, store) for (case, name), files in images.items()]
-    for _ in tqdm(_map(importer, jobs, processes), total=len(jobs), desc="importing counterfactuals"):
+    for _ in with_each(importer, jobs, processes, "importing counterfactuals"):
         pass
     store.check({case: importer.shape(case) for case in cases}, importer.pool)
     return store
@@ -330,11 +329,3 @@ def _check_complete(
         raise UserError(f"{folder} lacks {len(missing)} counterfactuals: {listed(missing)}; every training case needs "
                         "every intervention, and so does a case of the pool that has any")
     return cases
-
-
-def _map(importer: _Importer, jobs: Sequence[_Job], processes: int) -> Iterator[None]:
-    if processes <= 1:
-        yield from map(importer, jobs)
-        return
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap_unordered(importer, jobs)

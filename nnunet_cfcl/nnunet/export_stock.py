@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def _write_model_files(source: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in (*MODEL_FILES, "dataset_fingerprint.json"):
         if (source / name).is_file():
-            shutil.copyfile(source / name, out / name)
+            replace_atomically(out / name, partial(shutil.copyfile, source / name))
 
 
 def _save(checkpoint: dict[str, Any], file: Path) -> Path:

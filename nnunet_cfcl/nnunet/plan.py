@@ -6,7 +6,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import NotSupported
 from nnunet_cfcl.views import ViewGeometry
 
 PLAN_BLOCK = "cfcl"
@@ -16,10 +16,10 @@ def check_single_stage(name: str, configuration: ConfigurationManager) -> None:
     """Refuse a cascade's second stage.
 
     Raises:
-        UserError: names the first stage, and says how to train the second.
+        NotSupported: names the first stage, and says how to train the second.
     """
     if configuration.previous_stage_name is not None:
-        raise UserError(
+        raise NotSupported(
             f"'{name}' takes the previous stage's segmentation as input, which pretraining has not: pretrain "
             f"{configuration.previous_stage_name}; train this stage with pretrain.enabled set to false, and with the "
             "same trainer, by whose name nnU-Net finds the masks"

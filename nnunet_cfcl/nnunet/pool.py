@@ -25,21 +25,29 @@ from nnunet_cfcl.nnunet.pool_sources import POOL_IMAGES, SILVER_LABELS, pool_nam
 from nnunet_cfcl.sealed_json import read_sealed, sealed_text
 
 FORMAT = 1
+POOL_SUFFIX, SILVER_SUFFIX = "_cfcl_pool", "_cfcl_silver"
 
 
 def pool_folder(preprocessed_folder: str | os.PathLike[str]) -> Path:
     """Folder of the preprocessed pool that belongs to ``nnUNet_preprocessed/DATASET/<data_identifier>``."""
-    return _sibling(preprocessed_folder, "_cfcl_pool")
+    return _sibling(preprocessed_folder, POOL_SUFFIX)
 
 
 def silver_folder(preprocessed_folder: str | os.PathLike[str]) -> Path:
     """Folder of the silver labels of the training cases in ``nnUNet_preprocessed/DATASET/<data_identifier>``."""
-    return _sibling(preprocessed_folder, "_cfcl_silver")
+    return _sibling(preprocessed_folder, SILVER_SUFFIX)
 
 
 def manifest_file(folder: Path) -> Path:
     """The manifest of a folder of either kind."""
     return folder.with_name(f"{folder.name}.json")
+
+
+def remedy(file: Path) -> str:
+    """What makes a damaged file of the pool, the silver labels or nnU-Net's own preprocessed cases again."""
+    if file.parent.name.endswith((POOL_SUFFIX, SILVER_SUFFIX)):
+        return "delete it, and run nnunet_cfcl pool again"
+    return "run nnUNetv2_preprocess again"
 
 
 def _sibling(folder: str | os.PathLike[str], suffix: str) -> Path:

@@ -15,6 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nn
 from numpy.typing import NDArray
 
 from nnunet_cfcl.atomic import refusals_named
+from nnunet_cfcl.counterfactual.chunk_checksums import seal_file
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.pool import CaseRecord, pool_folder, silver_folder
 from nnunet_cfcl.nnunet.pool_check import read_probabilities
@@ -121,6 +122,8 @@ class CasePreprocessing:
                 self._save_silver(str(scratch / case.name), channels)
             else:
                 self._save_case(str(scratch / case.name), image.astype(np.float32, copy=False), channels, properties)
+            for file in scratch.glob("*.b2nd"):
+                seal_file(file)
             return _publish(scratch, folder)
 
     def _save_case(

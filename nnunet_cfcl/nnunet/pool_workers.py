@@ -1,49 +1,62 @@
-"""Processes that do something with every case of a dataset."""
+"""Processes that do something with every case of a dataset, such as its pool."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.pool_dataset import PoolDataset
 from nnunet_cfcl.runs.watchdog import how_they_died, show_stacks_when_asked, watched
 
-Case = TypeVar("Case", bound=Hashable)
+Dataset = TypeVar("Dataset")
+Case = TypeVar("Case")
 Result = TypeVar("Result")
 # given a dataset, what is done with each of its cases; a class, so that processes find it by its name
-Work = Callable[[PoolDataset], Callable[[Case], Result]]
+Work = Callable[[Dataset], Callable[[Case], Result]]
 
 
-class PoolWorkers:
-    """Runs :data:`Work` in processes that are started once, when there are cases for them; a context manager.
+def with_each(function: Callable[[Case], Result], cases: Sequence[Case], processes: int, what: str
+              ) -> Iterator[tuple[Case, Result]]:
+    """(case, function(case)) of all cases, see `PoolWorkers.each`; the function is handed to each process once."""
+    with PoolWorkers(function, min(processes, len(cases))) as workers:
+        yield from workers.each(_itself, cases, what)
+
+
+class PoolWorkers(Generic[Dataset]):
+    """Runs :data:`Work` in processes that are started once, when there are cases for them; a context manager. An error
+    ends the processes at once: one of them may never return.
 
     Args:
-        dataset: handed to each process once, not with every case.
+        dataset: anything that can be pickled; handed to each process once, not with every case.
         processes: 1 works in this process.
     """
 
-    def __init__(self, dataset: PoolDataset, processes: int) -> None:
+    def __init__(self, dataset: Dataset, processes: int) -> None:
         self.dataset = dataset
         self.processes = processes
         self._executor: ProcessPoolExecutor | None = None
+        self._processes: list[BaseProcess] = []
 
-    def __enter__(self) -> PoolWorkers:
+    def __enter__(self) -> PoolWorkers[Dataset]:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
                  ) -> None:
+        if error is not None:
+            for process in self._processes:
+                process.kill()
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def each(self, work: Work[Case, Result], cases: Sequence[Case], what: str) -> Iterator[tuple[Case, Result]]:
+    def each(self, work: Work[Dataset, Case, Result], cases: Sequence[Case], what: str
+             ) -> Iterator[tuple[Case, Result]]:
         """(case, result) in the order in which they are done, with a progress bar called ``what``; watched, see
         `runs.watchdog.watched`.
 
@@ -56,37 +69,41 @@ class PoolWorkers:
                 bar.update()
                 yield pair
 
-    def _serial(self, work: Work[Case, Result], cases: Sequence[Case]) -> Iterator[tuple[Case, Result]]:
+    def _serial(self, work: Work[Dataset, Case, Result], cases: Sequence[Case]) -> Iterator[tuple[Case, Result]]:
         function = work(self.dataset)
         for case in cases:
             yield case, function(case)
 
-    def _parallel(self, work: Work[Case, Result], cases: Sequence[Case]) -> Iterator[tuple[Case, Result]]:
+    def _parallel(self, work: Work[Dataset, Case, Result], cases: Sequence[Case]) -> Iterator[tuple[Case, Result]]:
         if self._executor is None and cases:
             # not more processes than cases; the check, which comes first, looks at all of them
             self._executor = ProcessPoolExecutor(min(self.processes, len(cases)), multiprocessing.get_context("spawn"),
                                                  _set_dataset, (self.dataset,))
-        processes: list[BaseProcess] = []
+        others = multiprocessing.active_children()
         try:
             futures = {self._executor.submit(_run, work, case): case for case in cases} if self._executor else {}
-            processes = multiprocessing.active_children()
+            self._processes += [one for one in multiprocessing.active_children() if one not in others]
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
-            died = how_they_died(processes)
+            died = how_they_died(self._processes)
             probably = "" if died and "SIGKILL" not in died else ", probably for lack of memory"
             raise UserError(f"a process was killed{probably} ({died or error}): run the command again with a smaller "
                             "-np") from error
 
 
-_dataset: PoolDataset
+_dataset: Any
 
 
-def _set_dataset(dataset: PoolDataset) -> None:
+def _itself(function: Callable[[Case], Result]) -> Callable[[Case], Result]:
+    return function
+
+
+def _set_dataset(dataset: Any) -> None:
     global _dataset
     _dataset = dataset
     show_stacks_when_asked()
 
 
-def _run(work: Work[Case, Result], case: Case) -> Result:
+def _run(work: Work[Any, Case, Result], case: Case) -> Result:
     return work(_dataset)(case)

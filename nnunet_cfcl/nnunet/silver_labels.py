@@ -13,6 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet.cases import open_case
 from nnunet_cfcl.nnunet.pool import pool_folder, read_manifest, silver_folder
 from nnunet_cfcl.nnunet.pool_dataset import PoolDataset
 
@@ -40,6 +41,7 @@ class SilverLabels:
         self._pool = frozenset(pool.with_silver(min_quality)) if pool else frozenset()
         self.cases: tuple[str, ...] = tuple(sorted(self._pool.union(silver.with_silver(min_quality) if silver else ())))
         self._pool_storage, self._training_storage = self._storage(pool_folder(self._folder)), self._silver_storage()
+        self._sound: dict[Path, set[int]] = {}
 
     def _storage(self, folder: Path, *further: str) -> Any:
         cases = [case for case in self.cases if (case in self._pool) == (not further)]
@@ -54,12 +56,14 @@ class SilverLabels:
 
         Returns:
             Label map (z, y, x), below 0 where it says nothing, and confidence (z, y, x) in percent, 0 to 100.
+
+        Raises:
+            UserError: the file cannot be read, or is not as it was written.
         """
-        if case in self._pool:
-            segmentation = self._pool_storage.load_case(case)[1]
-        else:
-            segmentation = self._training_storage.load_case(case)[2]
-        labels, confidence = np.asarray(segmentation[(slice(None), *box)], dtype=np.int16)
+        storage = self._pool_storage if case in self._pool else self._training_storage
+        # a pool case's own labels, or those beside the training case
+        segmentation = open_case(storage, case, self._sound)[-1]
+        labels, confidence = segmentation.read((slice(None), *box), np.int16)
         return labels, confidence
 
 

@@ -12,12 +12,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from nnunet_cfcl.picture_texts import names_as_they_are
 from nnunet_cfcl.views import to_view
 
 POINTS_SHOWN = 6
 COLOURS = ("#e41a1c", "#ffd92f", "#4daf4a", "#00c5ff", "#ff7f00", "#f781bf")
 
 
+@names_as_they_are
 def plot_views(batch: Mapping[str, Any], views: Tensor, file: Path, others: str = "counterfactual") -> None:
     """One row per image: the original's view, then its counterfactuals', as PNG.
 

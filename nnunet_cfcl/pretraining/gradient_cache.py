@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import NotSupported
 
 Chunk = TypeVar("Chunk")
 
@@ -62,11 +62,11 @@ def check_norms(network: nn.Module) -> None:
     """Refuse norms that mix the samples of a batch: with cached gradients they would see other batches.
 
     Raises:
-        UserError: names the first such layer.
+        NotSupported: names the first such layer.
     """
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise UserError(
+            raise NotSupported(
                 f"{type(module).__name__} at '{name}' mixes the samples of a batch, and pretraining encodes its images "
                 "in several passes: use a plan with instance norm, or set pretrain.patches_per_pass to at least "
                 "images_per_step x views so that one pass, of one process, holds them all"

@@ -132,7 +132,12 @@ class Pretraining:
         return self.task.folder / "checkpoint_final.pth"
 
     def run(self, resume: bool) -> None:
-        """Train; with ``resume`` go on after the epoch of ``checkpoint_latest.pth``, if there is one."""
+        """Train; with ``resume`` go on after the epoch of ``checkpoint_latest.pth``, if there is one. All of it is
+        watched, see `runs.watchdog.watched`."""
+        with watched("pretraining", self.task.log):
+            self._run(resume)
+
+    def _run(self, resume: bool) -> None:
         first_epoch = self._restore() if resume else 0
         log = EpochLog(self.task.folder if self._saves else None, first_epoch, plot_progress, self.task.log)
         if self._saves:

@@ -68,6 +68,25 @@ def read_plain(file: str | os.PathLike[str], what: str, mend: str) -> dict[str, 
     return content
 
 
+def check_checkpoint(file: str | os.PathLike[str], mend: str) -> None:
+    """Make sure that a checkpoint is as it was written, before nnU-Net, which does not look, loads it.
+
+    Args:
+        file: written by `torch.save`.
+        mend: what is to be done about a damaged one; ends the message.
+
+    Raises:
+        UserError: the file is missing, cut short, or changed since it was written.
+    """
+    try:
+        _check_archive(Path(file))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no checkpoint {file}; {mend}") from error
+    # a damaged archive raises almost anything
+    except Exception as error:
+        raise UserError(f"the checkpoint {file} is damaged ({first_line(error)}); {mend}") from error
+
+
 def _check_archive(file: Path) -> None:
     """Refuses an archive that is not as it was written; files of old versions of PyTorch are none."""
     with open(file, "rb") as content:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from nnunet_cfcl.atomic import replace_atomically, writable_folder, write_text_atomically
@@ -20,7 +22,8 @@ class EpochLog:
         folder: where both files lie, made if it is missing; None: nothing is written.
         first_epoch: lines of this epoch and later, left by a run that was killed, are dropped.
         plot: draws all lines into a PNG file.
-        say: told of a picture that cannot be drawn.
+        say: told of a picture that cannot be drawn, and of an earlier log that is damaged, which is kept as
+            ``damaged_log.jsonl``.
 
     Raises:
         UserError: the folder cannot be written.
@@ -36,6 +39,7 @@ class EpochLog:
             for unfinished in folder.glob("*.tmp"):  # of a run that was killed, and perhaps large
                 unfinished.unlink()
             self.epochs = [line for line in read_log(folder / "log.jsonl") if line["epoch"] < first_epoch]
+            self._keep_damaged(folder / "log.jsonl", first_epoch)
             self._write(folder)
 
     def end_epoch(
@@ -60,32 +64,43 @@ class EpochLog:
                 replace_atomically(picture, lambda file: self._plot(self.epochs, file))
         return line
 
+    def _keep_damaged(self, file: Path, first_epoch: int) -> None:
+        """Copy a log that holds more than could be read of it, and not all epochs before the first one."""
+        if len(self.epochs) < first_epoch and len(lines := _texts(file)) > len(read_log(file)):
+            kept = file.with_name(f"damaged_{file.name}")
+            replace_atomically(kept, partial(shutil.copyfile, file))
+            self._say(f"{file} is damaged in line {len(read_log(file)) + 1} of {len(lines)}: from there on it is left "
+                      f"out of the log and its picture, and kept as {kept.name}")
+
     def _write(self, folder: Path) -> None:
         # whole: half a line, left by a full disk, would spoil the next one
         write_text_atomically(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.epochs))
 
 
 @contextmanager
-def sparing(picture: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """Within the block a picture is drawn; where that fails, or the disk is full, ``say`` is told, and all goes on."""
+def sparing(file: Path, say: Callable[[str], object], what: str = "picture") -> Iterator[None]:
+    """Within the block a picture is drawn, or another file made that can be done without; where that fails, or the disk
+    is full, ``say`` is told, and all goes on."""
     try:
         yield
     # whatever it is, it must not cost a training
     except Exception as error:
-        say(f"No picture {picture} ({reason(error)}); all else goes on")
+        say(f"No {what} {file} ({reason(error)}); all else goes on")
 
 
 def read_log(file: Path) -> list[dict[str, float]]:
     """Lines of a ``log.jsonl`` up to the first that is none of an epoch; the last may be cut short by a kill."""
-    if not file.exists():
-        return []
     lines = []
-    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in _texts(file):
         line = json_object(text)
         if line is None or "epoch" not in line or not all(isinstance(one, (int, float)) for one in line.values()):
             break
         lines.append(line)
     return lines
+
+
+def _texts(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
 
 
 def _mean(values: Sequence[float]) -> float:

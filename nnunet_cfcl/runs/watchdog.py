@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
+import inspect
 import math
 import multiprocessing
 import os
 import re
+import select
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +28,10 @@ STACK_SIGNAL: signal.Signals | None = getattr(signal, "SIGUSR1", None)
 STDERR = 2
 #: How long a process may take to write its stack, and a last line to reach the log.
 SECONDS_FOR_A_STACK, SECONDS_FOR_LAST_WORDS = 0.3, 5.0
+#: So much later than the watchdog, which may be writing stacks still, its backstop ends the process.
+BACKSTOP_SECONDS = 60.0
+#: Of Linux's prctl: the signal a process gets when its parent dies.
+PR_SET_PDEATHSIG = 1
 
 _LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is killed by signal: ([^.]*)|exited unexpectedly)")
 
@@ -35,7 +43,7 @@ def watched(what: str, say: Callable[[str], object] = print) -> Iterator[Callabl
     A run of which nothing is heard for `LIMIT_VARIABLE` minutes waits for something that will not come: a dead disk, a
     lock. Its stack and those of its child processes are written to stderr, the children are killed, and the process
     exits with status 1; a raised error would wait with everything else. Time in which the whole process is stopped, as
-    by a scheduler, does not count.
+    by a scheduler, does not count. Blocks may lie within each other: the innermost is watched, its end is progress.
 
     Args:
         what: is watched, for messages.
@@ -47,7 +55,7 @@ def watched(what: str, say: Callable[[str], object] = print) -> Iterator[Callabl
     limit = hang_seconds()
     dog = None if limit is None else _Watchdog(what, say, limit)
     try:
-        yield (lambda: None) if dog is None else dog.beat
+        yield beat
     except UserError as error:
         if not str(error).startswith("Caught "):
             raise
@@ -60,6 +68,12 @@ def watched(what: str, say: Callable[[str], object] = print) -> Iterator[Callabl
     finally:
         if dog is not None:
             dog.stop()
+
+
+def beat() -> None:
+    """There is progress; does nothing where nobody watches."""
+    if _dogs:
+        _dogs[-1].silent = 0.0
 
 
 def hang_seconds() -> float | None:
@@ -81,9 +95,11 @@ def hang_seconds() -> float | None:
 
 def show_stacks_when_asked(*ignored: object) -> None:
     """Called in a child process of a watched run: it writes its stack to stderr when the watchdog asks for it, also
-    from within a library that never returns."""
+    from within a library that never returns, and does not outlive the run (on Linux)."""
     if STACK_SIGNAL is not None:
         faulthandler.register(STACK_SIGNAL, STDERR, all_threads=True)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def how_they_died(processes: Iterable[BaseProcess]) -> str:
@@ -95,29 +111,35 @@ def how_they_died(processes: Iterable[BaseProcess]) -> str:
 
 
 class _Watchdog(threading.Thread):
-    """Counts the time since the last `beat`."""
+    """Counts the time since the last `beat`, while it is the innermost."""
 
     def __init__(self, what: str, say: Callable[[str], object], limit: float) -> None:
         super().__init__(daemon=True, name="watchdog")
         self._what, self._say, self._limit = what, say, limit
-        self._silent, self._stopped = 0.0, threading.Event()
+        self.silent, self._stopped = 0.0, threading.Event()
+        _dogs.append(self)
         self.start()
 
-    def beat(self) -> None:
-        """There is progress."""
-        self._silent = 0.0
-
     def stop(self) -> None:
-        """Nothing is watched any more."""
+        """The block has ended."""
+        _dogs.remove(self)
+        beat()
         self._stopped.set()
 
     def run(self) -> None:
         """Adds up short waits: a process that was stopped and goes on finds one of them longer, not many."""
         tick = min(1.0, self._limit / 10)
+        backstop = None
         while not self._stopped.wait(tick):
-            self._silent += tick
-            if self._silent > self._limit:
+            # a block that ends at once needs none
+            backstop = backstop or _Backstop(self._what, self._limit + BACKSTOP_SECONDS)
+            backstop.hear()
+            if _dogs[-1:] == [self]:
+                self.silent += tick
+            if self.silent > self._limit:
                 self._end()
+        if backstop is not None:
+            backstop.stop()
 
     def _end(self) -> None:
         _write(f"\n{self._what}: no progress for {self._limit / 60:g} minutes. The stacks of all processes:\n\n"
@@ -135,6 +157,69 @@ class _Watchdog(threading.Thread):
         _briefly(sys.stdout.flush)
         _write(f"{last}\n")
         os._exit(1)
+
+
+_dogs: list[_Watchdog] = []
+
+
+class _Backstop:
+    """A small process that ends this one when its watchdog is silent: code that never returns and holds Python's lock,
+    as some libraries do while they read, leaves no thread of Python a chance.
+
+    faulthandler's timer would do that too, but its clock goes on while a scheduler has stopped the process.
+    """
+
+    def __init__(self, what: str, limit: float) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        if STACK_SIGNAL is None:
+            return
+        # chained: whatever the signal did before, it does once the stack is written
+        faulthandler.register(STACK_SIGNAL, STDERR, all_threads=True, chain=True)
+        words = (f"\n{what}: ended, for code outside of Python did not return for {limit / 60:g} minutes "
+                 f"({LIMIT_VARIABLE}, 0: never). Look for a disk that does not answer; then start again, a training "
+                 "with --c. The stack of the main process:\n\n")
+        # a system that allows no more processes, a package without its sources: the watchdog is there
+        with suppress(OSError):
+            script = (f"import os, select, signal, time\n{inspect.getsource(_outlast)}\n"
+                      f"_outlast({os.getpid()}, {limit}, {int(STACK_SIGNAL)}, {words!r})")
+            self._process = subprocess.Popen([sys.executable, "-I", "-S", "-c", script], stdin=subprocess.PIPE,
+                                             stdout=subprocess.DEVNULL)
+
+    def hear(self) -> None:
+        """The watchdog is alive."""
+        if self._process is not None and self._process.stdin is not None:
+            with suppress(OSError):
+                os.write(self._process.stdin.fileno(), b".")
+
+    def stop(self) -> None:
+        """There is no watchdog any more."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+
+def _outlast(pid: int, limit: float, stack_signal: int, words: str) -> None:
+    """What the backstop's process does. Its source is all that process has: nothing else of this file."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the other one
+    tick, silent = min(1.0, limit / 10), 0.0
+    while silent <= limit:
+        if select.select([0], [], [], tick)[0]:
+            if not os.read(0, 1 << 16):
+                return
+            silent = 0.0
+        elif os.getppid() != pid:
+            return
+        else:
+            try:
+                with open(f"/proc/{pid}/stat") as file:
+                    stopped = file.read().rpartition(")")[2].split()[0] in ("T", "t")
+            except OSError:  # a system without /proc
+                stopped = False
+            silent += 0 if stopped else tick
+    os.write(2, words.encode())
+    os.kill(pid, stack_signal)
+    time.sleep(1)
+    os.kill(pid, signal.SIGKILL)
 
 
 def _show_stack(child: BaseProcess) -> None:

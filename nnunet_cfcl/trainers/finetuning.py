@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from nnunet_cfcl.nnunet.frozen_body import freeze_body
 from nnunet_cfcl.nnunet.plan import settings_block
 from nnunet_cfcl.nnunet.versions import asked_to_continue
 from nnunet_cfcl.nnunet.warmup import WarmUp
+from nnunet_cfcl.runs.checkpoint import check_checkpoint
 from nnunet_cfcl.runs.ranks import Ranks
+from nnunet_cfcl.runs.watchdog import beat, watched
 from nnunet_cfcl.trainers.config_file import write_config
 from nnunet_cfcl.trainers.replacements import with_replacements
 
@@ -49,6 +52,7 @@ class FineTuning(Trainer):
     ) -> None:
         self._continues = asked_to_continue(plans)
         self._holds_checkpoint = False
+        self._watch = ExitStack()
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings: Settings = self.prepared_settings(self.configuration_manager)
         self._apply_finetune_settings()
@@ -79,10 +83,12 @@ class FineTuning(Trainer):
         self.save_every = 1
 
     def run_training(self) -> None:
-        """nnU-Net's, after all that precedes its first epoch, which a checkpoint makes needless."""
+        """nnU-Net's, after all that precedes its first epoch, which a checkpoint makes needless. Its epochs are
+        watched, see `runs.watchdog.watched`."""
         if not self._holds_checkpoint:
             self._start()
-        super().run_training()
+        with self._watch:
+            super().run_training()
 
     def _start(self) -> None:
         if self.local_rank == 0:
@@ -104,8 +110,27 @@ class FineTuning(Trainer):
         """nnU-Net's, seeded: an epoch's draws do not depend on what was drawn, or stopped, before. With
         ``nnUNet_n_proc_DA=0`` the whole fine-tuning is reproducible, also by a run that was killed and continued, while
         nnU-Net's worker processes draw their augmentations unseeded."""
+        # what nnU-Net does before and after its epochs has processes of its own, and may be silent for long
+        self._watch.enter_context(watched(f"fine-tuning epoch {self.current_epoch}", self.print_to_log_file))
         self._seed(1 + self.current_epoch, self.local_rank)
         super().on_epoch_start()
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's, which is progress."""
+        beat()
+        outputs: dict[str, Any] = super().train_step(batch)
+        return outputs
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's, which is progress."""
+        beat()
+        outputs: dict[str, Any] = super().validation_step(batch)
+        return outputs
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's, with the checkpoint; then the epoch is over."""
+        super().on_epoch_end()
+        self._watch.close()
 
     def on_train_end(self) -> None:
         """nnU-Net's; then the colour space of CHRO-maps is fitted, which must not cost a finished training."""
@@ -168,7 +193,14 @@ class FineTuning(Trainer):
             replace_atomically(filename, lambda temporary: save(str(temporary)))
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """nnU-Net's; afterwards `run_training` knows that phase 2 has begun."""
+        """nnU-Net's, of a file that is as it was written; afterwards `run_training` knows that phase 2 has begun.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        if not isinstance(filename_or_checkpoint, dict):
+            mend = "delete it, and --c goes on from checkpoint_best.pth, if there is one"
+            check_checkpoint(filename_or_checkpoint, mend)
         super().load_checkpoint(filename_or_checkpoint)
         self._holds_checkpoint = True
         before = self.my_init_kwargs.get("cfcl", {}).get("settings", {})

@@ -7,11 +7,11 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-from nnunet_cfcl.atomic import writable_folder, write_text_atomically
+from nnunet_cfcl.atomic import replace_atomically, writable_folder, write_text_atomically
 from nnunet_cfcl.config import digest
 from nnunet_cfcl.counterfactual.attribute_predictor import train_predictor
 from nnunet_cfcl.counterfactual.blended_change import BlendedChange
@@ -36,15 +36,16 @@ from nnunet_cfcl.counterfactual.source import (
 )
 from nnunet_cfcl.counterfactual.store import CounterfactualStore
 from nnunet_cfcl.errors import UserError, first_line, listed
-from nnunet_cfcl.json_files import read_json
 from nnunet_cfcl.names import stays_in_folder
 from nnunet_cfcl.nnunet.attributes_of_cases import NothingToChange
 from nnunet_cfcl.nnunet.generator_task import build_generator_task, has_attributes
 from nnunet_cfcl.nnunet.plan import fingerprint
 from nnunet_cfcl.nnunet.pretraining_cases import PretrainingCases
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
+from nnunet_cfcl.runs.epoch_log import sparing
 from nnunet_cfcl.runs.lock import exclusive
 from nnunet_cfcl.runs.ranks import Ranks
+from nnunet_cfcl.sealed_json import read_sealed, sealed_text
 
 #: Patches that the judges learn from: so many times those that are looked at.
 TRAINING_PATCHES = 8
@@ -206,8 +207,13 @@ class Phase0:
         return MixedSource(generated, acquisition, len(judged.passed), len(judged.failed))
 
     def copy_report(self, folder: Path) -> None:
-        """The gate's report, into the fold's own folder."""
-        shutil.copytree(self.report_folder, folder, dirs_exist_ok=True)
+        """The gate's report, into the fold's own folder; a file that cannot be copied costs a word in the log."""
+        with sparing(folder, self._log, "copy"):
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in sorted(self.report_folder.iterdir()):
+                copy = folder / file.name
+                with sparing(copy, self._log, "copy"):
+                    replace_atomically(copy, partial(shutil.copyfile, file))
 
     def _bench(self, generator: CounterfactualGenerator) -> Bench:
         """With judges trained on the generator's training patients."""
@@ -224,12 +230,14 @@ class Phase0:
             own = replace(bench(), generator=generator)
             report = judge_with(own, self.task.interventions, self.task.settings.gate)
             write_report(report_folder, report, generator, own.held_out, self.task.interventions, self.task.spacing)
-            write_text_atomically(file, json.dumps({**_summary(report), "report": report_folder.name}, indent=1))
+            write_text_atomically(file, sealed_text({**_summary(report), "report": report_folder.name}))
         try:
-            found: dict[str, Any] = read_json(file)
+            found = read_sealed(file)
             if not stays_in_folder(found["report"]):
                 raise ValueError("its report lies elsewhere")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not {*found["passed"], *found["ineffective"]} <= set(names) or {*found["words"].keys()} != set(names):
+                raise ValueError(f"expected verdicts on {listed(names)}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{file} cannot be read ({first_line(error)})"
             raise UserError(f"{reason}; delete it and start again, with --c") from error
         return found

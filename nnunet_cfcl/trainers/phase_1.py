@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_cfcl.config import digest
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import NotSupported, UserError, listed
 from nnunet_cfcl.nnunet.decoder_tap import tapped
 from nnunet_cfcl.nnunet.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.loop import Pretraining, check_same_identity
@@ -93,7 +93,7 @@ class Phase1:
         """Weights of a finished pretraining of the same identity."""
         if not pretraining.final.exists():
             return None
-        content = load_checkpoint(pretraining.final)
+        content = _load_pretrained(pretraining.final)
         if content["hash"] != digest(pretraining.task.identity):
             self._log(f"{pretraining.final} was made with other settings or cases and is not reused.")
             return None
@@ -111,10 +111,10 @@ class Phase1:
         if self.continues and not self._shared:
             for file in (latest, pretraining.final):
                 if file.exists():
-                    check_same_identity(load_checkpoint(file)["identity"], identity, file)
+                    check_same_identity(_load_pretrained(file)["identity"], identity, file)
         elif self.continues is False and not self._shared:
             return False
-        return latest.exists() and bool(load_checkpoint(latest)["hash"] == digest(identity))
+        return latest.exists() and bool(_load_pretrained(latest)["hash"] == digest(identity))
 
     @property
     def _shared(self) -> bool:
@@ -132,7 +132,7 @@ class Phase1:
 
     def _check_device(self) -> None:
         if self.trainer.device.type not in ("cpu", "cuda"):
-            raise UserError(f"pretraining runs with -device cuda or cpu, found {self.trainer.device.type}")
+            raise NotSupported(f"pretraining runs with -device cuda or cpu, found {self.trainer.device.type}")
 
     def _announce(self, pretraining: Pretraining) -> None:
         task, chosen, trainer = pretraining.task, pretraining.settings, self.trainer
@@ -149,3 +149,16 @@ class Phase1:
     def _log(self, line: str) -> None:
         if self.ranks.leads:
             self.trainer.print_to_log_file(line)
+
+
+def _load_pretrained(file: Path) -> dict[str, Any]:
+    """A checkpoint of phase 1, finished or not.
+
+    Raises:
+        UserError: it cannot be read, or is one of something else.
+    """
+    content = load_checkpoint(file)
+    if missing := [key for key in ("hash", "identity", "network_weights") if key not in content]:
+        raise UserError(f"{file} is no checkpoint of phase 1, it has no {listed(missing)}: take it away, and start the "
+                        "training again")
+    return content

@@ -201,8 +201,8 @@ def _doctors_word(nnunet: InEnvironment) -> list[str]:
 
 
 def _reason(text: str) -> str:
-    """The last line that says something of a failure."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    """The last line that says something of a failure, without folders of this machine."""
+    lines = [re.sub(r" \(/[^)]*\)", "", line.strip()) for line in text.splitlines() if line.strip()]
     return lines[-1][:200] if lines else "failed"
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nnunet_cfcl.config import GateSettings
+from nnunet_cfcl.counterfactual import gate
 from nnunet_cfcl.counterfactual.attribute_predictor import train_predictor
 from nnunet_cfcl.counterfactual.attributes import Attribute, AttributeCoding
 from nnunet_cfcl.counterfactual.gate import Bench, judge, judge_with, set_up_bench
@@ -28,6 +29,7 @@ from tests.counterfactual.phantom_generators import (
     phantoms,
     scale_of,
 )
+from tests.runs.watching import is_watched
 
 SETTINGS = GateSettings(predictor_steps=300, segmenter_steps=100)
 QUICK = GateSettings(predictor_steps=2, segmenter_steps=2)
@@ -291,3 +293,10 @@ def test_the_predictor_of_the_gate_is_not_one_that_another_part_trains_with_its_
     own = set_up_bench(bench.generator, training.patches, bench.held_out, quick, 0)
     assert not torch.allclose(other.head.weight, own.predictor.head.weight, atol=1e-3)
     assert own.predictor.attributes == (SCANNER, DISEASE)
+
+
+def test_the_gate_is_watched_and_every_intervention_is_progress(bench, monkeypatch):
+    noted = []
+    monkeypatch.setattr(gate, "beat", lambda: noted.append(is_watched()))
+    judge_with(bench, INTERVENTIONS, SETTINGS)
+    assert noted == [True] * len(INTERVENTIONS)

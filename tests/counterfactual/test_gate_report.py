@@ -80,6 +80,9 @@ def test_without_labels_the_page_shows_the_structure_and_what_it_is_between_pati
 
 def test_bars_are_as_high_as_effectiveness_and_accuracy_and_histograms_those_of_the_report(made, tmp_path, figures):
     _, _, report = made
+    named = replace(report.interventions[0], name=r"$\foo$")  # no mathematics
+    draw_figures(replace(report, interventions=(named, *report.interventions[1:])), tmp_path / "named.png")
+    figures.clear()
     draw_figures(report, tmp_path / "figures.png")
     bars, *histograms = figures[0].axes
     effects = [one for figure in report.interventions for one in figure.effectiveness]

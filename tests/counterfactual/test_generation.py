@@ -25,6 +25,7 @@ from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.runs import lock
 from tests.conftest import CasesInMemory
 from tests.counterfactual.random_generator import CODING, DISEASE, INTERVENTIONS, SCANNER, encoded, random_generator
+from tests.runs.watching import is_watched
 
 CELLS = {"case_0": {"scanner": "A", "disease": "no", "age": "40"}, "case_1": {"scanner": "B", "disease": "yes"},
          "case_2": {"scanner": "NA", "disease": "yes", "age": "70", "patient": "p"}}
@@ -257,3 +258,19 @@ def test_a_record_that_cannot_be_read_is_named(generate):
     (store.folder / RECORD).write_text("{")
     with pytest.raises(UserError, match=r"attributes\.json is not valid JSON .* delete it"):
         generate()
+
+
+def test_the_generation_is_watched_and_every_slab_is_progress(generate, monkeypatch):
+    slabs, beats = [], []
+    monkeypatch.setattr(generation, "beat", lambda: beats.append(len(slabs)))
+    make = BlendedChange.slabs
+
+    def noted(*given):
+        for slab in make(*given):
+            slabs.append(is_watched())
+            yield slab
+
+    monkeypatch.setattr(BlendedChange, "slabs", noted)
+    generate()
+    assert len(slabs) > 3 and all(slabs)
+    assert beats == [0, 0, 0, *range(1, len(slabs) + 1)]

@@ -31,6 +31,7 @@ from tests.counterfactual.tiny_training import (
     tiny_task,
 )
 from tests.pretraining.crew import Crew
+from tests.runs.watching import noted_work
 
 
 @pytest.fixture(autouse=True)
@@ -270,6 +271,17 @@ def test_a_step_without_usable_gradients_is_skipped_and_changes_nothing(tmp_path
     assert all(value.isfinite().all() for value in everything(training).values())
 
 
+def test_a_gradient_of_an_adversary_that_is_not_finite_is_skipped_too(tmp_path):
+    training = GeneratorTraining(tiny_task(tmp_path))
+    data = training._batches(0)
+    assert training.step(next(data), 0)["skipped"] == 0
+    hook = next(training.adversaries.parameters()).register_hook(lambda gradient: math.nan * gradient)
+    assert training.step(next(data), 1)["skipped"] == 1
+    hook.remove()
+    assert training.step(next(data), 2)["skipped"] == 0
+    assert all(value.isfinite().all() for value in everything(training).values())
+
+
 def test_skipped_steps_are_said_in_the_log(tmp_path):
     lines: list[str] = []
     spoilt(GeneratorTraining(tiny_task(tmp_path, log=lines.append)), math.nan).run(resume=False)
@@ -382,3 +394,10 @@ def test_the_real_pictures_are_drawn(tmp_path, monkeypatch):
     trained(tiny_task(tmp_path, epochs=1, iterations_per_epoch=1))
     for name in ("progress.png", "samples_epoch_0001.png"):
         assert (tmp_path / name).stat().st_size > 5000
+
+
+def test_validation_pictures_and_checkpoints_are_watched_too(tmp_path, monkeypatch):
+    names = {"draw_patches", "plot_generator_progress", "draw_samples", "save_checkpoint"}
+    noted = noted_work(generator_training, names, monkeypatch)
+    trained(tiny_task(tmp_path))
+    assert noted == {(name, True) for name in names}

@@ -106,7 +106,7 @@ def test_files_of_unknown_cases_and_interventions_are_named(store, foreign):
 
 def test_a_damaged_file_is_named(store):
     store.path("case_1", "vendorB").write_bytes(b"not blosc2 at all")
-    with pytest.raises(UserError, match=r"case_1__vendorB\.b2nd is not a readable blosc2 file"):
+    with pytest.raises(UserError, match=r"case_1__vendorB\.b2nd cannot be read, it is damaged"):
         store.check(CASES)
 
 

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -89,6 +92,15 @@ def test_groups_patients_and_gaps_come_from_the_attributes(folders):
     assert {one["group"] for one in found["summaries"] if one["grouping"] == "scanner x disease"} == {
         "a x x", "a x y", "b x x", "b x y"}
     assert "## By scanner x disease" in (folders / "out" / "metrics.md").read_text()
+
+
+def test_a_group_may_be_called_anything(folders):
+    """matplotlib takes what is between two $ for mathematics."""
+    file = folders / "attributes.csv"
+    file.write_text(file.read_text().replace(",a,", r",GE $\foo$,"))
+    assert run(folders, "--attributes", file, "--by", "scanner") == 0
+    assert {row["scanner"] for row in table(folders)} == {r"GE $\foo$", "b"}
+    assert (folders / "out" / "metrics.png").exists()
 
 
 def test_methods_are_compared_case_by_case(folders):
@@ -246,3 +258,20 @@ def test_masks_of_background_alone_are_refused(tmp_path, write_mask, capsys):
     for name in ("truth", "good"):
         write_mask(tmp_path / name / "a.nii.gz", np.zeros((3, 4, 5), np.uint8))
     assert "nothing but background" in refused(tmp_path, capsys)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pipe that has a name")
+def test_the_error_of_one_case_is_seen_though_another_one_is_never_read(tmp_path):
+    os.mkfifo(tmp_path / "a_pipe.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    script = ("from pathlib import Path\n"
+              "from nnunet_cfcl.evaluation.evaluate import measure\n"
+              "from nnunet_cfcl.evaluation.tables import LabelScheme, MaskFolder\n"
+              "if __name__ == '__main__':\n"
+              f"    folder = Path({str(tmp_path)!r})\n"
+              "    files = {name: folder / f'{name}.png' for name in ('a_pipe', 'broken')}\n"
+              "    masks = MaskFolder('masks', folder, files)\n"
+              "    measure(masks, [masks], LabelScheme(), 1.0, 2)\n")
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "UserError: " in done.stderr and "broken.png cannot be read" in done.stderr

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +17,16 @@ from nnunet_cfcl.counterfactual.store import CounterfactualStore
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.attribute_table import read_attribute_table
 from nnunet_cfcl.nnunet.attributes_of_cases import known_attributes
-from nnunet_cfcl.nnunet.pool import read_manifest
+from nnunet_cfcl.nnunet.cases import PreprocessedCases
+from nnunet_cfcl.nnunet.pool import CaseRecord, Manifest, pool_folder, read_manifest, write_manifest
+from nnunet_cfcl.nnunet.pool_preprocess import CasePreprocessing
+from nnunet_cfcl.nnunet.silver_labels import SilverLabels
 from nnunet_cfcl.runs.checkpoint import load_checkpoint, save_checkpoint
 from tests.counterfactual.random_generator import random_generator
 from tests.fuzz.readers import ARRAY, READERS
 
 FLIPS = 60
+WHOLE = tuple(slice(0, size) for size in ARRAY.shape[1:])
 #: Sizes in bytes that a file of so many is cut to.
 CUTS = (lambda whole: 0, lambda whole: 1, lambda whole: whole // 3, lambda whole: whole // 2, lambda whole: whole - 100,
         lambda whole: whole - 1)
@@ -55,6 +60,23 @@ def counterfactual(folder):
     return store.path("case", "scanner"), lambda: CounterfactualStore.open(folder).read("case", "scanner")
 
 
+def pool_image(folder):
+    pool = pool_folder(folder / "nnUNetPlans_3d")
+    pool.mkdir(exist_ok=True)
+    plan = SimpleNamespace(patch_size=(4, 8, 8))
+    dataset = SimpleNamespace(preprocessed=folder / "nnUNetPlans_3d", configuration=plan)
+    labels = (np.arange(2 * ARRAY.size).reshape(2, *ARRAY.shape[1:]) % 97).astype(np.int16)
+    files = CasePreprocessing(dataset)._write(SimpleNamespace(name="case", training=False), ARRAY, labels, {})
+    record = CaseRecord(ARRAY.shape, True, 1.0, False, False, files, "", "")
+    write_manifest(pool, Manifest("", True, {"case": record}))
+    return pool / "case.b2nd", lambda: PreprocessedCases(str(pool), ["case"]).read("case", WHOLE)
+
+
+def pool_labels(folder):
+    file = pool_image(folder)[0].with_name("case_seg.b2nd")
+    return file, lambda: SilverLabels(folder / "nnUNetPlans_3d").read("case", WHOLE)
+
+
 def color_space(folder):
     features = np.random.default_rng(0).normal(size=(60, 5))
     ColorSpace.fit(features, reducer="pca", identity="abc").save(folder / "chromap_space.npz")
@@ -76,6 +98,8 @@ KINDS = {
     "generator": (generator, "nnunet_cfcl generator train"),
     "counterfactual": (counterfactual, "nnunet_cfcl generator generate, or counterfactuals import"),
     "colour space": (color_space, "nnunet_cfcl chromap"),
+    "pool image": (pool_image, "nnunet_cfcl pool"),
+    "pool labels": (pool_labels, "nnunet_cfcl pool"),
     "pool manifest": (of_reader("pool manifest", lambda folder: read_manifest(folder / "pool")), "nnunet_cfcl pool"),
     "copy of the attributes": (of_reader("copy of the attributes", known_attributes), "nnunet_cfcl generator train"),
 }
@@ -146,10 +170,10 @@ def test_a_chunk_is_checked_once_and_only_where_it_is_read(tmp_path, monkeypatch
     box = (slice(0, 2), slice(0, 8), slice(0, 8))
     for _ in range(2):
         assert np.array_equal(store.read("case", "scanner", box), ARRAY[:, :2, :8, :8])
-    # the header twice in each read, and the one chunk of eight that the box is in
-    assert len(summed) == 2 * 2 + 1
+    # the header in each read, the checksums' own in the first, and the one chunk of eight that the box is in
+    assert len(summed) == 2 + 1 + 1
     store.read("case", "scanner")
-    assert len(summed) == 3 * 2 + 8
+    assert len(summed) == 3 + 2 + 8
 
 
 def test_no_reader_leaves_a_file_open_or_changes_it(tmp_path):

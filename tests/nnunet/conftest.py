@@ -1,6 +1,11 @@
 """A toy dataset in nnU-Net's folders: six 2D cases with a raw side, a plan and preprocessed files."""
 
 import json
+import multiprocessing
+import os
+import signal
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +131,28 @@ def settings_file(toy, monkeypatch):
         return change
 
     return begin
+
+
+@pytest.fixture
+def kill_first_child():
+    """A block in which the first child process that is started gets a SIGKILL."""
+
+    @contextmanager
+    def block():
+        over = threading.Event()
+
+        def kill():
+            while not over.wait(0.01):
+                if children := multiprocessing.active_children():
+                    os.kill(children[0].pid, signal.SIGKILL)
+                    return
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            yield
+        finally:
+            over.set()
+            killer.join()
+
+    return block()

@@ -2,12 +2,16 @@
 
 import pickle
 import shutil
+from pathlib import Path
 
 import blosc2
 import numpy as np
 import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
+from nnunet_cfcl.counterfactual import chunk_checksums
+from nnunet_cfcl.counterfactual.chunk_checksums import seal_file
+from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.cases import PreprocessedCases
 
 SHAPES = {"pat_c": (2, 6, 20, 18), "pat_a": (2, 5, 21, 17), "seg_pat": (2, 1, 9, 30), "pat_b": (2, 7, 16, 16)}
@@ -106,7 +110,7 @@ def test_a_case_is_opened_once_for_its_shape_its_boxes_and_its_labels(cases, mon
 
 def test_a_box_is_read_from_disk_and_not_from_a_whole_image_in_memory(cases):
     cases.read("pat_c", (slice(0, 1), slice(0, 4), slice(0, 4)))
-    assert all(isinstance(array, blosc2.NDArray) and array.urlpath for array in cases._arrays("pat_c"))
+    assert all(isinstance(one.array, blosc2.NDArray) and one.array.urlpath for one in cases._arrays("pat_c"))
 
 
 def test_the_digests_of_images_and_labels_change_with_the_one_they_are_of(folder, cases, arrays):
@@ -120,6 +124,35 @@ def test_the_digests_of_images_and_labels_change_with_the_one_they_are_of(folder
     assert cases.content() != before[0]
 
 
+@pytest.mark.parametrize("name", ["pat_c.b2nd", "pat_c_seg.b2nd", "pat_c.pkl"])
+def test_a_file_that_cannot_be_opened_is_named_with_the_command_that_makes_it_again(folder, cases, name):
+    file = Path(folder, name)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError) as error:
+        cases.shape("pat_c")
+    assert str(error.value).startswith(f"{file} cannot be read") and "run nnUNetv2_preprocess" in str(error.value)
+    file.unlink()
+    with pytest.raises(UserError, match=f"{name} cannot be read"):
+        cases.shape("pat_c")
+    assert cases.shape("pat_a") == SHAPES["pat_a"]
+
+
+def test_a_chunk_is_checked_once_and_only_where_it_is_read(folder, cases, arrays, monkeypatch):
+    seal_file(Path(folder, "pat_c.b2nd"))
+    box, other, summed = (slice(0, 4), slice(0, 8), slice(0, 16)), (slice(0, 1), slice(0, 1), slice(0, 1)), []
+    cases.shape("pat_c")
+    plain = chunk_checksums.zlib.crc32
+    monkeypatch.setattr(chunk_checksums.zlib, "crc32", lambda data: (summed.append(type(data)), plain(data))[1])
+    for _ in range(3):
+        np.testing.assert_array_equal(cases.read("pat_c", box), arrays["pat_c"][:, :4, :8, :16])
+    # the checksums' own, and a chunk of either channel
+    assert len(summed) == 1 + 2
+    # of a file without checksums nothing is summed
+    cases.read("pat_a", other)
+    assert len(summed) == 1 + 2
+
+
 def test_cases_of_an_older_nnunet_are_read_once_they_are_unpacked(tmp_path, arrays):
     labels = np.zeros((1, *SHAPES["pat_c"][1:]), np.int8)
     nnUNetDatasetNumpy.save_case(arrays["pat_c"], labels, {}, str(tmp_path / "pat_c"))
@@ -130,4 +163,4 @@ def test_cases_of_an_older_nnunet_are_read_once_they_are_unpacked(tmp_path, arra
     assert cases.known == ("pat_c",) and cases.shape("pat_c") == SHAPES["pat_c"]
     np.testing.assert_array_equal(cases.read("pat_c", box), arrays["pat_c"][:, 1:6, 3:19, 5:18])
     assert (cases.labels("pat_c", box)[0] == 0).all()
-    assert all(isinstance(array, np.memmap) for array in cases._arrays("pat_c"))
+    assert all(isinstance(one.array, np.memmap) for one in cases._arrays("pat_c"))

@@ -2,15 +2,18 @@
 
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from skimage import io
 
 from nnunet_cfcl.counterfactual.store import CounterfactualStore, default_store_root
+from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.doctor import Training, examine
 from nnunet_cfcl.nnunet.finding import Finding
 from nnunet_cfcl.nnunet.installation import plugin_trainers, trainers_path
+from nnunet_cfcl.nnunet.plan import check_single_stage
 from nnunet_cfcl.nnunet.pool_command import preprocess_pool
 
 SHAPE = (1, 1, 24, 24)
@@ -105,6 +108,13 @@ def test_a_cascades_second_stage_is_refused_and_the_first_named(toy, change_plan
     assert failure.what.startswith("'second' takes the previous stage's segmentation as input")
     # another trainer would look for the first stage's masks in another folder
     assert failure.mend.startswith("-c 2d, or set pretrain.enabled to false for this stage in ")
+
+
+def test_what_is_not_supported_is_an_error_of_users_and_of_what_is_not_implemented():
+    stage = SimpleNamespace(previous_stage_name="3d_lowres")
+    with pytest.raises(NotImplementedError, match="pretrain 3d_lowres; train this stage with") as error:
+        check_single_stage("3d_cascade_fullres", stage)
+    assert isinstance(error.value, UserError)
 
 
 def external(folder, name, base, body="pass"):

@@ -146,6 +146,13 @@ def test_the_command_imports_several_interventions_into_the_store_training_finds
     shutil.rmtree(folder.parent)
 
 
+def test_a_killed_process_is_an_error_that_says_so(datasets, tmp_path, kill_first_child):
+    images = offer(datasets, XRAYS, tmp_path / "images")
+    with kill_first_child, pytest.raises(UserError, match="a process was killed, probably for lack of memory.*"
+                                                          "smaller -np"):
+        import_counterfactuals(XRAYS, "2d", images, store_folder=tmp_path / "store", processes=2)
+
+
 def test_a_repeated_import_makes_only_what_is_missing_or_out_of_date(datasets, tmp_path):
     images = offer(datasets, XRAYS, tmp_path / "images")
     store = import_counterfactuals(XRAYS, "2d", images, store_folder=tmp_path / "store")

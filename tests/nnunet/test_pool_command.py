@@ -1,31 +1,31 @@
 """The verb `pool` on small pictures: what is stored, what is refused, how it goes on after an interruption."""
 
 import json
-import multiprocessing
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from batchgenerators.utilities.file_and_folder_operations import write_pickle
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from skimage import io
 
 from nnunet_cfcl import cli
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet.cases import PreprocessedCases
 from nnunet_cfcl.nnunet.patients import known_patients
 from nnunet_cfcl.nnunet.pool import pool_folder, read_manifest, silver_folder
 from nnunet_cfcl.nnunet.pool_command import preprocess_pool
 from nnunet_cfcl.nnunet.pool_preprocess import CasePreprocessing, scratch_folder
+from nnunet_cfcl.nnunet.silver_labels import SilverLabels
 
 DATASET = "Dataset007_Toy"
 SHAPE = (20, 28)
+WHOLE = (slice(None),) * 3
 
 
 @pytest.fixture
@@ -159,6 +159,31 @@ def test_a_table_of_patients_with_names_of_files_is_one_more_problem(raw, prepro
     assert not pool_folder(preprocessed).exists()
 
 
+def test_every_array_carries_checksums_and_a_damaged_one_is_made_again_once_it_is_deleted(raw, preprocessed):
+    add(raw, "a", silver=True)
+    write(raw / "imagesTr" / "toy_0_0000.png", np.arange(24 * 24).reshape(24, 24) % 251)
+    write(raw / "labelsSilver" / "toy_0.png", np.ones((24, 24)))
+    write_pickle({"shape_before_cropping": (1, 24, 24)}, str(preprocessed / "toy_0.pkl"))
+    run()
+    pool, silver = pool_folder(preprocessed), silver_folder(preprocessed)
+    readers = {pool / "a.b2nd": lambda: PreprocessedCases(str(pool), ["a"]).read("a", WHOLE),
+               pool / "a_seg.b2nd": lambda: SilverLabels(preprocessed).read("a", WHOLE),
+               silver / "toy_0.b2nd": lambda: SilverLabels(preprocessed).read("toy_0", WHOLE)}
+    for file, read in readers.items():
+        whole, sound = file.read_bytes(), read()
+        assert b"cfcl_checksums" in whole
+        damaged = bytearray(whole)
+        # the chunk of the first voxels: the header, of a fixed size, names its own length
+        damaged[int.from_bytes(whole[11:15], "big") + 40] ^= 1
+        for content in (damaged, whole[: len(whole) // 2]):
+            file.write_bytes(content)
+            with pytest.raises(UserError, match=f"{re.escape(str(file))} cannot be read.*run nnunet_cfcl pool again"):
+                read()
+        file.unlink()
+        run()
+        assert file.read_bytes() == whole and np.array_equal(read(), sound)
+
+
 def test_a_changed_quality_or_a_label_taken_away_is_noticed(raw, preprocessed):
     add(raw, "a", "b", silver=True)
     run()
@@ -234,19 +259,11 @@ def test_a_kill_leaves_no_case_in_the_manifest_whose_files_are_not_complete(raw,
     assert load(folder, "case39")[0].shape == (1, 1, 200, 220)
 
 
-def test_a_killed_worker_process_is_an_error_that_says_so(raw):
+def test_a_killed_worker_process_is_an_error_that_says_so(raw, kill_first_child):
     add(raw, "a", "b")
-
-    def kill_the_first():
-        while not multiprocessing.active_children():
-            time.sleep(0.01)
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_the_first)
-    killer.start()
-    with pytest.raises(UserError, match="a process was killed, probably for lack of memory.*smaller -np"):
+    with kill_first_child, pytest.raises(UserError, match="a process was killed, probably for lack of memory.*"
+                                                          "smaller -np"):
         run(processes=2)
-    killer.join()
 
 
 def test_every_bad_image_and_label_is_listed_at_once_and_nothing_is_written(raw, preprocessed):

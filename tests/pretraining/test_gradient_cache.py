@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import NotSupported
 from nnunet_cfcl.losses import dvd_cl_loss
 from nnunet_cfcl.pretraining.gradient_cache import backward_with_cache, check_norms
 
@@ -70,6 +70,6 @@ def test_a_scaled_loss_scales_the_gradients_and_not_the_value():
 
 
 def test_batch_norm_is_refused_and_named():
-    with pytest.raises(UserError, match=r"BatchNorm3d at '1'.*patches_per_pass"):
+    with pytest.raises(NotSupported, match=r"BatchNorm3d at '1'.*patches_per_pass"):
         check_norms(nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2)))
     check_norms(nn.Sequential(nn.InstanceNorm3d(2), nn.GroupNorm(1, 2)))

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.pretraining import loop
 from nnunet_cfcl.pretraining.loop import Pretraining
 from nnunet_cfcl.runs.checkpoint import load_checkpoint
+from tests.runs.watching import noted_work
 
 
 def _train(task, network, resume=False):
@@ -54,6 +56,13 @@ def test_a_run_killed_in_its_second_epoch_and_resumed_ends_with_the_same_weights
     assert _same_weights(whole, resumed)
     lines = [json.loads(line) for line in (task.folder / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [0, 1]
+
+
+def test_pictures_logs_and_checkpoints_are_watched_too(make_task, network, tmp_path, monkeypatch):
+    names = {"save_checkpoint", "plot_views", "plot_progress"}
+    noted = noted_work(loop, names, monkeypatch)
+    _train(make_task(folder=tmp_path), network())
+    assert noted == {(name, True) for name in names}
 
 
 def test_pretraining_changes_the_weights_and_lowers_the_loss(make_task, network):

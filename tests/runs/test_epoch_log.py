@@ -29,6 +29,24 @@ def test_a_new_run_starts_an_empty_log(tmp_path):
     assert read_log(tmp_path / "log.jsonl") == []
 
 
+def test_a_log_that_is_damaged_within_is_kept_and_said_and_one_that_is_cut_short_is_not(tmp_path):
+    log, said, file = EpochLog(tmp_path, 0, plot_progress), [], tmp_path / "log.jsonl"
+    for epoch in range(4):
+        log.end_epoch(epoch, [HEALTHY], 1.0, 4)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    EpochLog(tmp_path, 3, plot_progress, said.append)
+    assert not said and not (tmp_path / "damaged_log.jsonl").exists()
+    damaged = whole.replace(b'{"epoch": 1', b'["epoch": 1')
+    file.write_bytes(damaged)
+    assert [line["epoch"] for line in EpochLog(tmp_path, 4, plot_progress, said.append).epochs] == [0]
+    assert len(said) == 1 and f"{file} is damaged in line 2 of 4" in said[0] and "damaged_log.jsonl" in said[0]
+    assert (tmp_path / "damaged_log.jsonl").read_bytes() == damaged and len(read_log(file)) == 1
+    # said once: what is left is sound
+    EpochLog(tmp_path, 4, plot_progress, said.append)
+    assert len(said) == 1 and (tmp_path / "damaged_log.jsonl").read_bytes() == damaged
+
+
 def test_what_a_kill_left_half_written_is_removed_by_the_next_run_and_nothing_else(tmp_path):
     for name in ("checkpoint_latest.pth.tmp", "checkpoint_latest.pth", "samples_epoch_0002.png.tmp"):
         (tmp_path / name).touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,9 @@ import torch
 from torch.utils.data import Dataset
 
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet.pool_workers import with_each
 from nnunet_cfcl.pretraining.data import StepOrder, batches
+from nnunet_cfcl.runs import watchdog
 from nnunet_cfcl.runs.watchdog import LIMIT_VARIABLE, hang_seconds, watched
 
 
@@ -67,6 +70,22 @@ def is_faulty() -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def holds_the_lock_for_ever() -> None:
+    """As a library does that reads from a dead disk without letting go of Python's lock."""
+    watchdog.BACKSTOP_SECONDS = 2.0
+    with watched("reading"):
+        time.sleep(0.5)
+        ctypes.PyDLL(None).sleep(10_000)
+
+
+def waits_within() -> None:
+    """An inner block that ends well, then nothing."""
+    with watched("the run"):
+        with watched("its first part"):
+            pass
+        threading.Event().wait()
+
+
 def waits_for_ever() -> None:
     with watched("waiting"):
         threading.Event().wait()
@@ -86,20 +105,30 @@ def _spoken(work: Callable[..., object], arguments: tuple[Any, ...], file: str, 
 
 @pytest.fixture
 def ended(tmp_path):
-    """Factory: (function, its arguments, minutes without progress) -> what a process that runs it says until it ends
-    with status 1."""
+    """Factory: (function, its arguments, minutes without progress, status) -> what a process that runs it says until it
+    ends with that status."""
 
-    def run(work: Callable[..., object], *arguments: Any, minutes: float = 5.0) -> str:
+    def run(work: Callable[..., object], *arguments: Any, minutes: float = 5.0, status: int = 1) -> str:
         file = tmp_path / "output"
         process = multiprocessing.get_context("fork").Process(
             target=_spoken, args=(work, arguments, str(file), minutes))
         process.start()
-        process.join(300)
+        process.join(100)
         process.kill()
-        assert process.exitcode == 1, file.read_text()
+        process.join()
+        assert process.exitcode == status, file.read_text()
         return file.read_text()
 
     return run
+
+
+def assert_gone(output: str) -> None:
+    """The process that said it hangs."""
+    pid = int(output.split("hangs in ")[1].split()[0])
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.kill(pid, 0)
+            time.sleep(0.1)
 
 
 def test_a_hanging_data_loading_process_ends_the_run_its_stack_is_shown_and_nothing_is_left(ended):
@@ -109,16 +138,40 @@ def test_a_hanging_data_loading_process_ends_the_run_its_stack_is_shown_and_noth
     main, *workers = output.split("Process ")[1:]
     assert "(main)" in main and "in load" in main
     assert len(workers) == 2 and sum("in hangs" in stack for stack in workers) == 1, output
-    pid = int(output.split("hangs in ")[1].split()[0])
-    with pytest.raises(ProcessLookupError):
-        for _ in range(100):
-            os.kill(pid, 0)
-            time.sleep(0.1)
+    assert_gone(output)
 
 
 def test_a_main_process_that_hangs_is_ended_too(ended):
     output = ended(waits_for_ever, minutes=0.01)
     assert "in waits_for_ever" in output and "start again" in output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_process_that_waits_in_foreign_code_and_holds_pythons_lock_is_ended_too(ended):
+    output = ended(holds_the_lock_for_ever, minutes=0.02, status=-signal.SIGUSR1)
+    assert "reading: ended, for code outside of Python did not return for" in output
+    assert "in holds_the_lock_for_ever" in output, output
+
+
+def load_and_hold_the_lock() -> None:
+    """While a data loading process hangs."""
+    watchdog.BACKSTOP_SECONDS = 2.0
+    dataset: Any = Images(hangs)
+    with watched("loading"):
+        stream = batches(dataset, StepOrder(range(4), 2, range(2)), 2, 2)
+        next(stream)
+        time.sleep(1)
+        ctypes.PyDLL(None).sleep(10_000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_no_data_loading_process_outlives_a_run_that_is_ended_from_outside(ended):
+    assert_gone(ended(load_and_hold_the_lock, minutes=0.05, status=-signal.SIGUSR1))
+
+
+def test_after_the_end_of_an_inner_block_the_outer_one_is_watched_again(ended):
+    output = ended(waits_within, minutes=0.01)
+    assert "the run: ended, for there was no progress" in output and "its first part" not in output
 
 
 def test_a_data_loading_process_that_raises_shows_its_own_traceback(ended):
@@ -138,28 +191,29 @@ def test_a_data_loading_process_that_is_killed_is_named_with_the_signal(ended, f
     assert words in last and "nnUNet_n_proc_DA" in last
 
 
-class Hanging:
-    """Work of a pool's process that does not end."""
-
-    def __init__(self, dataset: object) -> None:
-        pass
-
-    def __call__(self, case: str) -> None:
-        hangs()
+def _meet(fate: Callable[[], object]) -> None:
+    fate()
 
 
-def work_on_a_pool() -> None:
-    from nnunet_cfcl.nnunet.pool_workers import PoolWorkers  # and with it nnU-Net, which the others do without
-
-    dataset: Any = "a dataset"
-    with PoolWorkers(dataset, 2) as workers:
-        list(workers.each(Hanging, ["a", "b"], "preprocessing"))
+def work_on_a_pool(fates: list[Callable[[], object]]) -> None:
+    list(with_each(_meet, fates, 2, "preprocessing"))
 
 
 @pytest.mark.end_to_end
 def test_a_hanging_process_of_the_pool_ends_the_command_with_its_stack(ended):
-    output = ended(work_on_a_pool, minutes=0.5)
-    assert "preprocessing: ended, for there was no progress" in output and output.count("in hangs") == 2, output
+    output = ended(work_on_a_pool, [hangs, hangs], minutes=0.5)
+    assert "preprocessing: ended, for there was no progress" in output and output.count("in hangs\n") == 2, output
+
+
+def test_the_error_of_one_process_of_the_pool_is_seen_though_another_one_never_returns(ended):
+    output = ended(work_on_a_pool, [hangs, complains])
+    assert output.splitlines()[-1] == "UserError: case 'a' is broken; mend it"
+    assert_gone(output)
+
+
+def test_a_killed_process_of_the_pool_is_an_error_though_another_one_never_returns(ended):
+    last = ended(work_on_a_pool, [hangs, is_killed]).splitlines()[-1]
+    assert last.startswith("UserError: a process was killed, probably for lack of memory (pid"), last
 
 
 def test_a_slow_run_that_makes_progress_is_left_alone_and_other_errors_are_not_touched(monkeypatch):
@@ -168,13 +222,18 @@ def test_a_slow_run_that_makes_progress_is_left_alone_and_other_errors_are_not_t
         for _ in range(20):
             time.sleep(0.03)
             beat()
+    with watched("outer"), watched("inner"):
+        for _ in range(20):
+            time.sleep(0.1)
+            watchdog.beat()
     with pytest.raises(RuntimeError, match="^something else$"), watched("slow"):
         raise RuntimeError("something else")
     time.sleep(1)  # nothing is watched any more
 
 
 def test_time_in_which_the_process_is_stopped_does_not_count():
-    script = ("import time\nfrom nnunet_cfcl.runs.watchdog import watched\n"
+    script = ("import time\nfrom nnunet_cfcl.runs import watchdog\nfrom nnunet_cfcl.runs.watchdog import watched\n"
+              "watchdog.BACKSTOP_SECONDS = 0.5\n"
               "with watched('stopped'):\n    print('ready', flush=True)\n    time.sleep(1)\nprint('done')\n")
     environment = {**os.environ, LIMIT_VARIABLE: "0.04"}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, text=True, stdout=subprocess.PIPE)

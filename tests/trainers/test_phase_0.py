@@ -7,9 +7,11 @@ import pytest
 
 from nnunet_cfcl.config import digest
 from nnunet_cfcl.counterfactual.counterfactual_finetuning import finetuned_identity
+from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.trainers import phase_0
 from nnunet_cfcl.trainers.phase_0 import Phase0
+from tests.test_full_disk import no_file_longer_than
 
 
 @pytest.fixture
@@ -48,6 +50,49 @@ def test_verdicts_that_are_written_down_need_no_judges(make_trainer, ineffective
     again = Phase0(make_trainer(), Ranks())
     again.judged()
     assert ineffective.set_up == 1 and len(ineffective.judged) == 2 and again.report_folder.is_dir()
+
+
+def without(*keys):
+    """Takes them out of an object in JSON."""
+    return lambda text: json.dumps({key: value for key, value in json.loads(text).items() if key not in keys})
+
+
+def test_verdicts_that_are_damaged_are_refused_by_name_and_those_of_earlier_versions_read(
+        make_trainer, ineffective, change_settings):
+    change_settings(generator={"finetune_epochs": 0})
+    phase = Phase0(make_trainer(), Ranks())
+    phase.judged()
+    file, = phase.task.folder.glob("gate_*.json")
+    whole, unsealed = file.read_text(), without("checksum")(file.read_text())
+    again = Phase0(make_trainer(), Ranks())
+    for text in (whole, unsealed):
+        file.write_text(text)
+        again.judged()
+        assert again.report_folder == phase.report_folder
+    assert whole != unsealed and ineffective.set_up == 1
+    for text in (whole.replace("does nothing", "does_nothing"), whole.replace("scanner", "rcanner", 1),
+                 unsealed.replace("scanner", "rcanner"), whole[: len(whole) // 2], "[]",
+                 *(without("checksum", key)(whole) for key in ("passed", "ineffective", "words", "report"))):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"gate_\w+\.json cannot be read .*; delete it and start again"):
+            again.judged()
+
+
+def test_a_report_that_cannot_be_copied_costs_a_word_and_leaves_no_half_file(make_trainer, tmp_path):
+    trainer = make_trainer()
+    phase, source, copy = Phase0(trainer, Ranks()), tmp_path / "report", tmp_path / "copy"
+    phase.report_folder = source
+    phase.copy_report(copy)
+    assert "No copy" in trainer.lines[-1] and str(copy) in trainer.lines[-1]
+    source.mkdir()
+    for name, size in (("report.json", 100), ("figures.png", 90_000)):
+        (source / name).write_bytes(bytes(size))
+    with no_file_longer_than(10_000):
+        phase.copy_report(copy)
+    assert [file.name for file in copy.iterdir()] == ["report.json"]
+    assert "No copy" in trainer.lines[-1] and f"{copy / 'figures.png'}" in trainer.lines[-1]
+    phase.copy_report(copy)
+    assert {file.name: file.stat().st_size for file in copy.iterdir()} == {"report.json": 100, "figures.png": 90_000}
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_cfcl.counterfactual.source import OriginalSource
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import NotSupported, UserError
 from nnunet_cfcl.nnunet.pool import CaseRecord, Manifest, pool_folder, pool_preprocessing, write_manifest
+from nnunet_cfcl.runs.checkpoint import save_checkpoint
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.trainers.phase_0 import Phase0
 from nnunet_cfcl.trainers.phase_1 import Phase1
@@ -43,6 +44,18 @@ def test_a_finished_phase_1_is_reused_and_phase_0_not_begun(make_trainer, begun)
     again = make_trainer()
     assert pretrain(again) == folder and len(begun) == 1
     assert any("is reused" in line for line in again.lines)
+
+
+def test_a_checkpoint_of_something_else_is_refused_by_name(make_trainer, begun):
+    folder = pretrain(make_trainer())
+    for name in ("checkpoint_final.pth", "checkpoint_latest.pth"):
+        for file in folder.glob("*.pth"):
+            file.unlink()
+        save_checkpoint({"network_weights": {}, "epoch": 3}, folder / name)
+        for continues in (None, True):
+            with pytest.raises(UserError, match=f"{name} is no checkpoint of phase 1, it has no hash, identity: "):
+                pretrain(make_trainer(), continues)
+    assert len(begun) == 1
 
 
 def test_other_limits_of_the_gate_ask_for_another_phase_1(make_trainer, begun, change_settings):
@@ -78,7 +91,7 @@ def test_a_network_that_cannot_be_pretrained_is_refused_before_phase_0(
     change_plan(lambda plan: plan["configurations"]["2d"]["architecture"]["arch_kwargs"].update(
         norm_op="torch.nn.modules.batchnorm.BatchNorm2d"))
     change_settings(pretrain={"images_per_step": 4})
-    with pytest.raises(UserError, match="BatchNorm2d"):
+    with pytest.raises(NotSupported, match="BatchNorm2d"):
         pretrain(make_trainer())
     assert not begun
 
@@ -86,7 +99,7 @@ def test_a_network_that_cannot_be_pretrained_is_refused_before_phase_0(
 def test_a_device_that_pretraining_does_not_run_on_is_refused_before_phase_0(make_trainer, begun):
     trainer = make_trainer()
     trainer.device = torch.device("meta")
-    with pytest.raises(UserError, match="pretraining runs with -device cuda or cpu, found meta"):
+    with pytest.raises(NotSupported, match="pretraining runs with -device cuda or cpu, found meta"):
         pretrain(trainer)
     assert not begun
 

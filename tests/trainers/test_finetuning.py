@@ -1,0 +1,66 @@
+"""The fine-tuning's epochs are watched, what nnU-Net does before and after them is not."""
+
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import pytest
+
+from nnunet_cfcl.runs import watchdog
+from nnunet_cfcl.trainers.finetuning import FineTuning
+from tests.runs.watching import is_watched
+
+
+class Stock:
+    """nnU-Net's order of things; notes which of them are watched, and how long nothing was heard before a step."""
+
+    def run_training(self):
+        self.note("start")
+        for self.current_epoch in range(2):
+            self.on_epoch_start()
+            watchdog._dogs[-1].silent = 1000.0
+            self.train_step({})
+            watchdog._dogs[-1].silent = 1000.0
+            self.validation_step({})
+            self.on_epoch_end()
+        self.note("end")
+
+    def note(self, name):
+        self.noted.append((name, is_watched()))
+
+    def on_epoch_start(self):
+        self.note("epoch")
+
+    def train_step(self, batch):
+        assert watchdog._dogs[-1].silent < 1000
+        return {"loss": 1}
+
+    def validation_step(self, batch):
+        assert watchdog._dogs[-1].silent < 1000
+        if self.fails:
+            raise ZeroDivisionError
+        return {"loss": 2}
+
+    def on_epoch_end(self):
+        self.note("checkpoint")
+
+
+class Watched(FineTuning, Stock):
+    def __init__(self, fails):
+        self.fails, self.noted, self.settings = fails, [], SimpleNamespace(seed=0)
+        self.local_rank, self._holds_checkpoint, self._watch = 0, True, ExitStack()
+
+    def print_to_log_file(self, line):
+        pass
+
+
+def test_epochs_with_their_checkpoints_are_watched_and_nothing_else_is():
+    trainer = Watched(fails=False)
+    trainer.run_training()
+    epoch = [("epoch", True), ("checkpoint", True)]
+    assert trainer.noted == [("start", False), *epoch, *epoch, ("end", False)]
+
+
+def test_after_an_error_nothing_is_watched_any_more():
+    with pytest.raises(ZeroDivisionError):
+        Watched(fails=True).run_training()
+    assert not watchdog._dogs
