@@ -41,9 +41,11 @@ test-fast: $(STAMP)  ## the tests without the end-to-end runs
 	@echo "==> Running the tests without the end-to-end runs"
 	@$(ACTIVATED) $(PYTEST) -m "not end_to_end and not nightly"
 
-nightly: $(STAMP)  ## all tests and, for every trainer, the stock commands on real images (an hour or more)
+nightly: $(STAMP)  ## all tests, the long ones too (kills, every trainer), fuzzing, versions of nnU-Net; hours
 	@echo "==> Running all tests, the nightly ones included"
 	@$(ACTIVATED) $(PYTEST) -m ""
+	@echo "==> Fuzzing every reader of files for ten minutes"
+	@$(ACTIVATED) python -m tests.fuzz --minutes 10 --out benchmark_results/fuzzing.json
 	@$(MAKE) versions
 
 versions: $(STAMP)  ## which versions of nnU-Net work, each tried in an environment of its own (needs pip's index)

@@ -206,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         outcome = replay(arguments.replay)
         print(f"{outcome.kind}: {outcome.words}")
         return int(outcome.kind == FAILED)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     start = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
     tallies = run(arguments.minutes, start, arguments.out.with_suffix(".failures"))
     content: dict[str, Any] = {"minutes": arguments.minutes, "seed": start,
