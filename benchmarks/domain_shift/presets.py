@@ -68,6 +68,7 @@ _FROZEN, _VIEWS = {"frozen_fraction": 0.25}, {"crop_fraction": [0.3, 1.0]}
 _NANO_2D = _settings(
     {"epochs": 8, "iterations_per_epoch": 50, "images_per_step": 4, "points_per_image": 128},
     {"epochs": 8, "iterations_per_epoch": 50, **_FROZEN}, sided=True, views=_VIEWS)
+# as coarse and as long as it takes for nnU-Net itself to learn both labels within minutes of one core
 _NANO_3D = _settings(
     {"epochs": 6, "iterations_per_epoch": 50, "images_per_step": 4, "points_per_image": 128},
     {"epochs": 12, "iterations_per_epoch": 50, **_FROZEN}, sided=False, views=_VIEWS)

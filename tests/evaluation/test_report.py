@@ -123,6 +123,13 @@ def test_the_metrics_are_those_of_evaluate_by_group(root):
     assert written["settings"]["by"] == ["site"]
 
 
+def test_of_fold_all_it_is_said_that_its_validation_cases_were_trained_with(root):
+    write_dataset(root)
+    words = "Mind: fold all was trained with these very cases: the figures of nnUNetTrainerDVDCL say nothing"
+    assert words in page_of(write_complete(root, fold="all")).text("fold1-metrics")
+    assert "fold all" not in page_of(write_complete(root)).text("fold1-metrics")
+
+
 def test_what_was_measured_is_kept_until_a_mask_changes(root, monkeypatch):
     write_dataset(root)
     fold = write_complete(root)
