@@ -175,9 +175,10 @@ class Results:
         return np.asarray(self.cases.scanner == scanner)
 
     def mean(self, arm: str, figure: str, mask: NDArray[np.bool_]) -> tuple[float, float]:
-        """Mean over seeds and cases, and standard deviation over seeds."""
-        means = [float(np.nanmean(run.values[figure][mask])) for run in self.runs[arm]]
-        return float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else float("nan")
+        """Mean over seeds and cases, and standard deviation over seeds; a seed without any such figure is left out."""
+        means = [mean for run in self.runs[arm] if np.isfinite(mean := _mean(run.values[figure][mask]))]
+        spread = float(np.std(means, ddof=1)) if len(means) > 1 else float("nan")
+        return float(np.mean(means)) if means else float("nan"), spread
 
 
 def collect(root: Path, dataset: StudyDataset, budget: int, arms: Sequence[str], half: str) -> Results:
@@ -232,6 +233,11 @@ def table_of_differences(results: Results, baseline: str) -> str:
     return markdown_table(columns, rows) if rows else ""
 
 
+def _mean(values: NDArray[np.float64]) -> float:
+    """Without the cases that have no such figure; NaN where none has it."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
 def _with_spread(mean: tuple[float, float]) -> str:
     return f"{mean[0]:.2f} ± {mean[1]:.2f}" if np.isfinite(mean[1]) else f"{mean[0]:.2f}"
 
@@ -279,7 +285,7 @@ def to_json(results: Results) -> dict[str, object]:
     return {
         "labels": results.budget, "cases": len(results.cases.names), "patients": len(set(results.cases.patients)),
         "runs": [{"arm": run.arm, "seed": run.seed, "hash": run.hash, "training_seconds": run.seconds,
-                  **{f"{figure}_{scanner}": float(np.nanmean(values[results.mask(scanner)]))
+                  **{f"{figure}_{scanner}": _mean(values[results.mask(scanner)])
                      for figure, values in run.values.items() for scanner in results.scanners}}
                  for runs in results.runs.values() for run in runs],
         "differences": [{"arm": arm, "against": baseline, "scanner": scanner, "dice": one.mean,
