@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +19,8 @@ from nnunet_cfcl.runs.watchdog import how_they_died, show_stacks_when_asked, wat
 Dataset = TypeVar("Dataset")
 Case = TypeVar("Case")
 Result = TypeVar("Result")
+#: How long a broken executor's processes may take to be seen as dead.
+SECONDS_FOR_ENDS = 3.0
 # given a dataset, what is done with each of its cases; a class, so that processes find it by its name
 Work = Callable[[Dataset], Callable[[Case], Result]]
 
@@ -86,10 +89,17 @@ class PoolWorkers(Generic[Dataset]):
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
+            self._wait_for_ends()
             died = how_they_died(self._processes)
             probably = "" if died and "SIGKILL" not in died else ", probably for lack of memory"
             raise UserError(f"a process was killed{probably} ({died or error}): run the command again with a smaller "
                             "-np") from error
+
+    def _wait_for_ends(self) -> None:
+        """Briefly: while the executor's own thread collects an exit status, nobody else sees one."""
+        end = time.monotonic() + SECONDS_FOR_ENDS
+        while any(process.exitcode is None for process in self._processes) and time.monotonic() < end:
+            time.sleep(0.05)
 
 
 _dataset: Any
