@@ -84,8 +84,12 @@ class PoolWorkers(Generic[Dataset]):
                                                  _set_dataset, (self.dataset,))
         others = multiprocessing.active_children()
         try:
-            futures = {self._executor.submit(_run, work, case): case for case in cases} if self._executor else {}
-            self._processes += [one for one in multiprocessing.active_children() if one not in others]
+            try:
+                futures = {self._executor.submit(_run, work, case): case for case in cases} if self._executor else {}
+            finally:
+                # also when this fails since one has died: a process that the executor starts while it finds that out is
+                # one that it waits for, for ever, and does not end
+                self._processes += [one for one in multiprocessing.active_children() if one not in others]
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
