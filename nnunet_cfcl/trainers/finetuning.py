@@ -52,7 +52,7 @@ class FineTuning(Trainer):
     ) -> None:
         self._continues = asked_to_continue(plans)
         self._holds_checkpoint = False
-        self._watch = ExitStack()
+        self._watch: ExitStack | None = None
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings: Settings = self.prepared_settings(self.configuration_manager)
         self._apply_finetune_settings()
@@ -87,8 +87,12 @@ class FineTuning(Trainer):
         watched, see `runs.watchdog.watched`."""
         if not self._holds_checkpoint:
             self._start()
-        with self._watch:
-            super().run_training()
+        with ExitStack() as watch:
+            self._watch = watch
+            try:
+                super().run_training()
+            finally:
+                self._watch = None
 
     def _start(self) -> None:
         if self.local_rank == 0:
@@ -110,8 +114,10 @@ class FineTuning(Trainer):
         """nnU-Net's, seeded: an epoch's draws do not depend on what was drawn, or stopped, before. With
         ``nnUNet_n_proc_DA=0`` the whole fine-tuning is reproducible, also by a run that was killed and continued, while
         nnU-Net's worker processes draw their augmentations unseeded."""
-        # what nnU-Net does before and after its epochs has processes of its own, and may be silent for long
-        self._watch.enter_context(watched(f"fine-tuning epoch {self.current_epoch}", self.print_to_log_file))
+        # What nnU-Net does before and after its epochs has processes of its own, and may be silent for long; an epoch
+        # that somebody else begins may never end.
+        if self._watch is not None:
+            self._watch.enter_context(watched(f"fine-tuning epoch {self.current_epoch}", self.print_to_log_file))
         self._seed(1 + self.current_epoch, self.local_rank)
         super().on_epoch_start()
 
@@ -130,7 +136,8 @@ class FineTuning(Trainer):
     def on_epoch_end(self) -> None:
         """nnU-Net's, with the checkpoint; then the epoch is over."""
         super().on_epoch_end()
-        self._watch.close()
+        if self._watch is not None:
+            self._watch.close()
 
     def on_train_end(self) -> None:
         """nnU-Net's; then the colour space of CHRO-maps is fitted, which must not cost a finished training."""

@@ -1,6 +1,5 @@
 """The fine-tuning's epochs are watched, what nnU-Net does before and after them is not."""
 
-from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
@@ -47,7 +46,7 @@ class Stock:
 class Watched(FineTuning, Stock):
     def __init__(self, fails):
         self.fails, self.noted, self.settings = fails, [], SimpleNamespace(seed=0)
-        self.local_rank, self._holds_checkpoint, self._watch = 0, True, ExitStack()
+        self.local_rank, self._holds_checkpoint, self._watch = 0, True, None
 
     def print_to_log_file(self, line):
         pass
@@ -58,6 +57,14 @@ def test_epochs_with_their_checkpoints_are_watched_and_nothing_else_is():
     trainer.run_training()
     epoch = [("epoch", True), ("checkpoint", True)]
     assert trainer.noted == [("start", False), *epoch, *epoch, ("end", False)]
+
+
+def test_an_epoch_that_is_begun_by_hand_is_not_watched():
+    trainer = Watched(fails=False)
+    trainer.current_epoch = 0
+    trainer.on_epoch_start()
+    trainer.on_epoch_end()
+    assert trainer.noted == [("epoch", False), ("checkpoint", False)] and not watchdog._dogs
 
 
 def test_after_an_error_nothing_is_watched_any_more():
