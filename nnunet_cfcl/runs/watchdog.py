@@ -125,6 +125,8 @@ class _Watchdog(threading.Thread):
         _dogs.remove(self)
         beat()
         self._stopped.set()
+        # a thread that is left when Python ends, and frees a tensor then, takes the process down with an abort
+        self.join()
 
     def run(self) -> None:
         """Adds up short waits: a process that was stopped and goes on finds one of them longer, not many."""

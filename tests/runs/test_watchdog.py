@@ -231,6 +231,24 @@ def test_a_slow_run_that_makes_progress_is_left_alone_and_other_errors_are_not_t
     time.sleep(1)  # nothing is watched any more
 
 
+def test_nothing_of_a_watched_block_is_left_when_it_has_ended(monkeypatch):
+    """Python ends threads that are left at its own end, which aborts the process if one frees a tensor just then."""
+    stop = watchdog._Backstop.stop
+
+    def stop_late(backstop: watchdog._Backstop) -> None:
+        time.sleep(0.5)
+        stop(backstop)
+
+    monkeypatch.setattr(watchdog._Backstop, "stop", stop_late)
+    monkeypatch.setenv(LIMIT_VARIABLE, str(2 / 60))  # looked at every 0.2 s
+    with watched("a block") as beat:
+        beat()
+        time.sleep(0.5)
+        threads = [one for one in threading.enumerate() if one.name == "watchdog"]
+        assert threads
+    assert not any(one.is_alive() for one in threads)
+
+
 def test_time_in_which_the_process_is_stopped_does_not_count():
     script = ("import time\nfrom nnunet_cfcl.runs import watchdog\nfrom nnunet_cfcl.runs.watchdog import watched\n"
               "watchdog.BACKSTOP_SECONDS = 0.5\n"
