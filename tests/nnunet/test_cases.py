@@ -124,6 +124,14 @@ def test_the_digests_of_images_and_labels_change_with_the_one_they_are_of(folder
     assert cases.content() != before[0]
 
 
+def test_the_digest_of_images_does_not_depend_on_their_checksums(folder, cases):
+    before = cases.content()
+    for number in range(3):
+        array = blosc2.open(urlpath=f"{folder}/pat_c.b2nd", mode="a")
+        array.schunk.vlmeta["cfcl_checksums"] = [number, "x" * 10 ** number]
+        assert cases.content() == before
+
+
 @pytest.mark.parametrize("name", ["pat_c.b2nd", "pat_c_seg.b2nd", "pat_c.pkl"])
 def test_a_file_that_cannot_be_opened_is_named_with_the_command_that_makes_it_again(folder, cases, name):
     file = Path(folder, name)
