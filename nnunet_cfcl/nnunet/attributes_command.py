@@ -30,6 +30,7 @@ from nnunet_cfcl.counterfactual.acquisition_groups import (
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet import check_dataset
 from nnunet_cfcl.nnunet.attribute_table import ATTRIBUTES, CASE, AttributeTable, read_attribute_table
+from nnunet_cfcl.nnunet.cases import open_case
 from nnunet_cfcl.nnunet.pool import pool_folder, read_manifest
 from nnunet_cfcl.nnunet.pool_dataset import PoolDataset, found_or_refused, open_pool_dataset
 from nnunet_cfcl.nnunet.pool_workers import PoolWorkers
@@ -129,10 +130,14 @@ class _Case:
     name: str
 
     def middle(self, slices: int) -> NDArray[np.float32]:
-        """(C, z, Y, X) of at most so many slices around its middle."""
-        image = self.storage(str(self.folder), [self.name]).load_case(self.name)[0]
-        first = max(0, (image.shape[1] - slices) // 2)
-        return np.asarray(image[:, first : first + slices], np.float32)
+        """(C, z, Y, X) of at most so many slices around its middle.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        image = open_case(self.storage(str(self.folder), [self.name]), self.name, {})[0]
+        first = max(0, (image.array.shape[1] - slices) // 2)
+        return image.read((slice(None), slice(first, first + slices)), np.float32)
 
 
 def _cases(target: PoolDataset) -> list[_Case]:

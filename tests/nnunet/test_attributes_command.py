@@ -5,6 +5,7 @@ import pytest
 from skimage import io
 
 from nnunet_cfcl import cli
+from nnunet_cfcl.counterfactual.chunk_checksums import seal_file
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.attribute_table import read_attribute_table
 from nnunet_cfcl.nnunet.attributes_command import discover_attributes
@@ -74,6 +75,21 @@ def test_too_few_or_no_preprocessed_cases_are_an_error_that_says_what_to_do(raw,
     for file in toy_cases.iterdir():
         file.unlink()
     with pytest.raises(UserError, match="no preprocessed cases in .*nnUNetv2_preprocess -d 7"):
+        discover_attributes(7)
+
+
+def test_a_damaged_case_is_named(raw, two_scanners, toy_cases):
+    file = toy_cases / "more03.b2nd"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="more03.b2nd cannot be read, .*; run nnUNetv2_preprocess again"):
+        discover_attributes(7)
+    file.write_bytes(whole)
+    seal_file(file)
+    sealed = bytearray(file.read_bytes())
+    sealed[len(whole) // 2] ^= 1
+    file.write_bytes(sealed)
+    with pytest.raises(UserError, match="more03.b2nd cannot be read, .*checksum"):
         discover_attributes(7)
 
 
