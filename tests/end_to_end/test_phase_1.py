@@ -81,6 +81,10 @@ def test_a_changed_method_setting_starts_anew_and_keeps_the_earlier_weights(make
     assert (other.pretraining_folder / "previous_checkpoint_final.pth").read_bytes() == earlier
     described = json.loads((other.pretraining_folder.parent / "config.json").read_text())
     assert described["method"] == "DVD-CL" and described["pretraining"]["settings"]["pretrain"]["temperature"] == 0.2
+    later = (other.pretraining_folder / "checkpoint_final.pth").read_bytes()
+    make_trainer(pretrain={"epochs": 1, "temperature": 0.3}).run_training()
+    for name, weights in (("previous_", earlier), ("previous_2_", later)):
+        assert (other.pretraining_folder / f"{name}checkpoint_final.pth").read_bytes() == weights
 
 
 def body(trainer) -> dict[str, torch.Tensor]:
