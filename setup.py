@@ -1,4 +1,4 @@
-"""Everything is in pyproject.toml; this alone makes the bytes of a source distribution depend on its files alone."""
+"""Everything is in pyproject.toml; this alone makes the bytes of a distribution depend on the files in it alone."""
 
 import gzip
 import os
@@ -6,14 +6,14 @@ import tarfile
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.sdist import sdist
 
 EPOCH = "SOURCE_DATE_EPOCH"
 
 
 class ReproducibleSdist(sdist):
-    """With the variable SOURCE_DATE_EPOCH: one time stamp, sorted names, nobody's files, usual rights. Wheels heed it
-    by themselves."""
+    """With the variable SOURCE_DATE_EPOCH: one time stamp, sorted names, nobody's files, usual rights."""
 
     def make_archive(self, base_name, format, root_dir=None, base_dir=None, owner=None, group=None):
         """The file written; see setuptools."""
@@ -36,4 +36,15 @@ class ReproducibleSdist(sdist):
         return str(file)
 
 
-setup(cmdclass={"sdist": ReproducibleSdist})
+class ReproducibleWheel(bdist_wheel):
+    """With the same variable: usual rights. Everything else setuptools does by itself."""
+
+    def write_wheelfile(self, *arguments, **options):
+        """The last step before the files are packed; see setuptools."""
+        super().write_wheelfile(*arguments, **options)
+        for file in Path(self.bdist_dir).rglob("*"):
+            if EPOCH in os.environ and file.is_file():
+                file.chmod(0o644)
+
+
+setup(cmdclass={"bdist_wheel": ReproducibleWheel, "sdist": ReproducibleSdist})

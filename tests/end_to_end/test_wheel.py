@@ -8,6 +8,7 @@ nnunet_cfcl comes from the wheel alone.
 import json
 import os
 import shutil
+import stat
 import subprocess
 import tarfile
 import zipfile
@@ -106,9 +107,15 @@ def test_the_sdist_holds_what_the_wheel_is_built_from_and_nothing_else(sdist):
 
 def test_building_twice_gives_the_same_bytes(sources, wheel, sdist, tmp_path):
     again = tmp_path / "sources"
-    shutil.copytree(sources, again, ignore=shutil.ignore_patterns("build", "*.egg-info"), copy_function=shutil.copyfile)
-    assert build("wheel", again, tmp_path / "wheel", **EPOCH).read_bytes() == wheel.read_bytes()
-    assert build("sdist", again, tmp_path / "sdist", **EPOCH).read_bytes() == sdist.read_bytes()
+    usual = os.umask(0o077)  # of one who lets nobody read their files
+    try:
+        shutil.copytree(sources, again, ignore=shutil.ignore_patterns("build", "*.egg-info"),
+                        copy_function=shutil.copyfile)
+        assert stat.S_IMODE((again / "pyproject.toml").stat().st_mode) == 0o600
+        assert build("wheel", again, tmp_path / "wheel", **EPOCH).read_bytes() == wheel.read_bytes()
+        assert build("sdist", again, tmp_path / "sdist", **EPOCH).read_bytes() == sdist.read_bytes()
+    finally:
+        os.umask(usual)
 
 
 def test_the_wheel_that_is_built_from_the_sdist_is_the_same(sdist, wheel, tmp_path):
