@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,6 +28,8 @@ LABELS_SHOWN, DIFFERENCES_SHOWN = 5, 30
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 #: Width of a column of points.
 INCHES = 0.17
+#: Of a title in an inch of a panel's width, its axis' numbers included.
+LETTERS = 12
 #: With fewer cases the points alone say more than a box.
 BOX_CASES = 5
 
@@ -56,7 +59,7 @@ def draw(file: Path, evaluation: Evaluation, groupings: Groupings) -> None:
         row[0].set_ylabel(f"label {evaluation.label_name(label)}", fontsize=10)
     if lines:
         for axes, metric in zip(rows[-1], METRICS):
-            _differences(axes, evaluation, lines, metric)
+            _differences(axes, evaluation, lines, metric, int(LETTERS * width))
         rows[-1][0].set_yticks(range(len(lines)), [_line_name(evaluation, *line) for line in lines], fontsize=8)
     figure.legend(handles=_handles(evaluation), loc="outside upper center", ncols=methods + 2, fontsize=9,
                   frameon=False)
@@ -144,7 +147,9 @@ def _line_name(evaluation: Evaluation, against: str, label: int, grouping: str, 
     return f"label {evaluation.label_name(label)}, {where}, vs {against}"
 
 
-def _differences(axes: Axes, evaluation: Evaluation, lines: Sequence[tuple[str, int, str, str]], metric: str) -> None:
+def _differences(
+    axes: Axes, evaluation: Evaluation, lines: Sequence[tuple[str, int, str, str]], metric: str, letters: int,
+) -> None:
     known: Mapping[tuple[str, int, str, str], Difference] = {
         (one.against, one.label, one.grouping, one.group): one
         for one in evaluation.findings.differences if one.metric == metric}
@@ -159,8 +164,8 @@ def _differences(axes: Axes, evaluation: Evaluation, lines: Sequence[tuple[str, 
     axes.set_yticks([])
     first = evaluation.measured.methods[0].name
     side = "left" if less_is_better(metric) else "right"
-    axes.set_title(f"{metric_title(metric, evaluation.unit)}: paired difference\n{side} of 0: {first} is better",
-                   fontsize=9)
+    title = (f"{metric_title(metric, evaluation.unit)}: paired difference", f"{side} of 0: {first} is better")
+    axes.set_title("\n".join(fill(line, letters) for line in title), fontsize=9)
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", alpha=0.3)
 
