@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -104,6 +105,15 @@ def _sync_folder(folder: Path) -> None:
 def write_text_atomically(file: str | os.PathLike[str], text: str) -> None:
     """`Path.write_text` in UTF-8, atomically; raises as `replace_atomically` does."""
     replace_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def free_name(file: Path, mark: str) -> Path:
+    """Where a file is kept that is written anew: ``MARK_NAME`` beside it, or ``MARK_2_NAME`` and so on."""
+    kept = file.with_name(f"{mark}_{file.name}")
+    numbers = count(2)
+    while kept.exists():
+        kept = file.with_name(f"{mark}_{next(numbers)}_{file.name}")
+    return kept
 
 
 def writable_folder(folder: str | os.PathLike[str], mend: str = "choose another folder") -> Path:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from nnunet_cfcl.atomic import WriteError, replace_atomically, writable_folder, write_text_atomically
+from nnunet_cfcl.atomic import WriteError, free_name, replace_atomically, writable_folder, write_text_atomically
 from nnunet_cfcl.errors import UserError
 
 
@@ -120,3 +120,13 @@ def test_the_file_is_on_disk_before_it_is_renamed_and_its_name_afterwards(tmp_pa
     monkeypatch.setattr(os, "replace", lambda *names: (order.append("rename"), replace(*names)))
     write_text_atomically(tmp_path / "a.txt", "text")
     assert order == ["file", "rename", "folder"]
+
+
+def test_a_file_that_is_written_anew_is_kept_beside_all_that_are_kept_already(tmp_path):
+    file = tmp_path / "log.jsonl"
+    names = []
+    for number in range(4):
+        file.write_text(str(number))
+        names.append(file.replace(free_name(file, "earlier")).name)
+    assert names == ["earlier_log.jsonl", *(f"earlier_{number}_log.jsonl" for number in (2, 3, 4))]
+    assert [(tmp_path / name).read_text() for name in names] == ["0", "1", "2", "3"]

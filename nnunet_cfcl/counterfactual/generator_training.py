@@ -279,6 +279,10 @@ class GeneratorTraining:
                 bar.set_postfix(nll=f"{steps[-1]['nll']:.3f}")
                 bar.update()
         if all(step["skipped"] for step in steps):
+            if steps[-1]["gradient_norm"] <= self.settings.skip_norm:
+                raise UserError(
+                    f"{self.title} epoch {epoch}: no step was done, the gradients of the adversaries are not finite; "
+                    "look for extreme intensities with `nnunet_cfcl doctor --data`, or lower generator.adversary_lr")
             raise UserError(
                 f"{self.title} epoch {epoch}: no step had gradients of a norm below {self.settings.skip_norm:g} (last "
                 f"{steps[-1]['gradient_norm']}); look for extreme intensities with `nnunet_cfcl doctor --data`, or "
@@ -318,7 +322,8 @@ class GeneratorTraining:
             "voxel, "
             + "".join(f"{key.replace('_', ' ')} {line[key]:.2f} of guessing, " for key in ADVERSARIES if key in line)
             + f"{line['images_per_second']:.1f} images/s, {line['seconds']:.1f} s"
-            + (f", {line['skipped']:.0%} of the steps skipped (gradients too large)" if line["skipped"] else ""))
+            + (f", {line['skipped']:.0%} of the steps skipped (gradients too large or not finite)"
+               if line["skipped"] else ""))
 
     def _draw_samples(self, epoch: int) -> None:
         last = epoch + 1 == self.epochs

@@ -56,7 +56,8 @@ class PoolWorkers(Generic[Dataset]):
             for process in self._processes:
                 process.kill()
         if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+            with watched("ending the processes of a pool"):
+                self._executor.shutdown(wait=True, cancel_futures=True)
 
     def each(self, work: Work[Dataset, Case, Result], cases: Sequence[Case], what: str
              ) -> Iterator[tuple[Case, Result]]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from nnunet_cfcl.atomic import replace_atomically, writable_folder, write_text_atomically
+from nnunet_cfcl.atomic import free_name, replace_atomically, writable_folder, write_text_atomically
 from nnunet_cfcl.errors import reason
 from nnunet_cfcl.runs.loose_json import json_object
 
@@ -67,7 +67,7 @@ class EpochLog:
     def _keep_damaged(self, file: Path, first_epoch: int) -> None:
         """Copy a log that holds more than could be read of it, and not all epochs before the first one."""
         if len(self.epochs) < first_epoch and len(lines := _texts(file)) > len(read_log(file)):
-            kept = file.with_name(f"damaged_{file.name}")
+            kept = free_name(file, "damaged")
             replace_atomically(kept, partial(shutil.copyfile, file))
             self._say(f"{file} is damaged in line {len(read_log(file)) + 1} of {len(lines)}: from there on it is left "
                       f"out of the log and its picture, and kept as {kept.name}")

@@ -100,6 +100,17 @@ def show_stacks_when_asked(*ignored: object) -> None:
         faulthandler.register(STACK_SIGNAL, STDERR, all_threads=True)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        # it died while this process was being started; a server that forks for it is another one
+        if parent and multiprocessing.get_start_method() != "forkserver" and os.getppid() != parent.pid:
+            os._exit(1)
+
+
+def show_stack_on_signal() -> None:
+    """This process and those that it forks from now on write their stacks when `STACK_SIGNAL` asks for it; whatever the
+    signal did before, it does afterwards."""
+    if STACK_SIGNAL is not None:
+        faulthandler.register(STACK_SIGNAL, STDERR, all_threads=True, chain=True)
 
 
 def how_they_died(processes: Iterable[BaseProcess]) -> str:
@@ -117,6 +128,9 @@ class _Watchdog(threading.Thread):
         super().__init__(daemon=True, name="watchdog")
         self._what, self._say, self._limit = what, say, limit
         self.silent, self._stopped = 0.0, threading.Event()
+        # In the thread of the block, which is the one that forks data loading processes: one that is forked while a
+        # process is being started keeps the starting from ever ending.
+        self._backstop = None if _dogs else _Backstop(what, limit + BACKSTOP_SECONDS)
         _dogs.append(self)
         self.start()
 
@@ -125,23 +139,22 @@ class _Watchdog(threading.Thread):
         _dogs.remove(self)
         beat()
         self._stopped.set()
-        # a thread that is left when Python ends, and frees a tensor then, takes the process down with an abort
-        self.join()
+        # A thread that is left when Python ends, and frees a tensor then, takes the process down with an abort. It ends
+        # at once, unless it is ending the process.
+        self.join(SECONDS_FOR_LAST_WORDS)
+        if self._backstop is not None:
+            self._backstop.stop()
 
     def run(self) -> None:
         """Adds up short waits: a process that was stopped and goes on finds one of them longer, not many."""
         tick = min(1.0, self._limit / 10)
-        backstop = None
         while not self._stopped.wait(tick):
-            # a block that ends at once needs none
-            backstop = backstop or _Backstop(self._what, self._limit + BACKSTOP_SECONDS)
-            backstop.hear()
+            if self._backstop is not None:
+                self._backstop.hear()
             if _dogs[-1:] == [self]:
                 self.silent += tick
             if self.silent > self._limit:
                 self._end()
-        if backstop is not None:
-            backstop.stop()
 
     def _end(self) -> None:
         _write(f"\n{self._what}: no progress for {self._limit / 60:g} minutes. The stacks of all processes:\n\n"
@@ -175,15 +188,14 @@ class _Backstop:
         self._process: subprocess.Popen[bytes] | None = None
         if STACK_SIGNAL is None:
             return
-        # chained: whatever the signal did before, it does once the stack is written
-        faulthandler.register(STACK_SIGNAL, STDERR, all_threads=True, chain=True)
+        show_stack_on_signal()
         words = (f"\n{what}: ended, for code outside of Python did not return for {limit / 60:g} minutes "
                  f"({LIMIT_VARIABLE}, 0: never). Look for a disk that does not answer; then start again, a training "
                  "with --c. The stack of the main process:\n\n")
-        # a system that allows no more processes, a package without its sources: the watchdog is there
+        script = (f"import os, select, signal, time\n{_OUTLAST}\n"
+                  f"_outlast({os.getpid()}, {limit}, {int(STACK_SIGNAL)}, {words!r})")
+        # a system that allows no more processes: the watchdog is there
         with suppress(OSError):
-            script = (f"import os, select, signal, time\n{inspect.getsource(_outlast)}\n"
-                      f"_outlast({os.getpid()}, {limit}, {int(STACK_SIGNAL)}, {words!r})")
             self._process = subprocess.Popen([sys.executable, "-I", "-S", "-c", script], stdin=subprocess.PIPE,
                                              stdout=subprocess.DEVNULL)
 
@@ -197,7 +209,7 @@ class _Backstop:
         """There is no watchdog any more."""
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            self._process.communicate()  # which waits for its end
 
 
 def _outlast(pid: int, limit: float, stack_signal: int, words: str) -> None:
@@ -218,10 +230,24 @@ def _outlast(pid: int, limit: float, stack_signal: int, words: str) -> None:
             except OSError:  # a system without /proc
                 stopped = False
             silent += 0 if stopped else tick
-    os.write(2, words.encode())
-    os.kill(pid, stack_signal)
-    time.sleep(1)
-    os.kill(pid, signal.SIGKILL)
+    # by another process: stderr may lie on the disk that does not answer
+    writer = os.fork()
+    if not writer:
+        os.write(2, words.encode())
+        os._exit(0)
+    time.sleep(0.5)
+    for number in (stack_signal, signal.SIGKILL):
+        if os.getppid() == pid:  # the signal for the stack may have ended it
+            os.kill(pid, number)
+            time.sleep(1)
+    os.kill(writer, signal.SIGKILL)
+
+
+try:
+    # as it is now: the file may be another one when a run of weeks asks for it
+    _OUTLAST = inspect.getsource(_outlast)
+except OSError:  # a package without its sources
+    _OUTLAST = "def _outlast(*given): pass"
 
 
 def _show_stack(child: BaseProcess) -> None:

@@ -21,7 +21,7 @@ from nnunet_cfcl.nnunet.versions import asked_to_continue
 from nnunet_cfcl.nnunet.warmup import WarmUp
 from nnunet_cfcl.runs.checkpoint import check_checkpoint
 from nnunet_cfcl.runs.ranks import Ranks
-from nnunet_cfcl.runs.watchdog import beat, watched
+from nnunet_cfcl.runs.watchdog import beat, show_stack_on_signal, watched
 from nnunet_cfcl.trainers.config_file import write_config
 from nnunet_cfcl.trainers.replacements import with_replacements
 
@@ -87,6 +87,7 @@ class FineTuning(Trainer):
         watched, see `runs.watchdog.watched`."""
         if not self._holds_checkpoint:
             self._start()
+        show_stack_on_signal()  # also of the data loading processes, which nnU-Net forks before its first epoch
         with ExitStack() as watch:
             self._watch = watch
             try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
+from nnunet_cfcl.atomic import free_name
 from nnunet_cfcl.config import digest
 from nnunet_cfcl.errors import NotSupported, UserError, listed
 from nnunet_cfcl.nnunet.decoder_tap import tapped
@@ -80,7 +80,7 @@ class Phase1:
         """Rename an earlier run's files, so that nothing goes on from them by mistake and nothing is lost."""
         for file in files:
             if self._writes and file.exists():
-                kept = file.replace(_free_name(file))
+                kept = file.replace(free_name(file, "previous"))
                 self._log(f"{file.name} of an earlier run is kept as {kept.name}")
 
     def _train(self, pretraining: Pretraining, resume: bool) -> None:
@@ -163,12 +163,3 @@ def _load_pretrained(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} is no checkpoint of phase 1, it has no {listed(missing)}: take it away, and start the "
                         "training again")
     return content
-
-
-def _free_name(file: Path) -> Path:
-    """Under which an earlier run's file is kept: of none that is kept already."""
-    kept = file.with_name(f"previous_{file.name}")
-    numbers = count(2)
-    while kept.exists():
-        kept = file.with_name(f"previous_{next(numbers)}_{file.name}")
-    return kept

@@ -295,6 +295,13 @@ def test_an_epoch_of_skipped_steps_is_an_error_that_says_what_to_do(tmp_path):
         trained(tiny_task(tmp_path, skip_norm=1e-6))
 
 
+def test_an_epoch_that_an_adversary_spoils_names_the_adversaries(tmp_path):
+    training = GeneratorTraining(tiny_task(tmp_path))
+    next(training.adversaries.parameters()).register_hook(lambda gradient: math.nan * gradient)
+    with pytest.raises(UserError, match=r"epoch 0: no step was done, .*adversaries are not finite.*adversary_lr"):
+        training.run(resume=False)
+
+
 def test_the_norm_is_clipped_before_the_step_and_told_as_it_was(tmp_path):
     training = GeneratorTraining(tiny_task(tmp_path, clip_norm=1e-3))
     statistics = training.step(next(training._batches(0)), 0)

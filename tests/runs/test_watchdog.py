@@ -21,7 +21,7 @@ from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.pool_workers import with_each
 from nnunet_cfcl.pretraining.data import StepOrder, batches
 from nnunet_cfcl.runs import watchdog
-from nnunet_cfcl.runs.watchdog import LIMIT_VARIABLE, hang_seconds, watched
+from nnunet_cfcl.runs.watchdog import LIMIT_VARIABLE, hang_seconds, show_stack_on_signal, watched
 
 
 class Images(Dataset[torch.Tensor]):
@@ -86,6 +86,13 @@ def waits_within() -> None:
         threading.Event().wait()
 
 
+def forks_one_that_hangs() -> None:
+    """As nnU-Net does before its epochs: nothing is called in the process."""
+    show_stack_on_signal()
+    multiprocessing.get_context("fork").Process(target=hangs, daemon=True).start()
+    waits_for_ever()
+
+
 def waits_for_ever() -> None:
     with watched("waiting"):
         threading.Event().wait()
@@ -144,6 +151,13 @@ def test_a_hanging_data_loading_process_ends_the_run_its_stack_is_shown_and_noth
 def test_a_main_process_that_hangs_is_ended_too(ended):
     output = ended(waits_for_ever, minutes=0.01)
     assert "in waits_for_ever" in output and "start again" in output
+
+
+def test_the_stack_of_a_process_that_was_forked_before_is_shown_too(ended):
+    output = ended(forks_one_that_hangs, minutes=0.05)
+    main, worker = output.split("Process ")[1:]
+    assert "in waits_for_ever" in main and "in hangs" in worker
+    assert_gone(output)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -233,33 +247,95 @@ def test_a_slow_run_that_makes_progress_is_left_alone_and_other_errors_are_not_t
 
 def test_nothing_of_a_watched_block_is_left_when_it_has_ended(monkeypatch):
     """Python ends threads that are left at its own end, which aborts the process if one frees a tensor just then."""
-    stop = watchdog._Backstop.stop
+    monkeypatch.setenv(LIMIT_VARIABLE, "1")
+    busy, run = [], watchdog._Watchdog.run
 
-    def stop_late(backstop: watchdog._Backstop) -> None:
+    def run_late(dog: watchdog._Watchdog) -> None:
+        run(dog)
         time.sleep(0.5)
-        stop(backstop)
 
-    monkeypatch.setattr(watchdog._Backstop, "stop", stop_late)
+    monkeypatch.setattr(watchdog._Watchdog, "run", run_late)
+    with watched("a block"), watched("an inner one"):
+        busy = [one for one in threading.enumerate() if one.name == "watchdog"]
+        backstop = watchdog._dogs[0]._backstop
+        assert len(busy) == 2 and watchdog._dogs[1]._backstop is None
+    assert not any(one.is_alive() for one in busy)
+    assert backstop is not None and backstop._process is not None and backstop._process.returncode is not None
+
+
+def test_a_watchdog_starts_no_process_beside_the_block(monkeypatch):
+    """A data loading process that the block forks meanwhile would hold a pipe for whose end the starting waits."""
+    threads, start = [], subprocess.Popen
+
+    def noted(*given: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        return start(*given, **options)
+
+    monkeypatch.setattr(watchdog.subprocess, "Popen", noted)
     monkeypatch.setenv(LIMIT_VARIABLE, str(2 / 60))  # looked at every 0.2 s
     with watched("a block") as beat:
-        beat()
-        time.sleep(0.5)
-        threads = [one for one in threading.enumerate() if one.name == "watchdog"]
-        assert threads
-    assert not any(one.is_alive() for one in threads)
+        for _ in range(5):
+            time.sleep(0.1)
+            beat()
+    assert threads == [threading.current_thread()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_run_whose_words_nobody_reads_is_ended_too():
+    """stderr is a full pipe: whoever writes to it hangs."""
+    script = ("import os, time\nfrom nnunet_cfcl.runs import watchdog\nwatchdog.BACKSTOP_SECONDS = 1\n"
+              "os.set_blocking(2, False)\ntry:\n    while os.write(2, bytes(4096)): pass\n"
+              "except BlockingIOError: pass\n"
+              "os.set_blocking(2, True)\nwith watchdog.watched('unread'):\n    time.sleep(1000)\n")
+    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, LIMIT_VARIABLE: "0.02"},
+                               stderr=subprocess.PIPE)
+    try:
+        assert process.wait(timeout=60) in (-signal.SIGKILL, -int(watchdog.STACK_SIGNAL or 0))
+    finally:
+        process.kill()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+ORPHAN = """
+import multiprocessing, os, sys, time
+def begin():
+    from nnunet_cfcl.runs.watchdog import show_stacks_when_asked
+    while os.getppid() == multiprocessing.parent_process().pid:
+        time.sleep(0.05)
+    show_stacks_when_asked()
+    print("went on", flush=True)
+if __name__ == "__main__":
+    child = multiprocessing.get_context(sys.argv[1]).Process(target=begin)
+    child.start()
+    time.sleep(5)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_process_whose_parent_dies_while_it_is_being_started_ends(tmp_path, method):
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    # the end of the output is that of the last process that holds it
+    done = subprocess.run([sys.executable, str(tmp_path / "orphan.py"), method], stdout=subprocess.PIPE, text=True,
+                          timeout=60)
+    assert done.returncode == -signal.SIGKILL and done.stdout == ""
 
 
 def test_time_in_which_the_process_is_stopped_does_not_count():
     script = ("import time\nfrom nnunet_cfcl.runs import watchdog\nfrom nnunet_cfcl.runs.watchdog import watched\n"
               "watchdog.BACKSTOP_SECONDS = 0.5\n"
-              "with watched('stopped'):\n    print('ready', flush=True)\n    time.sleep(1)\nprint('done')\n")
+              "with watched('stopped') as beat:\n    for number in range(8):\n        time.sleep(0.25)\n"
+              "        beat()\n        print(number, flush=True)\nprint('done')\n")
     environment = {**os.environ, LIMIT_VARIABLE: "0.04"}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, text=True, stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    # its second process looks as well by now
+    assert process.stdout is not None and [process.stdout.readline() for _ in range(4)][-1] == "3\n"
     process.send_signal(signal.SIGSTOP)
-    time.sleep(4)
+    time.sleep(6)
     process.send_signal(signal.SIGCONT)
-    assert process.communicate(timeout=60)[0] == "done\n" and process.returncode == 0
+    assert process.communicate(timeout=60)[0] == "4\n5\n6\n7\ndone\n" and process.returncode == 0
 
 
 @pytest.mark.parametrize("text, seconds", [("", 3600), ("0", None), ("1.5", 90)])
