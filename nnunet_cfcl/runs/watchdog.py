@@ -96,8 +96,7 @@ def hang_seconds() -> float | None:
 def show_stacks_when_asked(*ignored: object) -> None:
     """Called in a child process of a watched run: it writes its stack to stderr when the watchdog asks for it, also
     from within a library that never returns, and does not outlive the run (on Linux)."""
-    if STACK_SIGNAL is not None:
-        faulthandler.register(STACK_SIGNAL, STDERR, all_threads=True)
+    _take_signal(chain=False)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         parent = multiprocessing.parent_process()
@@ -109,8 +108,19 @@ def show_stacks_when_asked(*ignored: object) -> None:
 def show_stack_on_signal() -> None:
     """This process and those that it forks from now on write their stacks when `STACK_SIGNAL` asks for it; whatever the
     signal did before, it does afterwards."""
-    if STACK_SIGNAL is not None:
-        faulthandler.register(STACK_SIGNAL, STDERR, all_threads=True, chain=True)
+    _take_signal(chain=True)
+
+
+def _take_signal(chain: bool) -> None:
+    if STACK_SIGNAL is None:
+        return
+    # Given back first: faulthandler does not take a second time what it believes to have, though something else took it
+    # meanwhile, as the compiler in Triton does. That goes on to be called afterwards if Python knows of it.
+    if faulthandler.unregister(STACK_SIGNAL) and threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(STACK_SIGNAL)
+        if callable(handler):
+            signal.signal(STACK_SIGNAL, handler)
+    faulthandler.register(STACK_SIGNAL, STDERR, all_threads=True, chain=chain)
 
 
 def how_they_died(processes: Iterable[BaseProcess]) -> str:

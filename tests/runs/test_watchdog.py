@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -104,6 +105,9 @@ def _spoken(work: Callable[..., object], arguments: tuple[Any, ...], file: str, 
         os.dup2(descriptor, standard)
     sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)
     os.environ[LIMIT_VARIABLE] = str(minutes)
+    # as in a new process: Triton, which other tests load, takes the signal and lives on
+    faulthandler.unregister(signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     try:
         work(*arguments)
     except UserError as error:
@@ -321,6 +325,24 @@ def test_a_process_whose_parent_dies_while_it_is_being_started_ends(tmp_path, me
     done = subprocess.run([sys.executable, str(tmp_path / "orphan.py"), method], stdout=subprocess.PIPE, text=True,
                           timeout=60)
     assert done.returncode == -signal.SIGKILL and done.stdout == ""
+
+
+TAKEN = """
+import os, signal, time
+from nnunet_cfcl.runs.watchdog import show_stack_on_signal
+show_stack_on_signal()
+signal.signal(signal.SIGUSR1, lambda *given: print("called", flush=True))
+show_stack_on_signal()
+os.kill(os.getpid(), signal.SIGUSR1)
+time.sleep(0.1)
+print("lives", flush=True)
+"""
+
+
+@pytest.mark.skipif(watchdog.STACK_SIGNAL is None, reason="the system has no such signal")
+def test_a_signal_that_something_else_has_taken_meanwhile_is_taken_again_and_the_other_is_called_too():
+    done = subprocess.run([sys.executable, "-c", TAKEN], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "called\nlives\n" and "most recent call first" in done.stderr, done.stderr
 
 
 def test_time_in_which_the_process_is_stopped_does_not_count():
