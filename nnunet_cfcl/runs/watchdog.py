@@ -116,10 +116,10 @@ def _take_signal(chain: bool) -> None:
         return
     # Given back first: faulthandler does not take a second time what it believes to have, though something else took it
     # meanwhile, as the compiler in Triton does. That goes on to be called afterwards if Python knows of it.
-    if faulthandler.unregister(STACK_SIGNAL) and threading.current_thread() is threading.main_thread():
-        handler = signal.getsignal(STACK_SIGNAL)
-        if callable(handler):
-            signal.signal(STACK_SIGNAL, handler)
+    faulthandler.unregister(STACK_SIGNAL)
+    handler = signal.getsignal(STACK_SIGNAL)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(STACK_SIGNAL, handler)
     faulthandler.register(STACK_SIGNAL, STDERR, all_threads=True, chain=chain)
 
 
