@@ -42,8 +42,8 @@ class ReproducibleWheel(bdist_wheel):
     def write_wheelfile(self, *arguments, **options):
         """The last step before the files are packed; see setuptools."""
         super().write_wheelfile(*arguments, **options)
-        for file in Path(self.bdist_dir).rglob("*"):
-            if EPOCH in os.environ and file.is_file():
+        if EPOCH in os.environ:
+            for file in filter(Path.is_file, Path(self.bdist_dir).rglob("*")):
                 file.chmod(0o644)
 
 

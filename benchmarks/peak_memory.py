@@ -55,7 +55,7 @@ PROMISED = {
     "nnunet_cfcl pool": 2000,
     "nnunet_cfcl generator train": 2500,
     "nnunet_cfcl generator report": 2000,
-    "nnunet_cfcl generator generate": 2000,
+    "nnunet_cfcl generator generate": 1750,
     "nnUNetv2_train, phase 1": 2500,
     "nnUNetv2_train, phase 2": 3000,
     "nnUNetv2_train, validation and colour space": 3500,

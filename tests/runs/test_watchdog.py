@@ -252,7 +252,7 @@ def test_a_slow_run_that_makes_progress_is_left_alone_and_other_errors_are_not_t
 def test_nothing_of_a_watched_block_is_left_when_it_has_ended(monkeypatch):
     """Python ends threads that are left at its own end, which aborts the process if one frees a tensor just then."""
     monkeypatch.setenv(LIMIT_VARIABLE, "1")
-    busy, run = [], watchdog._Watchdog.run
+    run = watchdog._Watchdog.run
 
     def run_late(dog: watchdog._Watchdog) -> None:
         run(dog)
