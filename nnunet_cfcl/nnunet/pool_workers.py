@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -21,6 +22,8 @@ Case = TypeVar("Case")
 Result = TypeVar("Result")
 #: How long a broken executor's processes may take to be seen as dead.
 SECONDS_FOR_ENDS = 3.0
+#: So often the processes are looked at while they say nothing.
+SECONDS_FOR_A_LOOK = 1.0
 # given a dataset, what is done with each of its cases; a class, so that processes find it by its name
 Work = Callable[[Dataset], Callable[[Case], Result]]
 
@@ -91,7 +94,11 @@ class PoolWorkers(Generic[Dataset]):
                 # also when this fails since one has died: a process that the executor starts while it finds that out is
                 # one that it waits for, for ever, and does not end
                 self._processes += [one for one in multiprocessing.active_children() if one not in others]
-            for future in as_completed(futures):
+            done: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
+            for future in futures:
+                future.add_done_callback(done.put)
+            for _ in futures:
+                future = self._next(done)
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             self._wait_for_ends()
@@ -99,6 +106,20 @@ class PoolWorkers(Generic[Dataset]):
             probably = "" if died and "SIGKILL" not in died else ", probably for lack of memory"
             raise UserError(f"a process was killed{probably} ({died or error}): run the command again with a smaller "
                             "-np") from error
+
+    def _next(self, done: queue.SimpleQueue[Future[Result]]) -> Future[Result]:
+        """Waits for it, and looks whether all processes live: the executor does not, until something else wakes it, at
+        one that it started after it began to wait.
+
+        Raises:
+            BrokenProcessPool: one does not.
+        """
+        while True:
+            try:
+                return done.get(timeout=SECONDS_FOR_A_LOOK)
+            except queue.Empty:
+                if any(process.exitcode is not None for process in self._processes):
+                    raise BrokenProcessPool("one ended") from None
 
     def _wait_for_ends(self) -> None:
         """Briefly: while the executor's own thread collects an exit status, nobody else sees one."""

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
@@ -119,7 +120,7 @@ def ended(tmp_path):
     """Factory: (function, its arguments, minutes without progress, status) -> what a process that runs it says until it
     ends with that status."""
 
-    def run(work: Callable[..., object], *arguments: Any, minutes: float = 5.0, status: int = 1) -> str:
+    def run(work: Callable[..., object], *arguments: Any, minutes: float = 1.5, status: int = 1) -> str:
         file = tmp_path / "output"
         process = multiprocessing.get_context("fork").Process(
             target=_spoken, args=(work, arguments, str(file), minutes))
@@ -231,6 +232,23 @@ def test_the_error_of_one_process_of_the_pool_is_seen_though_another_one_never_r
 
 def test_a_killed_process_of_the_pool_is_an_error_though_another_one_never_returns(ended):
     last = ended(work_on_a_pool, [hangs, is_killed]).splitlines()[-1]
+    assert last.startswith("UserError: a process was killed, probably for lack of memory (pid"), last
+
+
+def work_on_a_pool_that_waits_already(fates: list[Callable[[], object]]) -> None:
+    """The executor's thread waits, as it may, when another process is started: it does not look at that one."""
+    start = ProcessPoolExecutor._adjust_process_count  # type: ignore[attr-defined]
+
+    def start_late(executor: ProcessPoolExecutor) -> None:
+        time.sleep(1)
+        start(executor)
+
+    ProcessPoolExecutor._adjust_process_count = start_late  # type: ignore[attr-defined]
+    work_on_a_pool(fates)
+
+
+def test_a_killed_process_of_the_pool_that_the_executor_does_not_see_is_an_error(ended):
+    last = ended(work_on_a_pool_that_waits_already, [hangs, is_killed]).splitlines()[-1]
     assert last.startswith("UserError: a process was killed, probably for lack of memory (pid"), last
 
 
