@@ -62,9 +62,11 @@ ARMS: dict[str, Arm] = {
        for source in ("generator", "precomputed")},
     **_PLAIN,
     **{f"{name}@{source}": _with_source(arm, source) for name, arm in _COUNTERFACTUAL.items() for source in _SOURCES},
-    # does pretraining add to augmentation?
-    **{f"{name}@acquisition+Aug": Arm(
-        arm.trainer, {"counterfactual.source": "acquisition", "finetune.acquisition_probability": 0.5}, arm.silver,
-        like=f"{name}@acquisition")
-       for name, arm in _COUNTERFACTUAL.items()},
+    # does pretraining add to the same images in fine-tuning?
+    **{f"{name}@{source}{mark}": Arm(
+        arm.trainer, {"counterfactual.source": source, f"finetune.{key}_probability": 0.5}, arm.silver,
+        like=f"{name}@{source}")
+       for name, arm in _COUNTERFACTUAL.items()
+       for source, mark, key in (("acquisition", "+Aug", "acquisition"), ("generator", "+CF", "counterfactual"),
+                                 ("precomputed", "+CF", "counterfactual"))},
 }

@@ -143,13 +143,19 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """Nested settings of the plugin: the preset's, the arm's, the seed."""
-        settings = json.loads(json.dumps(self.study.preset.settings))
+        preset = self.study.preset
+        generator = {"generator": preset.generator} if self._trains_generator and preset.generator else {}
+        settings = json.loads(json.dumps({**preset.settings, **generator}))
         for key, value in {**self.study.changes, **self.arm.settings, "seed": self.seed}.items():
             section, _, name = key.rpartition(".")
             (settings.setdefault(section, {}) if section else settings)[name] = value
         if self.arm.longer:
             settings["finetune"]["epochs"] += self._pretraining_in_epochs(settings)
         return settings
+
+    @property
+    def _trains_generator(self) -> bool:
+        return self.arm.settings.get("counterfactual.source") == "generator"
 
     def _pretraining_in_epochs(self, settings: Mapping[str, Any]) -> int:
         """Epochs of fine-tuning that process as many patches as the pretraining of the other arms."""
@@ -199,6 +205,7 @@ class Run:
         environment = self.study.environment(file, self.folder / "results")
         model = ("-tr", self.arm.trainer, "-p", PLANS, "-device", self.study.device)
         self._take_pretraining()
+        self._share_generators()
         self._train(environment, model)
         self._predict(environment, model, self._raw / "imagesTs", self.folder / "predictions")
         self.study.call(
@@ -233,6 +240,18 @@ class Run:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(other, partial)
             partial.rename(own)
+
+    def _share_generators(self) -> None:
+        """Arms of one seed have the same one, whose folder is named by its hash; the first of them trains it."""
+        from nnunet_cfcl.nnunet.generator_task import GENERATORS
+
+        if self._trains_generator:
+            shared = self.study.root / "generators" / self.study.dataset.folder(self.budget)
+            shared.mkdir(parents=True, exist_ok=True)
+            own = self.fold.parent.parent / GENERATORS
+            own.parent.mkdir(parents=True, exist_ok=True)
+            if not own.is_symlink():
+                own.symlink_to(shared)
 
     def _train(self, environment: Mapping[str, str], model: tuple[str, ...]) -> None:
         if (self.fold / "checkpoint_final.pth").exists():

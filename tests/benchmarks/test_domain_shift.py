@@ -21,6 +21,7 @@ from nnunet_cfcl import trainers
 from nnunet_cfcl.config import digest, resolve_settings
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.evaluation.statistics import Draws
+from nnunet_cfcl.nnunet.generator_task import GENERATORS
 
 HALVES = (DEVELOPMENT, REPORT)
 
@@ -75,7 +76,7 @@ def test_every_arm_is_a_trainer_with_valid_settings(name):
 def test_every_preset_names_arms_and_valid_settings(key):
     preset = PRESETS[key]
     assert set(preset.arms) <= ARMS.keys() and preset.arms[0] == "Scratch"
-    resolve_settings(preset.settings)
+    resolve_settings({**preset.settings, "generator": preset.generator})
 
 
 @pytest.fixture
@@ -109,6 +110,24 @@ def test_the_longer_training_processes_the_patches_of_pretraining_and_fine_tunin
     patches = one["epochs"] * one["iterations_per_epoch"] * one["images_per_step"] * 2
     patches += other["epochs"] * other["iterations_per_epoch"] * 8
     assert longer["finetune"]["epochs"] * longer["finetune"]["iterations_per_epoch"] * 8 == patches
+
+
+def test_arms_of_one_seed_with_a_generator_share_it_and_no_other_arm_knows_of_one(study):
+    generator = {"epochs": 7}
+    study = replace(study, preset=replace(study.preset, generator=generator), changes={"generator.width": 8})
+    names = ("DVDCL@generator", "ScratchCF@generator")
+    runs = [Run(study, name, ARMS[name], 12, 0) for name in names]
+    for run in runs:
+        assert run.settings()["generator"] == {"epochs": 7, "width": 8}
+        run._share_generators()
+        run._share_generators()  # gone on with
+        (run.fold.parent.parent / GENERATORS / run.name).touch()
+    assert generator == {"epochs": 7}
+    shared = {file.name for file in (runs[0].fold.parent.parent / GENERATORS).iterdir()}
+    assert shared == set(names)
+    other = Run(replace(study, changes={}), "DVDCL@acquisition", ARMS["DVDCL@acquisition"], 12, 0)
+    other._share_generators()
+    assert "generator" not in other.settings() and not other.fold.parent.parent.exists()
 
 
 def test_a_folder_of_a_run_with_other_settings_is_refused(study):
