@@ -25,6 +25,11 @@ class Arm:
     longer: bool = False
     like: str = ""
 
+    @property
+    def needs_generator(self) -> bool:
+        """Its counterfactuals are a generator's."""
+        return self.settings.get("counterfactual.source") == "generator"
+
 
 _PLAIN = {
     "SilverSeg": Arm("nnUNetTrainerSilverSeg", silver=True),

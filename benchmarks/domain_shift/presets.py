@@ -20,7 +20,7 @@ class Preset:
         arms: names of `arms.ARMS`.
         settings: of the plugin, the same for every arm, nested.
         spacing: of the resampled voxels in mm, the same along all axes; 0 keeps nnU-Net's.
-        generator: settings of the arms that train a generator.
+        generator: settings of the generator, which all arms that need one share.
         workers: data loading processes; 0: none, and every run is reproducible to the last digit on a CPU.
     """
 

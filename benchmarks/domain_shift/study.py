@@ -39,7 +39,7 @@ from nnunet_cfcl.config import digest
 from nnunet_cfcl.runs.lock import exclusive
 
 PLANS = "studyPlans"
-#: Seed of the model that labels the pool; no run has it.
+#: Seed of the model that labels the pool, and of the generator; no run has it.
 TEACHER_SEED = 1000
 
 
@@ -85,6 +85,16 @@ class Study:
         inherited = {key: value for key, value in os.environ.items()
                      if key not in ("nnUNet_cfcl_config", "nnUNet_wandb_enabled")}
         return {**inherited, "PATH": path, **{key: str(value) for key, value in own.items()}}
+
+    def settings(self, own: Mapping[str, Any], generator: bool) -> dict[str, Any]:
+        """Nested settings of the plugin: the preset's, those of a generator if there is one, the dotted changes and
+        ``own``."""
+        parts = {**self.preset.settings, **({"generator": self.preset.generator} if generator else {})}
+        settings: dict[str, Any] = json.loads(json.dumps(parts))
+        for key, value in {**self.changes, **own}.items():
+            section, _, name = key.rpartition(".")
+            (settings.setdefault(section, {}) if section else settings)[name] = value
+        return settings
 
     def call(self, log: Path, environment: Mapping[str, str], *command: str) -> None:
         """One command; its output goes to a file. Stopped at the deadline.
@@ -143,19 +153,10 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """Nested settings of the plugin: the preset's, the arm's, the seed."""
-        preset = self.study.preset
-        generator = {"generator": preset.generator} if self._trains_generator and preset.generator else {}
-        settings = json.loads(json.dumps({**preset.settings, **generator}))
-        for key, value in {**self.study.changes, **self.arm.settings, "seed": self.seed}.items():
-            section, _, name = key.rpartition(".")
-            (settings.setdefault(section, {}) if section else settings)[name] = value
+        settings = self.study.settings({**self.arm.settings, "seed": self.seed}, self.arm.needs_generator)
         if self.arm.longer:
             settings["finetune"]["epochs"] += self._pretraining_in_epochs(settings)
         return settings
-
-    @property
-    def _trains_generator(self) -> bool:
-        return self.arm.settings.get("counterfactual.source") == "generator"
 
     def _pretraining_in_epochs(self, settings: Mapping[str, Any]) -> int:
         """Epochs of fine-tuning that process as many patches as the pretraining of the other arms."""
@@ -201,17 +202,23 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         identity, file = self.identity(), self.folder / "settings.json"
         write_text_atomically(self.folder / "run.json", json.dumps({**identity, "hash": digest(identity)}, indent=1))
-        write_text_atomically(file, json.dumps(identity["settings"], indent=1))
+        write_text_atomically(file, json.dumps(self._with_store(identity["settings"]), indent=1))
         environment = self.study.environment(file, self.folder / "results")
         model = ("-tr", self.arm.trainer, "-p", PLANS, "-device", self.study.device)
         self._take_pretraining()
-        self._share_generators()
         self._train(environment, model)
         self._predict(environment, model, self._raw / "imagesTs", self.folder / "predictions")
         self.study.call(
             self.folder / "log.txt", environment, "nnunet_cfcl", "evaluate", "-p", str(self.folder / "predictions"),
             "-g", str(self._raw / "labelsTs"), "--attributes", str(self._raw / "test.csv"), "--by",
             *self.study.dataset.groups, "-o", str(self.folder / "evaluation"), "-np", "1")
+
+    def _with_store(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The generator's counterfactuals were made before, the same for every run."""
+        if not self.arm.needs_generator:
+            return settings
+        store = {"source": "precomputed", "store": str(generated_store(self.study, self.budget))}
+        return {**settings, "counterfactual": {**settings["counterfactual"], **store}}
 
     def label(self, images: Path, target: Path) -> None:
         """Predict other images, with probabilities; the run has been trained."""
@@ -241,18 +248,6 @@ class Run:
             shutil.copytree(other, partial)
             partial.rename(own)
 
-    def _share_generators(self) -> None:
-        """Arms of one seed have the same one, whose folder is named by its hash; the first of them trains it."""
-        from nnunet_cfcl.nnunet.generator_task import GENERATORS
-
-        if self._trains_generator:
-            shared = self.study.root / "generators" / self.study.dataset.folder(self.budget)
-            shared.mkdir(parents=True, exist_ok=True)
-            own = self.fold.parent.parent / GENERATORS
-            own.parent.mkdir(parents=True, exist_ok=True)
-            if not own.is_symlink():
-                own.symlink_to(shared)
-
     def _train(self, environment: Mapping[str, str], model: tuple[str, ...]) -> None:
         if (self.fold / "checkpoint_final.pth").exists():
             return
@@ -280,7 +275,7 @@ class Run:
 
     def _check_prepared(self) -> None:
         """Without silver labels the trainers would take the manual ones, and say so only in their log."""
-        needed = {"silver": self.arm.silver,
+        needed = {"silver": self.arm.silver, "generated": self.arm.needs_generator,
                   "counterfactuals": self.arm.settings.get("counterfactual.source") == "precomputed"}
         for what in (name for name, needs in needed.items() if needs):
             if not (self.study.root / f"{what}_{self.budget}.done").exists():
@@ -357,6 +352,42 @@ def import_counterfactuals(study: Study, budget: int) -> None:
         done.touch()
 
 
+def make_generated(study: Study, budget: int) -> None:
+    """Counterfactuals of the labelled cases and the pool, by one generator with a seed that no run has.
+
+    Raises:
+        RuntimeError: none of its interventions passed the gate.
+    """
+    done, settings = study.root / f"generated_{budget}.done", study.root / f"generator_{budget}.json"
+    if done.exists():
+        return
+    own = study.settings({"counterfactual.source": "generator", "seed": TEACHER_SEED}, generator=True)
+    write_text_atomically(settings, json.dumps(own, indent=1))
+    log = study.root / f"generator_{budget}.log"
+    study.call(log, study.environment(settings), "nnunet_cfcl", "generator", "generate", "-d",
+               study.dataset.folder(budget)[7:10], "-c", study.dataset.configuration, "-f", "all", "-p", PLANS,
+               "-device", study.device)
+    generated_store(study, budget)
+    done.touch()
+
+
+def generated_store(study: Study, budget: int) -> Path:
+    """Folder of the generator's counterfactuals, those by interventions that passed the gate.
+
+    Raises:
+        RuntimeError: there is none, or several.
+    """
+    from nnunet_cfcl.counterfactual.store import GENERATED, MANIFEST, CounterfactualStore
+
+    preprocessed = study.root / "preprocessed" / study.dataset.folder(budget)
+    folders = [file.parent for file in preprocessed.glob(f"*_cfcl_cf/*/{MANIFEST}")]
+    found = [folder for folder in folders if CounterfactualStore.open(folder).source.startswith(GENERATED)]
+    if len(found) != 1:
+        raise RuntimeError(f"{preprocessed} has {len(found)} stores of a generator, expected one; which interventions "
+                           f"passed the gate says {study.root / f'generator_{budget}.log'}")
+    return found[0]
+
+
 def runs_of(study: Study, arms: list[str], budgets: list[int], seeds: list[int]) -> Iterator[Run]:
     """In the order in which they are worked on: all arms of a seed, so that a part of the study can be read."""
     for budget in budgets:
@@ -418,6 +449,8 @@ def main() -> None:
             import_counterfactuals(study, budget)
             if any(ARMS[name].silver for name in arms):
                 make_silver(study, budget)
+            if any(ARMS[name].needs_generator for name in arms):
+                make_generated(study, budget)
         work_on(study, list(runs_of(study, arms, budgets, seeds)), *arguments.part)
     except OutOfTime:
         print("The time is over; the same command goes on from here.")

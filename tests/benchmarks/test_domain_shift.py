@@ -14,14 +14,14 @@ from PIL import Image
 from presets import PRESETS
 from results import Cases, Finished, collect, difference, sides, table_of_differences, table_of_means
 from scipy.stats import t
-from study import PLANS, OutOfTime, Run, Study, runs_of
+from study import PLANS, OutOfTime, Run, Study, make_generated, runs_of
 from study_data import DATASETS, DEVELOPMENT, REPORT, split_chest_x_rays, split_hippocampi
 
 from nnunet_cfcl import trainers
 from nnunet_cfcl.config import digest, resolve_settings
+from nnunet_cfcl.counterfactual.store import GENERATED, CounterfactualStore
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.evaluation.statistics import Draws
-from nnunet_cfcl.nnunet.generator_task import GENERATORS
 
 HALVES = (DEVELOPMENT, REPORT)
 
@@ -112,22 +112,33 @@ def test_the_longer_training_processes_the_patches_of_pretraining_and_fine_tunin
     assert longer["finetune"]["epochs"] * longer["finetune"]["iterations_per_epoch"] * 8 == patches
 
 
-def test_arms_of_one_seed_with_a_generator_share_it_and_no_other_arm_knows_of_one(study):
-    generator = {"epochs": 7}
+def test_a_generator_is_trained_once_and_its_counterfactuals_are_what_every_arm_takes(study, monkeypatch):
+    generator, calls = {"epochs": 7}, []
     study = replace(study, preset=replace(study.preset, generator=generator), changes={"generator.width": 8})
-    names = ("DVDCL@generator", "ScratchCF@generator")
-    runs = [Run(study, name, ARMS[name], 12, 0) for name in names]
-    for run in runs:
-        assert run.settings()["generator"] == {"epochs": 7, "width": 8}
-        run._share_generators()
-        run._share_generators()  # gone on with
-        (run.fold.parent.parent / GENERATORS / run.name).touch()
-    assert generator == {"epochs": 7}
-    shared = {file.name for file in (runs[0].fold.parent.parent / GENERATORS).iterdir()}
-    assert shared == set(names)
+    pool = study.root / "preprocessed" / study.dataset.folder(12) / "plan_cfcl_cf"
+    CounterfactualStore.create(pool / "brought_in", ["scanner"], "import", "plan", "any")
+
+    def call(self, log, environment, *command):
+        calls.append(json.loads(Path(environment["nnUNet_cfcl_config"]).read_text()))
+        assert command[:3] == ("nnunet_cfcl", "generator", "generate")
+        if len(calls) > 1:
+            CounterfactualStore.create(pool / "made", ["scanner"], f"{GENERATED} abc", "plan", "any")
+
+    monkeypatch.setattr(Study, "call", call)
+    with pytest.raises(RuntimeError, match="0 stores of a generator"):  # the gate let nothing pass
+        make_generated(study, 12)
+    make_generated(study, 12)
+    make_generated(study, 12)
+    assert len(calls) == 2
+    assert calls[0]["generator"] == {"epochs": 7, "width": 8} and calls[0]["counterfactual"]["source"] == "generator"
+    for name in ("DVDCL@generator", "ScratchCF@generator", "DVDCL@generator+CF"):
+        run = Run(study, name, ARMS[name], 12, 0)
+        assert run.settings()["generator"] == {"epochs": 7, "width": 8} and str(study.root) not in str(run.settings())
+        assert run._with_store(run.settings())["counterfactual"] == {
+            **run.settings()["counterfactual"], "source": "precomputed", "store": str(pool / "made")}
+        assert run.seed != calls[0]["seed"]
     other = Run(replace(study, changes={}), "DVDCL@acquisition", ARMS["DVDCL@acquisition"], 12, 0)
-    other._share_generators()
-    assert "generator" not in other.settings() and not other.fold.parent.parent.exists()
+    assert "generator" not in other.settings() and other._with_store(other.settings()) == other.settings()
 
 
 def test_a_folder_of_a_run_with_other_settings_is_refused(study):
@@ -141,7 +152,8 @@ def test_a_folder_of_a_run_with_other_settings_is_refused(study):
 
 
 def test_what_part_0_makes_is_waited_for(study):
-    for name, what in (("SilverSeg", "silver"), ("DVDCL@precomputed", "counterfactuals")):
+    for name, what in (("SilverSeg", "silver"), ("DVDCL@precomputed", "counterfactuals"),
+                       ("DVDCL@generator", "generated")):
         with pytest.raises(RuntimeError, match=f"needs the {what}"):
             Run(study, name, ARMS[name], 12, 0).work()
 
