@@ -12,6 +12,7 @@ fine-tuning (not those whose images are replaced: they draw more). A command tha
     WORK/PRESET_DATASET/raw, preprocessed         one dataset per label budget, with a plan called studyPlans
     WORK/PRESET_DATASET/runs/ARM_LABELS_SEED/     run.json (all that decides about it, with its hash), settings.json,
                                                   the trainer's own folder, log.txt, predictions, evaluation
+    WORK/PRESET_DATASET/generator_LABELS.log      how the generator was trained and judged, for arms that need one
 """
 
 from __future__ import annotations
