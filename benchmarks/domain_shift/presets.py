@@ -61,8 +61,10 @@ _FULL_ARMS = (
     *_BASELINES, "ScratchCF@generator", "SilverSeg", "SimCLR", "VADeR", "SSDCL", "MAE",
     *_GENERATED, *_ACQUIRED, "DVDCL@acquisition+Aug", "SMVDCL@acquisition+Aug", "DVDCL@generator+CF",
 )
-_TRUE_ARMS = (*_BASELINES, "ScratchCF@generator", "ScratchCF@precomputed", "DVDCL@acquisition",
-              "DVDCL@acquisition+Aug", "DVDCL@generator", "DVDCL@generator+CF", "DVDCL@precomputed", "DVDCL@precomputed+CF")
+_TRUE_ARMS = (
+    *_BASELINES, "ScratchCF@generator", "ScratchCF@precomputed", "DVDCL@acquisition", "DVDCL@acquisition+Aug",
+    "DVDCL@generator", "DVDCL@generator+CF", "DVDCL@precomputed", "DVDCL@precomputed+CF",
+)
 _PHANTOM_ARMS = tuple(dict.fromkeys((*_FULL_ARMS, *_TRUE_ARMS)))
 
 # chosen on the development half of the chest X-rays, one seed: see docs/results/chest_xrays_nano.md
