@@ -6,6 +6,9 @@ prediction. Runs of one seed begin with the same weights, and without data loadi
 fine-tuning (not those whose images are replaced: they draw more). A command that is stopped, or that stops itself after
 --minutes, is begun again as it was and goes on where it was.
 
+Arms with a generator share one, as those with silver labels share these: the spread over seeds does not hold its own,
+nor the minutes of a run its training. What its gate refuses is left out, without acquisition in its place.
+
     python benchmarks/domain_shift/study.py --preset nano --dataset chest_xrays --work study
     python benchmarks/domain_shift/results.py --work study --preset nano --dataset chest_xrays --out docs/results
 
@@ -20,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -97,6 +101,12 @@ class Study:
             (settings.setdefault(section, {}) if section else settings)[name] = value
         return settings
 
+    def plan(self, budget: int) -> dict[str, Any]:
+        """nnU-Net's, of the configuration."""
+        file = self.root / "preprocessed" / self.dataset.folder(budget) / f"{PLANS}.json"
+        plan: dict[str, Any] = json.loads(file.read_text())["configurations"][self.dataset.configuration]
+        return plan
+
     def call(self, log: Path, environment: Mapping[str, str], *command: str) -> None:
         """One command; its output goes to a file. Stopped at the deadline.
 
@@ -164,17 +174,14 @@ class Run:
         pretraining, finetuning = settings["pretrain"], settings["finetune"]
         views = settings["counterfactual"]["count"] + 1
         patches = pretraining["epochs"] * pretraining["iterations_per_epoch"] * pretraining["images_per_step"] * views
-        return round(patches / (finetuning["iterations_per_epoch"] * self._plan()["batch_size"]))
-
-    def _plan(self) -> dict[str, Any]:
-        file = self.study.root / "preprocessed" / self.study.dataset.folder(self.budget) / f"{PLANS}.json"
-        plan: dict[str, Any] = json.loads(file.read_text())["configurations"][self.study.dataset.configuration]
-        return plan
+        return round(patches / (finetuning["iterations_per_epoch"] * self.study.plan(self.budget)["batch_size"]))
 
     def identity(self) -> dict[str, Any]:
         """All that decides about the run."""
         study, table = self.study, self._raw / "test.csv"
-        return {"arm": self.name, "trainer": self.arm.trainer, "settings": self.settings(), "plan": self._plan(),
+        generated = {"generated": self._generated()} if self.arm.needs_generator else {}
+        return {**generated, "arm": self.name, "trainer": self.arm.trainer, "settings": self.settings(),
+                "plan": self.study.plan(self.budget),
                 "labels": self.budget, "seed": self.seed, "device": study.device, "workers": study.preset.workers,
                 "version": nnunet_cfcl.__version__, "test": table.read_text()}
 
@@ -218,8 +225,19 @@ class Run:
         """The generator's counterfactuals were made before, the same for every run."""
         if not self.arm.needs_generator:
             return settings
-        store = {"source": "precomputed", "store": str(generated_store(self.study, self.budget))}
+        store = {"source": "precomputed", "store": str(self.study.root / self._generated()["store"])}
         return {**settings, "counterfactual": {**settings["counterfactual"], **store}}
+
+    def _generated(self) -> dict[str, Any]:
+        """What the generator made; empty where it has not been there yet."""
+        file = generated_file(self.study, self.budget)
+        told: dict[str, Any] = json.loads(file.read_text()) if self.arm.needs_generator and file.exists() else {}
+        return told
+
+    def has_no_generator(self) -> bool:
+        """Its counterfactuals would not show another scanner: the gate refused those."""
+        told = self._generated()
+        return bool(told) and not any("scanner" in name.split("+") for name in told["interventions"])
 
     def label(self, images: Path, target: Path) -> None:
         """Predict other images, with probabilities; the run has been trained."""
@@ -276,10 +294,14 @@ class Run:
 
     def _check_prepared(self) -> None:
         """Without silver labels the trainers would take the manual ones, and say so only in their log."""
-        needed = {"silver": self.arm.silver, "generated": self.arm.needs_generator,
-                  "counterfactuals": self.arm.settings.get("counterfactual.source") == "precomputed"}
-        for what in (name for name, needs in needed.items() if needs):
-            if not (self.study.root / f"{what}_{self.budget}.done").exists():
+        root = self.study.root
+        needed = {
+            "silver labels": (self.arm.silver, root / f"silver_{self.budget}.done"),
+            "generator's counterfactuals": (self.arm.needs_generator, generated_file(self.study, self.budget)),
+            "true counterfactuals": (self.arm.settings.get("counterfactual.source") == "precomputed",
+                                     root / f"counterfactuals_{self.budget}.done")}
+        for what, (needs, file) in needed.items():
+            if needs and not file.exists():
                 raise RuntimeError(f"{self.name} needs the {what} of {self.budget} labels, which --part 0 makes: wait "
                                    "for it, and give all parts the same --arms")
 
@@ -354,39 +376,45 @@ def import_counterfactuals(study: Study, budget: int) -> None:
 
 
 def make_generated(study: Study, budget: int) -> None:
-    """Counterfactuals of the labelled cases and the pool, by one generator with a seed that no run has.
+    """Counterfactuals of the labelled cases and the pool, by one generator with a seed that no run has; what came of it
+    is written to `generated_file`.
 
     Raises:
-        RuntimeError: none of its interventions passed the gate.
+        RuntimeError: they were made before, with other settings.
     """
-    done, settings = study.root / f"generated_{budget}.done", study.root / f"generator_{budget}.json"
-    if done.exists():
-        return
+    settings = study.root / f"generator_{budget}.json"
     own = study.settings({"counterfactual.source": "generator", "seed": TEACHER_SEED}, generator=True)
+    decides = digest({"settings": own, "plan": study.plan(budget), "version": nnunet_cfcl.__version__})
+    file = generated_file(study, budget)
+    if file.exists():
+        if json.loads(file.read_text())["hash"] != decides:
+            raise RuntimeError(f"{file} tells of a generator with other settings: name another --work, or delete it "
+                               "and the runs of the arms with a generator")
+        return
     write_text_atomically(settings, json.dumps(own, indent=1))
-    log = study.root / f"generator_{budget}.log"
+    log = generator_log(study, budget)
     study.call(log, study.environment(settings), "nnunet_cfcl", "generator", "generate", "-d",
                study.dataset.folder(budget)[7:10], "-c", study.dataset.configuration, "-f", "all", "-p", PLANS,
                "-device", study.device)
-    generated_store(study, budget)
-    done.touch()
+    made = re.findall(r"^The counterfactuals are in (.+)$", log.read_text().rpartition("\n$ ")[2], re.MULTILINE)
+    told: dict[str, Any] = {"hash": decides, "store": None, "source": None, "interventions": []}
+    if made:
+        from nnunet_cfcl.counterfactual.store import CounterfactualStore
+
+        store = CounterfactualStore.open(made[-1])
+        told |= {"store": os.path.relpath(made[-1], study.root), "source": store.source,
+                 "interventions": list(store.interventions)}
+    write_text_atomically(file, json.dumps(told, indent=1))
 
 
-def generated_store(study: Study, budget: int) -> Path:
-    """Folder of the generator's counterfactuals, those by interventions that passed the gate.
+def generated_file(study: Study, budget: int) -> Path:
+    """What the generator made: the store, by which generator, which interventions passed its gate."""
+    return study.root / f"generated_{budget}.json"
 
-    Raises:
-        RuntimeError: there is none, or several.
-    """
-    from nnunet_cfcl.counterfactual.store import GENERATED, MANIFEST, CounterfactualStore
 
-    preprocessed = study.root / "preprocessed" / study.dataset.folder(budget)
-    folders = [file.parent for file in preprocessed.glob(f"*_cfcl_cf/*/{MANIFEST}")]
-    found = [folder for folder in folders if CounterfactualStore.open(folder).source.startswith(GENERATED)]
-    if len(found) != 1:
-        raise RuntimeError(f"{preprocessed} has {len(found)} stores of a generator, expected one; which interventions "
-                           f"passed the gate says {study.root / f'generator_{budget}.log'}")
-    return found[0]
+def generator_log(study: Study, budget: int) -> Path:
+    """How it was trained and judged."""
+    return study.root / f"generator_{budget}.log"
 
 
 def runs_of(study: Study, arms: list[str], budgets: list[int], seeds: list[int]) -> Iterator[Run]:
@@ -402,6 +430,10 @@ def work_on(study: Study, runs: list[Run], part: int, parts: int) -> None:
     from tqdm import tqdm
 
     mine = [run for number, run in enumerate(runs) if number % parts == part]
+    if left_out := {(run.name, run.budget) for run in mine if run.has_no_generator()}:
+        print("The gate let no change of the scanner pass (see generator_LABELS.log), left out: "
+              + ", ".join(f"{name} with {budget} labels" for name, budget in sorted(left_out)))
+        mine = [run for run in mine if not run.has_no_generator()]
     for run in mine:
         run.check_identity()
     for run in tqdm(mine, desc="runs", unit="run"):
@@ -448,10 +480,11 @@ def main() -> None:
         for budget in budgets if arguments.part[0] == 0 else ():
             prepare(study, budget)
             import_counterfactuals(study, budget)
-            if any(ARMS[name].silver for name in arms):
-                make_silver(study, budget)
+            # before the silver labels, so that its gate sees the same whatever the arms are
             if any(ARMS[name].needs_generator for name in arms):
                 make_generated(study, budget)
+            if any(ARMS[name].silver for name in arms):
+                make_silver(study, budget)
         work_on(study, list(runs_of(study, arms, budgets, seeds)), *arguments.part)
     except OutOfTime:
         print("The time is over; the same command goes on from here.")

@@ -118,8 +118,9 @@ class PoolWorkers(Generic[Dataset]):
             try:
                 return done.get(timeout=SECONDS_FOR_A_LOOK)
             except queue.Empty:
-                if any(process.exitcode is not None for process in self._processes):
-                    raise BrokenProcessPool("one ended") from None
+                ended = [f"pid {one.pid} with {one.exitcode}" for one in self._processes if one.exitcode is not None]
+                if ended:
+                    raise BrokenProcessPool(f"ended: {', '.join(ended)}") from None
 
     def _wait_for_ends(self) -> None:
         """Briefly: while the executor's own thread collects an exit status, nobody else sees one."""

@@ -14,7 +14,7 @@ from PIL import Image
 from presets import PRESETS
 from results import Cases, Finished, collect, difference, sides, table_of_differences, table_of_means
 from scipy.stats import t
-from study import PLANS, OutOfTime, Run, Study, make_generated, runs_of
+from study import PLANS, OutOfTime, Run, Study, make_generated, runs_of, work_on
 from study_data import DATASETS, DEVELOPMENT, REPORT, split_chest_x_rays, split_hippocampi
 
 from nnunet_cfcl import trainers
@@ -112,33 +112,68 @@ def test_the_longer_training_processes_the_patches_of_pretraining_and_fine_tunin
     assert longer["finetune"]["epochs"] * longer["finetune"]["iterations_per_epoch"] * 8 == patches
 
 
-def test_a_generator_is_trained_once_and_its_counterfactuals_are_what_every_arm_takes(study, monkeypatch):
-    generator, calls = {"epochs": 7}, []
-    study = replace(study, preset=replace(study.preset, generator=generator), changes={"generator.width": 8})
-    pool = study.root / "preprocessed" / study.dataset.folder(12) / "plan_cfcl_cf"
-    CounterfactualStore.create(pool / "brought_in", ["scanner"], "import", "plan", "any")
+@pytest.fixture
+def generating(study, monkeypatch):
+    """(study, calls, passed): the command makes a store with the interventions in ``passed``, beside an older one."""
+    study = replace(study, preset=replace(study.preset, generator={"epochs": 7}), changes={"generator.width": 8})
+    stores = study.root / "preprocessed" / study.dataset.folder(12) / "plan_cfcl_cf"
+    CounterfactualStore.create(stores / "older", ["scanner"], f"{GENERATED}old", "plan", "any")
+    calls, passed = [], ["disease", "scanner+disease"]
 
     def call(self, log, environment, *command):
-        calls.append(json.loads(Path(environment["nnUNet_cfcl_config"]).read_text()))
         assert command[:3] == ("nnunet_cfcl", "generator", "generate")
-        if len(calls) > 1:
-            CounterfactualStore.create(pool / "made", ["scanner"], f"{GENERATED} abc", "plan", "any")
+        calls.append(json.loads(Path(environment["nnUNet_cfcl_config"]).read_text()))
+        if passed:
+            CounterfactualStore.create(stores / "made", passed, f"{GENERATED}new", "plan", "any")
+        said = f"The counterfactuals are in {stores / 'made'}" if passed else "Nothing is generated"
+        with open(log, "a") as file:
+            file.write(f"\n$ {' '.join(command)}\n{said}\n")
 
     monkeypatch.setattr(Study, "call", call)
-    with pytest.raises(RuntimeError, match="0 stores of a generator"):  # the gate let nothing pass
-        make_generated(study, 12)
+    return study, calls, passed
+
+
+def test_a_generator_is_trained_once_and_its_counterfactuals_are_what_every_arm_takes(generating):
+    study, calls, _ = generating
     make_generated(study, 12)
     make_generated(study, 12)
-    assert len(calls) == 2
-    assert calls[0]["generator"] == {"epochs": 7, "width": 8} and calls[0]["counterfactual"]["source"] == "generator"
+    (settings,) = calls
+    assert settings["generator"] == {"epochs": 7, "width": 8} and settings["counterfactual"]["source"] == "generator"
+    store = str(study.root / "preprocessed" / study.dataset.folder(12) / "plan_cfcl_cf" / "made")
     for name in ("DVDCL@generator", "ScratchCF@generator", "DVDCL@generator+CF"):
         run = Run(study, name, ARMS[name], 12, 0)
-        assert run.settings()["generator"] == {"epochs": 7, "width": 8} and str(study.root) not in str(run.settings())
-        assert run._with_store(run.settings())["counterfactual"] == {
-            **run.settings()["counterfactual"], "source": "precomputed", "store": str(pool / "made")}
-        assert run.seed != calls[0]["seed"]
+        own, given = run.settings(), run._with_store(run.settings())
+        assert own["generator"] == {"epochs": 7, "width": 8}
+        assert given["counterfactual"] == {**own["counterfactual"], "source": "precomputed", "store": store}
+        resolve_settings(given)
+        made = run.identity()["generated"]
+        assert made["source"] == f"{GENERATED}new" and made["interventions"] == ["disease", "scanner+disease"]
+        assert str(study.root) not in json.dumps(run.identity()) and not run.has_no_generator()
     other = Run(replace(study, changes={}), "DVDCL@acquisition", ARMS["DVDCL@acquisition"], 12, 0)
-    assert "generator" not in other.settings() and other._with_store(other.settings()) == other.settings()
+    assert "generator" not in other.settings() and "generated" not in other.identity()
+    assert other._with_store(other.settings()) == other.settings()
+
+
+def test_counterfactuals_of_a_generator_with_other_settings_are_not_taken(generating):
+    study, calls, _ = generating
+    make_generated(study, 12)
+    with pytest.raises(RuntimeError, match="other settings"):
+        make_generated(replace(study, changes={"generator.width": 64}), 12)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("names", [[], ["disease"]])
+def test_where_the_gate_lets_no_change_of_the_scanner_pass_the_other_arms_are_worked_on(
+        generating, names, monkeypatch, capsys):
+    study, calls, passed = generating
+    passed[:] = names
+    make_generated(study, 12)
+    make_generated(study, 12)
+    assert len(calls) == 1
+    done = []
+    monkeypatch.setattr(Run, "work", lambda run: done.append(run.name))
+    work_on(study, list(runs_of(study, ["DVDCL@generator", "Scratch"], [12], [0])), 0, 1)
+    assert done == ["Scratch"] and "left out: DVDCL@generator with 12 labels" in capsys.readouterr().out
 
 
 def test_a_folder_of_a_run_with_other_settings_is_refused(study):
@@ -152,8 +187,8 @@ def test_a_folder_of_a_run_with_other_settings_is_refused(study):
 
 
 def test_what_part_0_makes_is_waited_for(study):
-    for name, what in (("SilverSeg", "silver"), ("DVDCL@precomputed", "counterfactuals"),
-                       ("DVDCL@generator", "generated")):
+    for name, what in (("SilverSeg", "silver"), ("DVDCL@precomputed", "true counterfactuals"),
+                       ("DVDCL@generator", "generator's")):
         with pytest.raises(RuntimeError, match=f"needs the {what}"):
             Run(study, name, ARMS[name], 12, 0).work()
 
