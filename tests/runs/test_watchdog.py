@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.util import Finalize
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.pool_workers import with_each
+from nnunet_cfcl.nnunet.pool_workers import PoolWorkers
 from nnunet_cfcl.pretraining.data import StepOrder, batches
 from nnunet_cfcl.runs import watchdog
 from nnunet_cfcl.runs.watchdog import LIMIT_VARIABLE, hang_seconds, show_stack_on_signal, watched
@@ -210,18 +211,36 @@ def test_a_data_loading_process_that_is_killed_is_named_with_the_signal(ended, f
     assert words in last and "nnUNet_n_proc_DA" in last
 
 
-def _meet(fate: Callable[[], object]) -> None:
+def _meet(nothing: None) -> Callable[[Callable[[], object]], object]:
+    return _call
+
+
+def _call(fate: Callable[[], object]) -> None:
     fate()
 
 
 def work_on_a_pool(fates: list[Callable[[], object]]) -> None:
-    list(with_each(_meet, fates, 2, "preprocessing"))
+    with PoolWorkers(None, 2) as workers:
+        list(workers.each(_meet, fates, "preprocessing"))
 
 
 @pytest.mark.end_to_end
 def test_a_hanging_process_of_the_pool_ends_the_command_with_its_stack(ended):
     output = ended(work_on_a_pool, [hangs, hangs], minutes=0.5)
     assert "preprocessing: ended, for there was no progress" in output and output.count("in hangs\n") == 2, output
+
+
+def does_not_end() -> None:
+    """Its work is done, but the process hangs when it is asked to end."""
+    Finalize(None, hangs, exitpriority=100)
+
+
+@pytest.mark.end_to_end
+def test_a_process_of_the_pool_that_does_not_end_ends_the_command_with_its_stack(ended):
+    output = ended(work_on_a_pool, [does_not_end], minutes=0.5)
+    assert "ending the processes of a pool: ended, for there was no progress" in output
+    assert output.count("in hangs\n") == 1, output
+    assert_gone(output)
 
 
 def test_the_error_of_one_process_of_the_pool_is_seen_though_another_one_never_returns(ended):
