@@ -199,7 +199,8 @@ def phantom(environment, tmp_path) -> dict[str, str]:
     settings = {"pretrain": {**short, "images_per_step": 2, "points_per_image": 50}, "chromap": {"reducer": "pca"},
                 "finetune": {**short, "val_iterations_per_epoch": 1}, "counterfactual": {"source": "acquisition"}}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    return {**folders, "nnUNet_cfcl_config": str(tmp_path / "settings.json"), "nnUNet_n_proc_DA": "0"}
+    return {**folders, "nnUNet_cfcl_config": str(tmp_path / "settings.json"), "nnUNet_n_proc_DA": "0",
+            "nnUNet_def_n_proc": "1"}
 
 
 @pytest.mark.nightly
@@ -208,7 +209,8 @@ def phantom(environment, tmp_path) -> dict[str, str]:
 def test_the_three_lines_of_the_readme_train_from_an_installation_that_cannot_be_written(environment, phantom):
     command = environment / "nnUNetv2_train"
     command.write_text(f"#!{environment / 'python'}\nfrom nnunetv2.run.run_training import run_training_entry\n"
-                       "run_training_entry()\n")
+                       # processes that are spawned read it too
+                       "if __name__ == '__main__':\n    run_training_entry()\n")
     command.chmod(0o755)
     packages = packages_of(environment / "python")
     before = sorted(map(str, packages.rglob("*")))
