@@ -76,7 +76,7 @@ _NANO_2D = _settings(
 _NANO_3D = _settings(
     {"epochs": 6, "iterations_per_epoch": 50, "images_per_step": 4, "points_per_image": 128},
     {"epochs": 12, "iterations_per_epoch": 50, **_FROZEN}, sided=False, views=_VIEWS)
-# twenty minutes of one core; the defaults are made for a GPU
+# half an hour of one core, the gate included; the defaults are made for a GPU
 _NANO_GENERATOR = {"width": 12, "blocks": 1, "images_per_step": 8, "epochs": 20, "iterations_per_epoch": 100,
                    "ema": 0.998, "mirror_axes": [1], "finetune_epochs": 4}
 _FULL_2D = _settings(

@@ -180,10 +180,10 @@ class Run:
         """All that decides about the run."""
         study, table = self.study, self._raw / "test.csv"
         generated = {"generated": self._generated()} if self.arm.needs_generator else {}
-        return {**generated, "arm": self.name, "trainer": self.arm.trainer, "settings": self.settings(),
-                "plan": self.study.plan(self.budget),
-                "labels": self.budget, "seed": self.seed, "device": study.device, "workers": study.preset.workers,
-                "version": nnunet_cfcl.__version__, "test": table.read_text()}
+        return {"arm": self.name, "trainer": self.arm.trainer, "settings": self.settings(),
+                "plan": study.plan(self.budget), "labels": self.budget, "seed": self.seed, "device": study.device,
+                "workers": study.preset.workers, "version": nnunet_cfcl.__version__, "test": table.read_text(),
+                **generated}
 
     def check_identity(self) -> None:
         """A folder is one run's, for ever.
@@ -430,10 +430,11 @@ def work_on(study: Study, runs: list[Run], part: int, parts: int) -> None:
     from tqdm import tqdm
 
     mine = [run for number, run in enumerate(runs) if number % parts == part]
-    if left_out := {(run.name, run.budget) for run in mine if run.has_no_generator()}:
-        print("The gate let no change of the scanner pass (see generator_LABELS.log), left out: "
-              + ", ".join(f"{name} with {budget} labels" for name, budget in sorted(left_out)))
-        mine = [run for run in mine if not run.has_no_generator()]
+    left_out = [run for run in mine if run.has_no_generator()]
+    for run in left_out:
+        print(f"Left out: {run.folder.name}, for the gate let no change of the scanner pass; see "
+              f"{generator_log(run.study, run.budget)}")
+        mine.remove(run)
     for run in mine:
         run.check_identity()
     for run in tqdm(mine, desc="runs", unit="run"):

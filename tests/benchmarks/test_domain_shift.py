@@ -173,7 +173,7 @@ def test_where_the_gate_lets_no_change_of_the_scanner_pass_the_other_arms_are_wo
     done = []
     monkeypatch.setattr(Run, "work", lambda run: done.append(run.name))
     work_on(study, list(runs_of(study, ["DVDCL@generator", "Scratch"], [12], [0])), 0, 1)
-    assert done == ["Scratch"] and "left out: DVDCL@generator with 12 labels" in capsys.readouterr().out
+    assert done == ["Scratch"] and "Left out: DVDCL@generator_12_0, for the gate" in capsys.readouterr().out
 
 
 def test_a_folder_of_a_run_with_other_settings_is_refused(study):
