@@ -52,19 +52,19 @@ def _with_source(arm: Arm, source: str) -> Arm:
     return Arm(arm.trainer, {**arm.settings, "counterfactual.source": source}, arm.silver, arm.longer)
 
 
-def _scratch(**settings: Any) -> Arm:
-    return Arm("nnUNetTrainerCFCLScratch", {"finetune." + key: value for key, value in settings.items()})
+def _scratch(longer: bool = False, **settings: Any) -> Arm:
+    return Arm("nnUNetTrainerCFCLScratch", {"finetune." + key: value for key, value in settings.items()}, longer=longer)
 
 
 #: Name in the tables -> arm. After the @ stands where the counterfactuals come from; "precomputed" are the true ones of
 #: the phantom.
 ARMS: dict[str, Arm] = {
     "Scratch": _scratch(),
-    "ScratchLong": Arm("nnUNetTrainerCFCLScratch", longer=True),
+    "ScratchLong": _scratch(longer=True),
     "ScratchAug": _scratch(acquisition_probability=0.5),
-    "ScratchAugLong": Arm("nnUNetTrainerCFCLScratch", {"finetune.acquisition_probability": 0.5}, longer=True),
-    **{f"ScratchCF@{source}": _with_source(_scratch(counterfactual_probability=0.5), source)
-       for source in ("generator", "precomputed")},
+    "ScratchAugLong": _scratch(longer=True, acquisition_probability=0.5),
+    **{f"ScratchCF{long}@{source}": _with_source(_scratch(bool(long), counterfactual_probability=0.5), source)
+       for source in ("generator", "precomputed") for long in ("", "Long")},
     **_PLAIN,
     **{f"{name}@{source}": _with_source(arm, source) for name, arm in _COUNTERFACTUAL.items() for source in _SOURCES},
     # does pretraining add to the same images in fine-tuning?

@@ -20,7 +20,7 @@ class Preset:
         arms: names of `arms.ARMS`.
         settings: of the plugin, the same for every arm, nested.
         spacing: of the resampled voxels in mm, the same along all axes; 0 keeps nnU-Net's.
-        generator: settings of the generator and its gate, nested; all arms that need one share it.
+        generator: settings of the generator, which all arms that need one share.
         workers: data loading processes; 0: none, and every run is reproducible to the last digit on a CPU.
     """
 
@@ -55,11 +55,12 @@ def _settings(
 # the long ones cost as much as a pretraining and fine-tuning together
 _BASELINES = ("Scratch", "ScratchLong", "ScratchAug", "ScratchAugLong")
 _NANO_ARMS = (*_BASELINES, "SilverSeg", "DVDCL@acquisition", "SMVDCL@acquisition", "DVDCL@acquisition+Aug")
-_NANO_CHEST_ARMS = (*_NANO_ARMS, "DVDCL@generator", "ScratchCF@generator", "DVDCL@generator+CF")
+_NANO_CHEST_ARMS = (
+    *_NANO_ARMS, "ScratchCF@generator", "ScratchCFLong@generator", "DVDCL@generator", "DVDCL@generator+CF")
 _GENERATED = tuple(f"{name}@generator" for name in ("CFSimCLR", "DVDCL", "MVDCL", "SDVDCL", "SMVDCL"))
 _ACQUIRED = tuple(name.replace("generator", "acquisition") for name in _GENERATED)
 _FULL_ARMS = (
-    *_BASELINES, "ScratchCF@generator", "SilverSeg", "SimCLR", "VADeR", "SSDCL", "MAE",
+    *_BASELINES, "ScratchCF@generator", "ScratchCFLong@generator", "SilverSeg", "SimCLR", "VADeR", "SSDCL", "MAE",
     *_GENERATED, *_ACQUIRED, "DVDCL@acquisition+Aug", "SMVDCL@acquisition+Aug", "DVDCL@generator+CF",
 )
 _TRUE_ARMS = (
@@ -80,10 +81,6 @@ _NANO_3D = _settings(
 # half an hour of one core, the gate included; the defaults are made for a GPU
 _NANO_GENERATOR = {"width": 12, "blocks": 1, "images_per_step": 8, "epochs": 20, "iterations_per_epoch": 100,
                    "ema": 0.998, "finetune_epochs": 4}
-_NANO_PHANTOM_GENERATOR = {"generator": {**_NANO_GENERATOR, "mirror_axes": [1]}}
-# the gate refuses the scanner by default: it draws the dark bars at the border that one hospital's pictures have, which
-# do not come back (see docs/results/benchmarks.md); the study asks what it is worth all the same
-_NANO_CHEST_GENERATOR = {"generator": _NANO_GENERATOR, "gate": {"reversibility": 0.8}}
 _FULL_2D = _settings(
     {"epochs": 40, "iterations_per_epoch": 250, "images_per_step": 16, "points_per_image": 500},
     {"epochs": 60, "iterations_per_epoch": 100}, sided=True)
@@ -94,10 +91,10 @@ _FULL_3D = _settings(
 #: (preset, dataset) -> its size.
 PRESETS: dict[tuple[str, str], Preset] = {
     ("nano", "chest_xrays"): Preset(96, 4, 16, 8, (12,), (0, 1, 2), _NANO_CHEST_ARMS, _NANO_2D, workers=0,
-                                    generator=_NANO_CHEST_GENERATOR),
+                                    generator=_NANO_GENERATOR),
     ("nano", "hippocampus"): Preset(0, 3, 16, 4, (12,), (0, 1, 2), _NANO_ARMS, _NANO_3D, workers=0, spacing=1.5),
     ("nano", "phantom"): Preset(96, 4, 16, 8, (12,), (0, 1, 2), _TRUE_ARMS, _NANO_2D, workers=0,
-                                generator=_NANO_PHANTOM_GENERATOR),
+                                generator={**_NANO_GENERATOR, "mirror_axes": [1]}),
     ("full", "chest_xrays"): Preset(256, 0, 0, 0, (6, 12, 24), (0, 1, 2, 3, 4), _FULL_ARMS, _FULL_2D, workers=8),
     ("full", "hippocampus"): Preset(0, 0, 0, 0, (6, 12, 24), (0, 1, 2, 3, 4), _FULL_ARMS, _FULL_3D, workers=8),
     ("full", "phantom"): Preset(128, 0, 0, 0, (12,), (0, 1, 2, 3, 4), _PHANTOM_ARMS, _FULL_2D, workers=8),

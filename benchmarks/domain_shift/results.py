@@ -30,7 +30,8 @@ from nnunet_cfcl.evaluation.plain_tables import markdown_table, without_nan
 from nnunet_cfcl.evaluation.statistics import LEVEL, Draws, patient_sums
 from nnunet_cfcl.nnunet.label_files import read_label_file
 
-BASELINES = ("Scratch", "ScratchLong", "ScratchAug", "ScratchAugLong", "ScratchCF@generator", "ScratchCF@precomputed")
+BASELINES = ("Scratch", "ScratchLong", "ScratchAug", "ScratchAugLong", "ScratchCF@generator", "ScratchCFLong@generator",
+             "ScratchCF@precomputed")
 
 
 @dataclass(frozen=True)

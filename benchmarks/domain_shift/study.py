@@ -94,7 +94,7 @@ class Study:
     def settings(self, own: Mapping[str, Any], generator: bool) -> dict[str, Any]:
         """Nested settings of the plugin: the preset's, those of a generator if there is one, the dotted changes and
         ``own``."""
-        parts = {**self.preset.settings, **(self.preset.generator if generator else {})}
+        parts = {**self.preset.settings, **({"generator": self.preset.generator} if generator else {})}
         settings: dict[str, Any] = json.loads(json.dumps(parts))
         for key, value in {**self.changes, **own}.items():
             section, _, name = key.rpartition(".")
