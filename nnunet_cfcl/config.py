@@ -43,7 +43,8 @@ class PretrainSettings:
     data: Literal["training_and_pool", "training", "pool"] = setting(
         "training_and_pool", "images of phase 1: the fold's training cases and the pool (imagesUn) where there is one, "
         "the training cases alone, or the pool alone, which is pretrained once for all folds")
-    temperature: float = setting(0.7, "temperature of the contrastive losses between points", 0.002, 100)
+    temperature: float = setting(
+        0.1, "temperature of the contrastive losses between points; the paper's is 0.7", 0.002, 100)
     image_temperature: float = setting(0.5, "temperature of the contrastive loss between whole images", 0.002, 100)
     learn_temperature: bool = setting(
         False, "contrastive losses: true learns the temperature, beginning at pretrain.temperature (SimCLR: "
@@ -235,8 +236,7 @@ class FinetuneSettings:
     epochs: int | None = setting(None, "epochs", 1)
     iterations_per_epoch: int | None = setting(None, "training iterations per epoch", 1)
     val_iterations_per_epoch: int | None = setting(None, "validation iterations per epoch", 1)
-    initial_lr: float | None = setting(
-        None, "learning rate after the warm-up; null: a tenth of the nnU-Net trainer's own", 0)
+    initial_lr: float | None = setting(None, "learning rate after the warm-up", 0)
     warmup_fraction: float = setting(0.05, "share of the epochs with a linearly rising rate", 0, 1)
     frozen_fraction: float = setting(
         0.0, "share of the epochs, rounded, in which pretrained weights stay as they are and the segmentation layers "

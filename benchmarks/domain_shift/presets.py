@@ -45,7 +45,6 @@ def _settings(
     return {
         "pretrain": {"data": "training_and_pool", "temperature": 0.1, **pretraining},
         "counterfactual": {"count": 1},
-        # nnU-Net's own learning rate in every arm: a tenth of it is too little for the random initialisation
         "finetune": {"initial_lr": 0.01, "val_iterations_per_epoch": 1, **geometry, **finetuning},
         "chromap": {"fit": False},
         **({"views": views} if views else {}),

@@ -34,8 +34,7 @@ SETTINGS: dict[str, Any] = {
     "pretrain": {"epochs": 4, "iterations_per_epoch": 2, "images_per_step": 2, "points_per_image": 500},
     # the phantom has attributes, but a generator takes longer than the demo
     "counterfactual": {"count": 3, "source": "acquisition"},
-    "finetune": {"epochs": 4, "iterations_per_epoch": 10, "val_iterations_per_epoch": 2, "initial_lr": 0.01,
-                 "mirror_axes": []},
+    "finetune": {"epochs": 4, "iterations_per_epoch": 10, "val_iterations_per_epoch": 2, "mirror_axes": []},
 }
 SHOWN = re.compile(r"Pretraining epoch|Epoch \d+ *$|Pseudo dice|Mean Validation Dice|WARNING: the")
 PREDICTED_CASES = 4

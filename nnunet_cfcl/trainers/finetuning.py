@@ -79,7 +79,8 @@ class FineTuning(Trainer):
         self.num_epochs = chosen.epochs or self.num_epochs
         self.num_iterations_per_epoch = chosen.iterations_per_epoch or self.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = chosen.val_iterations_per_epoch or self.num_val_iterations_per_epoch
-        self.initial_lr = 0.1 * self.initial_lr if chosen.initial_lr is None else chosen.initial_lr
+        if chosen.initial_lr is not None:
+            self.initial_lr = chosen.initial_lr
         self.save_every = 1
 
     def run_training(self) -> None:

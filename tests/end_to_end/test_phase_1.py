@@ -29,11 +29,11 @@ SAME = {
                            {"baseline": {"mask_block": 4}}, {"silver": {"min_quality": 0.1}},
                            {"pretrain": {"radius": 0.3}}],
     "nnUNetTrainerVADeR": [{"acquisition": {"probability": 0.1}}, {"counterfactual": {"source": "acquisition"}}],
-    "nnUNetTrainerSilverSeg": [{"pretrain": {"temperature": 0.1, "patches_per_pass": 1}}],
+    "nnUNetTrainerSilverSeg": [{"pretrain": {"temperature": 0.2, "patches_per_pass": 1}}],
     "nnUNetTrainerMAE": [{"pretrain": {"points_per_image": 7}}],
 }
 OTHER = {
-    "nnUNetTrainerDVDCL": [{"pretrain": {"temperature": 0.1}}, {"acquisition": {"probability": 0.1}},
+    "nnUNetTrainerDVDCL": [{"pretrain": {"temperature": 0.2}}, {"acquisition": {"probability": 0.1}},
                            {"views": {"rotation_deg": 3.0}}],
     "nnUNetTrainerMVDCL": [{"pretrain": {"radius": 0.3}}],
     "nnUNetTrainerSMVDCL": [{"silver": {"min_quality": 0.1}}],
@@ -68,7 +68,7 @@ def test_a_finished_pretraining_of_other_settings_is_not_continued_and_nothing_i
         (Path(trainer.output_folder) / name).unlink(missing_ok=True)
     before = snapshot(tmp_path)
     other = make_trainer(continues=True, pretrain={"epochs": 1, "temperature": 0.2})
-    with pytest.raises(UserError, match=r"pretrain.temperature: 0.7 then, 0.2 now.*--c"):
+    with pytest.raises(UserError, match=r"pretrain.temperature: 0.1 then, 0.2 now.*--c"):
         other.run_training()
     assert snapshot(tmp_path) == before
 

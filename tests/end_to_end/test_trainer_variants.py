@@ -163,10 +163,10 @@ def test_finetuning_settings_reach_nnunet(make_trainer):
     assert rates[6] == pytest.approx(0.02 * (1 - 6 / 7) ** 0.9)
 
 
-def test_without_settings_finetuning_is_nnunets_with_a_tenth_of_its_rate(make_trainer):
+def test_without_settings_finetuning_is_nnunets(make_trainer):
     trainer = make_trainer(finetune={"epochs": None, "iterations_per_epoch": None, "mirror_axes": None})
     assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == (1000, 250)
-    assert trainer.initial_lr == pytest.approx(1e-3)
+    assert trainer.initial_lr == 1e-2
     assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0, 1, 2)
 
 

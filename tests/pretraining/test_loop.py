@@ -121,7 +121,7 @@ def test_a_learned_temperature_moves_without_weight_decay(make_task, network):
     assert groups[1]["params"] == list(pretraining.model.loss_parameters())
     pretraining.run(resume=False)
     temperature = float(pretraining.model.temperature())
-    assert temperature != pytest.approx(0.7, abs=1e-6)
+    assert temperature != pytest.approx(0.1, abs=1e-6)
     lines = [json.loads(line) for line in (task.folder / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["temperature"] != lines[0]["temperature"]
     again = Pretraining(network(), network(), 6, task)
@@ -138,8 +138,8 @@ def test_resuming_with_other_settings_is_refused_with_the_differences(make_task,
 
     with pytest.raises(Killed):
         _train(dataclasses.replace(task, log=killer), network())
-    changed = make_task({"pretrain": {"temperature": 0.1}})
-    with pytest.raises(UserError, match=r"pretrain.temperature: 0.7 then, 0.1 now.*--c"):
+    changed = make_task({"pretrain": {"temperature": 0.2}})
+    with pytest.raises(UserError, match=r"pretrain.temperature: 0.1 then, 0.2 now.*--c"):
         _train(changed, network(), resume=True)
 
 

@@ -74,7 +74,7 @@ def test_the_cases_are_said_once(make_trainer, begun):
 
 
 @pytest.mark.parametrize(("section", "named"), [
-    ({"pretrain": {"temperature": 0.5}}, "pretrain.temperature: 0.7 then, 0.5 now"),
+    ({"pretrain": {"temperature": 0.5}}, "pretrain.temperature: 0.1 then, 0.5 now"),
     ({"generator": {"beta": 2.0}}, "counterfactuals.generator"),
     ({"gate": {"reversibility": 0.8}}, "counterfactuals.gate.reversibility: 0.5 then, 0.8 now")])
 def test_a_run_of_other_settings_is_not_continued_and_phase_0_not_begun(
