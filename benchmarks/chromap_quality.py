@@ -48,7 +48,7 @@ from nnunet_cfcl.views.crop_box import CropBox
 
 SETTINGS = {
     "pretrain": {"data": "training", "epochs": 10, "iterations_per_epoch": 30, "images_per_step": 4,
-                 "points_per_image": 500},
+                 "points_per_image": 500, "temperature": 0.7},
     "counterfactual": {"source": "acquisition", "count": 1},
     "finetune": {"epochs": 10, "iterations_per_epoch": 40, "val_iterations_per_epoch": 1, "mirror_axes": [],
                  "rotation_deg": 15, "initial_lr": 0.01, "warmup_fraction": 0.1},

@@ -236,7 +236,7 @@ class FinetuneSettings:
     epochs: int | None = setting(None, "epochs", 1)
     iterations_per_epoch: int | None = setting(None, "training iterations per epoch", 1)
     val_iterations_per_epoch: int | None = setting(None, "validation iterations per epoch", 1)
-    initial_lr: float | None = setting(None, "learning rate after the warm-up", 0)
+    initial_lr: float | None = setting(None, "learning rate after the warm-up; null: the nnU-Net trainer's own", 0)
     warmup_fraction: float = setting(0.05, "share of the epochs with a linearly rising rate", 0, 1)
     frozen_fraction: float = setting(
         0.0, "share of the epochs, rounded, in which pretrained weights stay as they are and the segmentation layers "

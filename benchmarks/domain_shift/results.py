@@ -31,7 +31,7 @@ from nnunet_cfcl.evaluation.statistics import LEVEL, Draws, patient_sums
 from nnunet_cfcl.nnunet.label_files import read_label_file
 
 BASELINES = ("Scratch", "ScratchLong", "ScratchAug", "ScratchAugLong", "ScratchCF@generator", "ScratchCFLong@generator",
-             "ScratchCF@precomputed")
+             "ScratchCF@precomputed", "ScratchCFLong@precomputed")
 
 
 @dataclass(frozen=True)
