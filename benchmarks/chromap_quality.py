@@ -46,6 +46,7 @@ from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.views.crop_box import CropBox
 
+# the defaults of when the figures in docs/results/benchmarks.md were made, where they are others now
 SETTINGS = {
     "pretrain": {"data": "training", "epochs": 10, "iterations_per_epoch": 30, "images_per_step": 4,
                  "points_per_image": 500, "temperature": 0.7},

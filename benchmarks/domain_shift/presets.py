@@ -42,6 +42,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Labels defined by side: no mirroring, rotation within 15 degrees."""
     geometry = {"mirror_axes": [], "rotation_deg": 15} if sided else {}
+    # what is a default as well is part of the hashes of the runs that are committed
     return {
         "pretrain": {"data": "training_and_pool", "temperature": 0.1, **pretraining},
         "counterfactual": {"count": 1},

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from arms import ARMS
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -30,8 +31,8 @@ from nnunet_cfcl.evaluation.plain_tables import markdown_table, without_nan
 from nnunet_cfcl.evaluation.statistics import LEVEL, Draws, patient_sums
 from nnunet_cfcl.nnunet.label_files import read_label_file
 
-BASELINES = ("Scratch", "ScratchLong", "ScratchAug", "ScratchAugLong", "ScratchCF@generator", "ScratchCFLong@generator",
-             "ScratchCF@precomputed", "ScratchCFLong@precomputed")
+#: Arms without a pretraining.
+BASELINES = tuple(name for name in ARMS if name.startswith("Scratch"))
 
 
 @dataclass(frozen=True)
