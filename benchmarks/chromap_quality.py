@@ -37,11 +37,11 @@ from pretraining_setup import write_result
 from sklearn.metrics import silhouette_score
 
 from nnunet_cfcl.config import AcquisitionSettings
-from nnunet_cfcl.counterfactual.blended_change import BlendedChange, CaseChange
-from nnunet_cfcl.counterfactual.generator import CounterfactualGenerator
+from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator
+from nnunet_cfcl.counterfactual.generator.whole_cases import BlendedChange, CaseChange
 from nnunet_cfcl.counterfactual.source import AcquisitionSource
-from nnunet_cfcl.evaluation.feature_probes import distance_between_classes, matched_clusters
-from nnunet_cfcl.nnunet.cases import PreprocessedCases
+from nnunet_cfcl.data.cases import PreprocessedCases
+from nnunet_cfcl.evaluation.probe.measures import distance_between_classes, matched_clusters
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.views.crop_box import CropBox
@@ -144,7 +144,7 @@ def models(arguments: argparse.Namespace, dataset: str, configuration: str) -> d
 
 def fit_untrained(trainer: Any, folder: Path) -> None:
     """The colour space of the weights that the training began with, as a training fits its own."""
-    from nnunet_cfcl.nnunet.chromap_spaces import fit_after_training
+    from nnunet_cfcl.chromap.nnunet.spaces import fit_after_training
 
     trainer.output_folder = str(folder / "fold_0")
     fit_after_training(trainer)

@@ -50,7 +50,7 @@ def predictor_of(kind: str, arguments: argparse.Namespace) -> Any:
     """nnU-Net's predictor, or the one with maps."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    from nnunet_cfcl.nnunet.chromap_predictor import ChromapPredictor
+    from nnunet_cfcl.chromap.nnunet.predictor import ChromapPredictor
 
     torch.set_num_threads(arguments.threads)
     predictor = (nnUNetPredictor if kind == "stock" else ChromapPredictor)(
@@ -116,9 +116,9 @@ def simulate(kind: str, shape: tuple[int, ...], threads: int) -> float:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     from nnunet_cfcl.chromap.color_space import ColorSpace
-    from nnunet_cfcl.nnunet.chromap_predictor import ChromapPredictor
-    from nnunet_cfcl.nnunet.chromap_session import ChromapRequest, ChromapSession, Input
-    from nnunet_cfcl.nnunet.chromap_spaces import weights_digest
+    from nnunet_cfcl.chromap.nnunet.predictor import ChromapPredictor
+    from nnunet_cfcl.chromap.nnunet.session import ChromapRequest, ChromapSession, Input
+    from nnunet_cfcl.chromap.nnunet.spaces import weights_digest
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

@@ -90,9 +90,10 @@ def main() -> None:
     import torch
     from pretraining_setup import write_result
 
-    from nnunet_cfcl.nnunet.bare_trainer import bare_trainer, find_trainer
+    from nnunet_cfcl.phases.bare_trainer import bare_trainer
+    from nnunet_cfcl.phases.generator_phase import Phase0
     from nnunet_cfcl.runs.ranks import Ranks
-    from nnunet_cfcl.trainers.phase_0 import Phase0
+    from nnunet_cfcl.trainers.lookup import find_trainer
 
     torch.set_num_threads(arguments.threads)
     trainer = bare_trainer(find_trainer("nnUNetTrainerDVDCL"), DATASET, "2d", "all", "nnUNetPlans",

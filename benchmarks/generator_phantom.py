@@ -27,15 +27,15 @@ from scipy import ndimage
 from torch import Tensor
 
 from nnunet_cfcl.config import Settings, resolve_settings
-from nnunet_cfcl.counterfactual.attributes import infer_attributes
-from nnunet_cfcl.counterfactual.blended_change import BlendedChange, CaseChange
-from nnunet_cfcl.counterfactual.gate import judge
-from nnunet_cfcl.counterfactual.gate_report import write_report
-from nnunet_cfcl.counterfactual.generator import CounterfactualGenerator, IntensityScale
-from nnunet_cfcl.counterfactual.generator_data import case_quantiles, draw_patches, split_patients
-from nnunet_cfcl.counterfactual.generator_training import GeneratorTask, GeneratorTraining
-from nnunet_cfcl.counterfactual.hvae_sizes import plan_sizes
-from nnunet_cfcl.counterfactual.interventions import default_interventions
+from nnunet_cfcl.counterfactual.gate.evaluate import judge
+from nnunet_cfcl.counterfactual.gate.report import write_report
+from nnunet_cfcl.counterfactual.generator.data import case_quantiles, draw_patches, split_patients
+from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator, IntensityScale
+from nnunet_cfcl.counterfactual.generator.hvae_sizes import plan_sizes
+from nnunet_cfcl.counterfactual.generator.interventions import default_interventions
+from nnunet_cfcl.counterfactual.generator.training import GeneratorTask, GeneratorTraining
+from nnunet_cfcl.counterfactual.generator.whole_cases import BlendedChange, CaseChange
+from nnunet_cfcl.data.attributes import infer_attributes
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.phantom.dataset import LEVELS, Case, phantom_cases, quantise
 from nnunet_cfcl.phantom.scm import DEFAULT_SPACING, Attributes, intervene, render

@@ -35,13 +35,13 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from torch import Tensor
 
-from nnunet_cfcl.counterfactual.attributes import Attribute, AttributeCoding
-from nnunet_cfcl.counterfactual.blended_change import BlendedChange, CaseChange
-from nnunet_cfcl.counterfactual.generation import Generation, generate_counterfactuals
-from nnunet_cfcl.counterfactual.generator import CounterfactualGenerator, IntensityScale
-from nnunet_cfcl.counterfactual.hvae import HVAE, HVAESizes, Resolution
-from nnunet_cfcl.counterfactual.interventions import Intervention
-from nnunet_cfcl.nnunet.cases import PreprocessedCases
+from nnunet_cfcl.counterfactual.generator.generation import Generation, generate_counterfactuals
+from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator, IntensityScale
+from nnunet_cfcl.counterfactual.generator.hvae import HVAE, HVAESizes, Resolution
+from nnunet_cfcl.counterfactual.generator.interventions import Intervention
+from nnunet_cfcl.counterfactual.generator.whole_cases import BlendedChange, CaseChange
+from nnunet_cfcl.data.attributes import Attribute, AttributeCoding
+from nnunet_cfcl.data.cases import PreprocessedCases
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

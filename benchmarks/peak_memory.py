@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent / "domain_shift"))
 from study_data import write_chest_x_rays, write_hippocampi
 
-from nnunet_cfcl.atomic import write_text_atomically
+from nnunet_cfcl.files.atomic import write_text_atomically
 from nnunet_cfcl.nnunet.installation import trainers_path
 
 TRAINER = "nnUNetTrainerDVDCL"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nnunet_cfcl.nnunet.decoder_tap import tapped
-from nnunet_cfcl.nnunet.pretraining_task import build_objective, build_task
+from nnunet_cfcl.phases.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.loop import Pretraining
 from nnunet_cfcl.runs.ranks import Ranks
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 from unittest.mock import patch
 
-from nnunet_cfcl.atomic import write_text_atomically
 from nnunet_cfcl.cli import VERBS, build_parser
+from nnunet_cfcl.cli.trainers import trainer_table
 from nnunet_cfcl.config import Settings
-from nnunet_cfcl.trainers.table import trainer_table
+from nnunet_cfcl.files.atomic import write_text_atomically
 
 PAGES = Path(__file__).resolve().parent / "reference"
 #: The width of a help text, whatever the terminal; no colours either.
@@ -82,7 +82,7 @@ def _parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     for verb in VERBS:
         yield from _with_parts(f"nnunet_cfcl {verb}", _subparsers(build_parser(verb))[verb])
     # looked up by name: it registers nothing and is no verb
-    yield "python -m nnunet_cfcl.pretrain", importlib.import_module("nnunet_cfcl.pretrain")._parser()
+    yield "python -m nnunet_cfcl.pretrain", importlib.import_module("nnunet_cfcl.cli.pretrain")._parser()
 
 
 def _with_parts(title: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:

@@ -10,6 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from tests.toy_dataset import (  # noqa: F401 - fixtures
+    change_plan,
+    kill_first_child,
+    save_case,
+    settings_file,
+    toy,
+    toy_cases,
+)
+
 
 class CasesInMemory:
     """A case reader over arrays (C, Z, Y, X), as `PretrainingCases` is over nnU-Net's files; ``label_maps`` are

@@ -4,7 +4,7 @@ nnU-Net imports every module of this folder and forgets it again. A class define
 processes; a class of the installed package can, so this module only passes them on.
 """
 
-from nnunet_cfcl.nnunet.chromap_hook import offer_chromaps
+from nnunet_cfcl.chromap.nnunet.hook import offer_chromaps
 from nnunet_cfcl.trainers import *  # noqa: F403
 
 offer_chromaps()

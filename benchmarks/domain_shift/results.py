@@ -25,10 +25,10 @@ from presets import PRESETS
 from scipy.stats import t
 from study_data import DATASETS, DEVELOPMENT, REPORT, StudyDataset
 
-from nnunet_cfcl.atomic import replace_atomically, write_text_atomically
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.evaluation.plain_tables import markdown_table, without_nan
 from nnunet_cfcl.evaluation.statistics import LEVEL, Draws, patient_sums
+from nnunet_cfcl.files.atomic import replace_atomically, write_text_atomically
 from nnunet_cfcl.nnunet.label_files import read_label_file
 
 #: Arms without a pretraining.

@@ -39,8 +39,8 @@ from presets import PRESETS, Preset
 from study_data import DATASETS, StudyDataset
 
 import nnunet_cfcl
-from nnunet_cfcl.atomic import write_text_atomically
-from nnunet_cfcl.config import digest
+from nnunet_cfcl.files.atomic import write_text_atomically
+from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.runs.lock import exclusive
 
 PLANS = "studyPlans"

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nnunet_cfcl.atomic import write_text_atomically
+from nnunet_cfcl.files.atomic import write_text_atomically
 
 Row = dict[str, str]
 DEVELOPMENT, REPORT = "development", "report"

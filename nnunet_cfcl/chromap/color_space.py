@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnunet_cfcl.atomic import replace_atomically
 from nnunet_cfcl.chromap.ellipse import minimum_volume_enclosing_ellipse
 from nnunet_cfcl.chromap.landmarks import choose_landmarks, extend
 from nnunet_cfcl.chromap.palettes import Palette, colors
 from nnunet_cfcl.errors import UserError, first_line
+from nnunet_cfcl.files.atomic import replace_atomically
 
 Reducer = Literal["umap", "pca"]
 

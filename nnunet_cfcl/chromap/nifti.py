@@ -18,7 +18,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from numpy.typing import ArrayLike, NDArray
 
-from nnunet_cfcl.atomic import replace_atomically
+from nnunet_cfcl.files.atomic import replace_atomically
 
 #: What nibabel calls data type RGB24 (code 128).
 RGB24 = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from nnunet_cfcl.atomic import replace_atomically
+from nnunet_cfcl.files.atomic import replace_atomically
 
 #: Percentiles of an image that become black and white.
 WINDOW = (0.5, 99.5)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_cfcl.config import Settings
-from nnunet_cfcl.counterfactual.source import AcquisitionSource, CaseReader, CounterfactualSource, PrecomputedSource
+from nnunet_cfcl.counterfactual.source import AcquisitionSource, CounterfactualSource, PrecomputedSource
 from nnunet_cfcl.counterfactual.store import CounterfactualStore, default_store_root, find_store
+from nnunet_cfcl.data.reader import CaseReader
 from nnunet_cfcl.errors import UserError
 
 

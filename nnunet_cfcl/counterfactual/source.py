@@ -10,37 +10,13 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from nnunet_cfcl.config import AcquisitionSettings, digest
-from nnunet_cfcl.counterfactual.acquisition import AcquisitionParameters, apply_acquisition, draw_acquisition
-from nnunet_cfcl.counterfactual.quantiles import intensity_quantiles
+from nnunet_cfcl.config import AcquisitionSettings
+from nnunet_cfcl.counterfactual.acquisition.effects import AcquisitionParameters, apply_acquisition, draw_acquisition
+from nnunet_cfcl.counterfactual.acquisition.quantiles import intensity_quantiles
 from nnunet_cfcl.counterfactual.store import CounterfactualStore
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.data.reader import CaseReader, require_finite
+from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.views.crop_box import CropBox, read_crop
-
-
-class CaseReader(Protocol):
-    """Boxes of preprocessed cases; spatial boxes have three slices, 2D data one or more slices along Z."""
-
-    @property
-    def cases(self) -> Sequence[str]:
-        """The cases to use."""
-
-    @property
-    def known(self) -> Sequence[str]:
-        """All cases of the dataset, those that are not used included."""
-
-    @property
-    def labelled(self) -> Sequence[str]:
-        """Those of ``cases`` that have labels."""
-
-    def shape(self, case: str) -> tuple[int, ...]:
-        """(C, Z, Y, X) in voxels."""
-
-    def read(self, case: str, box: tuple[slice, ...]) -> np.ndarray:
-        """Intensities (C, z, y, x), float32."""
-
-    def labels(self, case: str, box: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray] | None:
-        """Label map (z, y, x), below 0 where it says nothing, and its confidence in percent; None without labels."""
 
 
 class CounterfactualSource(Protocol):
@@ -192,17 +168,3 @@ class PrecomputedSource:
 def take(parameters: Any, *index: Tensor) -> Any:
     """Rows of a NamedTuple of tensors, or of further such tuples, with common leading dimensions."""
     return type(parameters)(*(take(one, *index) if isinstance(one, tuple) else one[index] for one in parameters))
-
-
-def require_finite(part: np.ndarray, what: str, box: tuple[slice, ...]) -> None:
-    """Refuse NaN and infinite intensities, which would spoil every weight of the network.
-
-    Raises:
-        UserError: names ``what`` and the voxels.
-    """
-    if not np.isfinite(part).all():
-        where = ", ".join(f"{axis.start}:{axis.stop}" for axis in box)
-        raise UserError(
-            f"{what} holds values that are not finite (NaN or infinite) in voxels [{where}]; "
-            "`nnunet_cfcl doctor -d DATASET -c CONFIGURATION --data` lists every such case"
-        )

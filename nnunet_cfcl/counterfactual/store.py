@@ -16,11 +16,11 @@ import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_cfcl.atomic import replace_atomically, write_text_atomically
-from nnunet_cfcl.counterfactual.chunk_checksums import check_header, check_plain, check_seal, damage_named, seal
 from nnunet_cfcl.errors import UserError, listed, shown
-from nnunet_cfcl.json_files import read_json
-from nnunet_cfcl.names import stays_in_folder
+from nnunet_cfcl.files.atomic import replace_atomically, write_text_atomically
+from nnunet_cfcl.files.chunk_checksums import check_header, check_plain, check_seal, damage_named, seal
+from nnunet_cfcl.files.json_files import read_json
+from nnunet_cfcl.files.names import stays_in_folder
 
 FORMAT = 1
 SEPARATOR = "__"

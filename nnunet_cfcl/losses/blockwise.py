@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from nnunet_cfcl.losses import fused
+from nnunet_cfcl.losses import triton_dispatch as fused
 from nnunet_cfcl.losses.ranks import Share, current_share
 
 #: For a block of pairs (row slice, column slice): a bool mask of the pairs that do not count; None: all of them count.
@@ -54,7 +54,7 @@ def two_way_log_sum_exp(
     This holds for N, M up to 250,000. Half precision is computed in float32, whatever autocast says.
 
     Within `share_blocks` each process visits its part of the blocks. On CUDA, without ``exclude``, Triton kernels take
-    over where they can (see :mod:`~nnunet_cfcl.losses.fused`).
+    over where they can (see :mod:`~nnunet_cfcl.losses.triton_dispatch`).
 
     Args:
         x: (N, d) rows, any floating type.

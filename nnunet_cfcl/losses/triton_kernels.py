@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nnunet_cfcl.losses.fused import Launch
 from nnunet_cfcl.losses.ranks import Share
+from nnunet_cfcl.losses.triton_dispatch import Launch
 
 
 def write_row_sums(x: Tensor, y: Tensor, out: Tensor, launch: Launch, share: Share, pool: bool) -> None:

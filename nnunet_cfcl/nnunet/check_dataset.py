@@ -10,9 +10,9 @@ from typing import Any
 
 from nnunet_cfcl.config import CONFIG_VARIABLE, Settings, SettingsError, resolve_settings
 from nnunet_cfcl.errors import first_line, listed
-from nnunet_cfcl.json_files import read_json
+from nnunet_cfcl.files.json_files import read_json
+from nnunet_cfcl.files.lenient_json import as_object, read_json_object
 from nnunet_cfcl.nnunet.finding import CheckFailed, Finding
-from nnunet_cfcl.runs.loose_json import as_object, read_json_object
 
 # the plans of nnU-Net's own planners; the default planner needs no flag
 PLANNERS = {f"nnUNetResEncUNet{size}Plans": f"nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")}

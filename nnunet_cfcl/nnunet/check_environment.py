@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.metadata
 import io
 import os
@@ -14,7 +13,6 @@ from pathlib import Path
 
 from nnunet_cfcl.errors import first_line
 from nnunet_cfcl.nnunet.finding import Finding
-from nnunet_cfcl.nnunet.installation import EXPORT_COMMAND, INSTALL_COMMAND, plugin_trainers
 
 # from the oldest on, all that were tried do everything (docs/reference/compatibility.md); newer major versions may move
 # what this package relies on
@@ -93,19 +91,6 @@ def _check_folder(variable: str, purpose: str, is_needed: bool, is_made_by_nnune
     return Finding("ok", f"{variable}={value}")
 
 
-def check_trainer(name: str) -> Finding:
-    """The trainer is found by nnU-Net's own look-up, as ``nnUNetv2_train -tr`` would find it."""
-    try:
-        found = look_up_trainer(name)
-    except AssertionError:
-        return Finding("FAIL", f"{name} is found, but is no trainer of nnU-Net", "derive the class from nnUNetTrainer")
-    if found is not None:
-        return Finding("ok", f"trainer {name} found ({found.__module__})")
-    missing = [path for path in _external_folders() if not os.path.exists(path)]
-    where = f" (nnUNet_extTrainer names {', '.join(missing)}, which does not exist)" if missing else ""
-    return Finding("FAIL", f"nnU-Net finds no trainer {name}{where}", _way_to_trainer(name))
-
-
 def look_up_trainer(name: str) -> type | None:
     """nnU-Net's own look-up, silent; None if it finds nothing.
 
@@ -117,39 +102,3 @@ def look_up_trainer(name: str) -> type | None:
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return look_up(name)
-
-
-def _way_to_trainer(name: str) -> str:
-    """The command that makes ``name`` known if it is ours, else the nearest name there is."""
-    ours = plugin_trainers()
-    if name in ours:
-        return _command_that_finds_ours()
-    near = difflib.get_close_matches(name, {*_known_trainers(), *ours}, n=1, cutoff=0.0)[0]
-    unseen = near in ours and look_up_trainer(near) is None
-    return f"-tr {near}" + (f", after {_command_that_finds_ours()}" if unseen else "")
-
-
-def _external_folders() -> list[str]:
-    return [path for path in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if path.strip()]
-
-
-def _command_that_finds_ours() -> str:
-    """Sets the variable, the folders in it kept; or installs, for an nnU-Net that does not read it."""
-    from nnunet_cfcl.nnunet.versions import reads_external_trainers
-
-    if not reads_external_trainers():
-        return INSTALL_COMMAND
-    kept = "".join(path + os.pathsep for path in _external_folders() if os.path.exists(path))
-    return EXPORT_COMMAND.replace("=", f"={kept}", 1)
-
-
-def _known_trainers() -> set[str]:
-    """Names of all trainers loaded so far; a look-up that found nothing has loaded every module there is."""
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    names, classes = set(), [nnUNetTrainer]
-    while classes:
-        current = classes.pop()
-        names.add(current.__name__)
-        classes += current.__subclasses__()
-    return names

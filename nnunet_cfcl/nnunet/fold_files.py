@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_cfcl.errors import UserError, listed
-from nnunet_cfcl.runs.loose_json import read_json_object
+from nnunet_cfcl.files.lenient_json import read_json_object
 
 FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
 VALIDATION, SUMMARY = "validation", "summary.json"

@@ -7,16 +7,14 @@ installations in which it cannot be set, and for nnU-Net before 2.8, which does 
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import importlib.util
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nnunet_cfcl
-from nnunet_cfcl.atomic import write_text_atomically
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.files.atomic import write_text_atomically
 
 EXPORT_COMMAND = "export nnUNet_extTrainer=$(nnunet_cfcl trainers-path)"
 #: nnU-Net before 2.8 does not know the variable.
@@ -44,7 +42,7 @@ def __getattr__(name):
               f"the folder {{__file__.rpartition('trainer_shim')[0]}}", file=sys.stderr)
         raise AttributeError(name) from None
     import nnunet_cfcl.trainers
-    from nnunet_cfcl.nnunet.chromap_hook import offer_chromaps
+    from nnunet_cfcl.chromap.nnunet.hook import offer_chromaps
     offer_chromaps()
     return getattr(nnunet_cfcl.trainers, name)
 '''
@@ -63,16 +61,6 @@ def trainers_path() -> Path:
     return Path(next(iter(spec.submodule_search_locations))).resolve()
 
 
-def plugin_trainers() -> tuple[str, ...]:
-    """Names of the package's trainers that ``nnUNetv2_train -tr`` accepts. Imports torch and nnU-Net."""
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    trainers = importlib.import_module("nnunet_cfcl.trainers")
-    classes = {name: getattr(trainers, name) for name in trainers.__all__}
-    return tuple(sorted(name for name, found in classes.items()
-                        if isinstance(found, type) and issubclass(found, nnUNetTrainer)))
-
-
 def shim_folder() -> Path:
     """Where the shim lies, or would lie, in the nnU-Net installation of this interpreter.
 
@@ -88,8 +76,11 @@ def shim_folder() -> Path:
     return variants / SHIM_FOLDER
 
 
-def install() -> Path:
+def install(trainers: Sequence[str]) -> Path:
     """Writes the shim into the nnU-Net installation; done again, it is brought up to date.
+
+    Args:
+        trainers: names that nnU-Net is to find.
 
     Returns:
         The folder written.
@@ -98,7 +89,7 @@ def install() -> Path:
         UserError: no nnU-Net, or its folder is not writable.
     """
     folder = shim_folder()
-    files = _shim_files()
+    files = _shim_files(trainers)
     is_new = not folder.exists()
     try:
         folder.mkdir(exist_ok=True)
@@ -146,46 +137,6 @@ def uninstall() -> Path | None:
 _SHIM_NAMES = ("__init__.py", "trainer_shim.py")
 
 
-def _shim_files() -> dict[str, str]:
-    sources = _PACKAGE_SOURCE.format(version=nnunet_cfcl.__version__), _SHIM_SOURCE.format(trainers=plugin_trainers())
+def _shim_files(trainers: Sequence[str]) -> dict[str, str]:
+    sources = _PACKAGE_SOURCE.format(version=nnunet_cfcl.__version__), _SHIM_SOURCE.format(trainers=tuple(trainers))
     return dict(zip(_SHIM_NAMES, sources))
-
-
-def add_trainers_path_parser(subparsers: Any) -> None:
-    """Adds ``trainers-path``: prints the drop-in folder and nothing else on stdout."""
-    parser = subparsers.add_parser(
-        "trainers-path", help="print the folder for nnUNet_extTrainer", description=f"Use: {EXPORT_COMMAND}")
-    parser.set_defaults(run=_run_trainers_path)
-
-
-def add_install_parser(subparsers: Any) -> None:
-    """Adds ``install``."""
-    parser = subparsers.add_parser(
-        "install", help="put the trainers into this nnU-Net installation",
-        description="Writes a shim into the nnU-Net installation of this Python, for where nnUNet_extTrainer cannot be "
-                    "set. `nnunet_cfcl uninstall` takes it out again.")
-    parser.set_defaults(run=_run_install)
-
-
-def add_uninstall_parser(subparsers: Any) -> None:
-    """Adds ``uninstall``."""
-    parser = subparsers.add_parser("uninstall", help="take them out again, without a trace",
-                                   description="Removes what `nnunet_cfcl install` wrote.")
-    parser.set_defaults(run=_run_uninstall)
-
-
-def _run_trainers_path(arguments: argparse.Namespace) -> int:
-    print(trainers_path())
-    return 0
-
-
-def _run_install(arguments: argparse.Namespace) -> int:
-    folder = install()
-    print(f"nnU-Net now finds {', '.join(plugin_trainers())} by itself (written: {folder})")
-    return 0
-
-
-def _run_uninstall(arguments: argparse.Namespace) -> int:
-    folder = uninstall()
-    print(f"removed {folder}" if folder else "nothing to remove: the trainers are not in this nnU-Net installation")
-    return 0

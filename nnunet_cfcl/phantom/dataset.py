@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.json_files import read_json
+from nnunet_cfcl.files.json_files import read_json
 from nnunet_cfcl.phantom.anatomy import LABELS
 from nnunet_cfcl.phantom.disease import DISEASES
 from nnunet_cfcl.phantom.scanner import SCANNERS

@@ -13,7 +13,8 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from nnunet_cfcl.config import Settings
-from nnunet_cfcl.counterfactual.source import CaseReader, CounterfactualSource, require_finite
+from nnunet_cfcl.counterfactual.source import CounterfactualSource
+from nnunet_cfcl.data.reader import CaseReader, require_finite
 from nnunet_cfcl.pretraining.objective import ImageViews, Objective
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.runs.watchdog import show_stacks_when_asked

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from nnunet_cfcl.picture_texts import names_as_they_are
+from nnunet_cfcl.files.figure_text import names_as_they_are
 from nnunet_cfcl.views import to_view
 
 POINTS_SHOWN = 6

@@ -15,20 +15,22 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from nnunet_cfcl.atomic import replace_atomically
-from nnunet_cfcl.config import Settings, digest
-from nnunet_cfcl.counterfactual.source import CaseReader, CounterfactualSource
+from nnunet_cfcl.config import Settings
+from nnunet_cfcl.counterfactual.source import CounterfactualSource
+from nnunet_cfcl.data.reader import CaseReader
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.files.atomic import replace_atomically
+from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.pretraining.data import PretrainingDataset, StepOrder, batches
 from nnunet_cfcl.pretraining.gallery import plot_views
 from nnunet_cfcl.pretraining.gradient_cache import backward_with_cache, check_norms
 from nnunet_cfcl.pretraining.monitor import TITLES, collapse_warning, plot_progress
 from nnunet_cfcl.pretraining.objective import Objective
 from nnunet_cfcl.pretraining.render import Row, render_views
-from nnunet_cfcl.pretraining.schedule import learning_rate
 from nnunet_cfcl.runs.checkpoint import load_body, load_checkpoint, save_checkpoint
 from nnunet_cfcl.runs.epoch_log import EpochLog, sparing
 from nnunet_cfcl.runs.ranks import Ranks
+from nnunet_cfcl.runs.schedule import learning_rate
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.runs.watchdog import watched
 from nnunet_cfcl.views import ViewGeometry, check_patch

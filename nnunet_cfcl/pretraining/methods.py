@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from nnunet_cfcl.config import Settings, ViewSettings
-from nnunet_cfcl.pretraining.dual_view import DualViewObjective
-from nnunet_cfcl.pretraining.image_contrast import ImageContrastObjective
-from nnunet_cfcl.pretraining.masked_autoencoder import MaskedAutoencoderObjective
-from nnunet_cfcl.pretraining.multi_view import MultiViewObjective
 from nnunet_cfcl.pretraining.objective import Objective
-from nnunet_cfcl.pretraining.pixpro import PixProObjective
-from nnunet_cfcl.pretraining.point_labels import PointLabels
-from nnunet_cfcl.pretraining.silver_segmentation import SegmentationLoss, SilverSegmentationObjective
+from nnunet_cfcl.pretraining.objectives.dual_view import DualViewObjective
+from nnunet_cfcl.pretraining.objectives.image_contrast import ImageContrastObjective
+from nnunet_cfcl.pretraining.objectives.masked_autoencoder import MaskedAutoencoderObjective
+from nnunet_cfcl.pretraining.objectives.multi_view import MultiViewObjective
+from nnunet_cfcl.pretraining.objectives.pixpro import PixProObjective
+from nnunet_cfcl.pretraining.objectives.point_labels import PointLabels
+from nnunet_cfcl.pretraining.objectives.silver_segmentation import SegmentationLoss, SilverSegmentationObjective
 from nnunet_cfcl.views import ViewGeometry
 
 #: Settings that only some methods use; the others' pretraining does not depend on them.

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nnunet_cfcl.config import LOWEST_MOVING_TEMPERATURE
+from nnunet_cfcl.config.resolution import LOWEST_MOVING_TEMPERATURE
 
 HIGHEST_LEARNED_TEMPERATURE = 100.0
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_cfcl.atomic import replace_atomically
 from nnunet_cfcl.errors import UserError, first_line
+from nnunet_cfcl.files.atomic import replace_atomically
 
 #: NumPy's numbers and texts, which nnU-Net's logs and settings are made of.
 _NUMBERS = (np.bool_, np.int32, np.int64, np.float32, np.float64, np.str_)

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from nnunet_cfcl.atomic import free_name, replace_atomically, writable_folder, write_text_atomically
 from nnunet_cfcl.errors import reason
-from nnunet_cfcl.runs.loose_json import json_object
+from nnunet_cfcl.files.atomic import free_name, replace_atomically, writable_folder, write_text_atomically
+from nnunet_cfcl.files.lenient_json import json_object
 
 
 class EpochLog:

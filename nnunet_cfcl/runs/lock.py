@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from nnunet_cfcl.atomic import writable_folder
+from nnunet_cfcl.files.atomic import writable_folder
 from nnunet_cfcl.runs.ranks import Ranks
 
 if sys.platform != "win32":

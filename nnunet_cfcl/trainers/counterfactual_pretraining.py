@@ -9,14 +9,14 @@ from typing import ClassVar
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from nnunet_cfcl.atomic import write_text_atomically
 from nnunet_cfcl.config import Settings
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.files.atomic import write_text_atomically
+from nnunet_cfcl.phases.pretraining_phase import Phase1
 from nnunet_cfcl.pretraining import methods
 from nnunet_cfcl.pretraining.methods import Method
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.trainers.finetuning import FineTuning
-from nnunet_cfcl.trainers.phase_1 import Phase1
 
 NNUNET_CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth")
 

@@ -11,19 +11,20 @@ import torch
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from nnunet_cfcl.atomic import replace_atomically
-from nnunet_cfcl.config import Settings, digest, resolve_settings
+from nnunet_cfcl.config import Settings, resolve_settings
 from nnunet_cfcl.errors import reason
+from nnunet_cfcl.files.atomic import replace_atomically
+from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.nnunet.experiment_loggers import put_after_pretraining
 from nnunet_cfcl.nnunet.frozen_body import freeze_body
 from nnunet_cfcl.nnunet.plan import settings_block
 from nnunet_cfcl.nnunet.versions import asked_to_continue
 from nnunet_cfcl.nnunet.warmup import WarmUp
+from nnunet_cfcl.phases.config_file import write_config
+from nnunet_cfcl.phases.replacements import with_replacements
 from nnunet_cfcl.runs.checkpoint import check_checkpoint
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.runs.watchdog import beat, show_stack_on_signal, watched
-from nnunet_cfcl.trainers.config_file import write_config
-from nnunet_cfcl.trainers.replacements import with_replacements
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Trainer
@@ -148,7 +149,7 @@ class FineTuning(Trainer):
             return
         try:
             # not before it is needed: nnU-Net imports this module whenever it looks a trainer up
-            from nnunet_cfcl.nnunet.chromap_spaces import fit_after_training
+            from nnunet_cfcl.chromap.nnunet.spaces import fit_after_training
 
             file = fit_after_training(self)
             self.print_to_log_file(f"Colour space of CHRO-maps: {file}")

@@ -18,10 +18,11 @@ from study import PLANS, OutOfTime, Run, Study, make_generated, runs_of, work_on
 from study_data import DATASETS, DEVELOPMENT, REPORT, split_chest_x_rays, split_hippocampi
 
 from nnunet_cfcl import trainers
-from nnunet_cfcl.config import digest, resolve_settings
+from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.counterfactual.store import GENERATED, CounterfactualStore
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.evaluation.statistics import Draws
+from nnunet_cfcl.files.hashing import digest
 
 HALVES = (DEVELOPMENT, REPORT)
 

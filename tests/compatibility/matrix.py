@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nnunet_cfcl.atomic import write_text_atomically
+from nnunet_cfcl.files.atomic import write_text_atomically
 from nnunet_cfcl.phantom.dataset import write_phantom_dataset
 from tests.compatibility.environments import (
     PIP_INSTALL,
@@ -58,7 +58,7 @@ if versions.reads_external_trainers():
 else:
     installation.install()
     print("by nnunet_cfcl install")
-from nnunet_cfcl.nnunet.check_environment import check_trainer
+from nnunet_cfcl.trainers.lookup import check_trainer
 found = check_trainer({TRAINER!r})
 assert found.status == "ok", found.line()
 """

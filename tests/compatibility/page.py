@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nnunet_cfcl.atomic import write_text_atomically
+from nnunet_cfcl.files.atomic import write_text_atomically
 from tests.compatibility.environments import CHECKOUT
 from tests.compatibility.features import FEATURES
 from tests.generated_blocks import with_blocks

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_cfcl.counterfactual.attributes import Attribute, AttributeCoding
-from nnunet_cfcl.counterfactual.generator import IntensityScale
-from nnunet_cfcl.counterfactual.generator_data import Patches
-from nnunet_cfcl.counterfactual.interventions import Intervention
-from nnunet_cfcl.counterfactual.quantiles import intensity_quantiles
+from nnunet_cfcl.counterfactual.acquisition.quantiles import intensity_quantiles
+from nnunet_cfcl.counterfactual.generator.data import Patches
+from nnunet_cfcl.counterfactual.generator.generator import IntensityScale
+from nnunet_cfcl.counterfactual.generator.interventions import Intervention
+from nnunet_cfcl.data.attributes import Attribute, AttributeCoding
 from nnunet_cfcl.phantom import phantom_cases, render
 
 SCANNER, DISEASE = Attribute("scanner", "binary", ("A", "B")), Attribute("disease", "binary", ("effusion", "no"))

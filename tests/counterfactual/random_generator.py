@@ -6,10 +6,10 @@ import math
 
 import torch
 
-from nnunet_cfcl.counterfactual.attributes import Attribute, AttributeCoding
-from nnunet_cfcl.counterfactual.generator import CounterfactualGenerator, IntensityScale
-from nnunet_cfcl.counterfactual.hvae import HVAE, HVAESizes, Resolution
-from nnunet_cfcl.counterfactual.interventions import Intervention
+from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator, IntensityScale
+from nnunet_cfcl.counterfactual.generator.hvae import HVAE, HVAESizes, Resolution
+from nnunet_cfcl.counterfactual.generator.interventions import Intervention
+from nnunet_cfcl.data.attributes import Attribute, AttributeCoding
 
 SCANNER = Attribute("scanner", "categorical", ("A", "B", "C"))
 DISEASE = Attribute("disease", "binary", ("no", "yes"))

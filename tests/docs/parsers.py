@@ -14,8 +14,7 @@ from unittest.mock import patch
 
 from torch.distributed.run import get_args_parser
 
-from nnunet_cfcl import pretrain
-from nnunet_cfcl.cli import VERBS, build_parser
+from nnunet_cfcl.cli import VERBS, build_parser, pretrain
 from tests.docs.pages import ROOT
 
 #: A word that stands for something in the pages -> one of its kind, where a parser looks at it closely.

@@ -10,7 +10,7 @@ import pytest
 from docs import generate_reference as reference
 from nnunet_cfcl.cli import VERBS, main
 from nnunet_cfcl.config import settings_keys, settings_table
-from nnunet_cfcl.setting_checks import setting
+from nnunet_cfcl.config.checks import setting
 
 STALE = "the page is not what the code says: run `make docs`"
 

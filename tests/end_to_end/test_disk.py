@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_cfcl.nnunet.pool import manifest_file, pool_folder, read_manifest
+from nnunet_cfcl.data.pool.manifest import manifest_file, pool_folder, read_manifest
 from nnunet_cfcl.runs.checkpoint import load_checkpoint
-from tests.disks import fill, read_only, small_disk
 from tests.end_to_end.conftest import PLANS, TRAINER
+from tests.faults.disks import fill, read_only, small_disk
 
 pytestmark = pytest.mark.end_to_end
 

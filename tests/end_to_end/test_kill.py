@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nnunet_cfcl.nnunet.pool import manifest_file, pool_folder, read_manifest
+from nnunet_cfcl.data.pool.manifest import manifest_file, pool_folder, read_manifest
 from tests.end_to_end.conftest import PLANS, TRAINER, NnUNet
 from tests.end_to_end.kills import RECORD_VARIABLE, Killer, Phase, lengths, same, unfinished_files
 

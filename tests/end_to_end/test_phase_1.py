@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from nnunet_cfcl import trainers
-from nnunet_cfcl.config import digest
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.pretraining_task import build_objective, build_task
+from nnunet_cfcl.files.hashing import digest
+from nnunet_cfcl.phases.pretraining_task import build_objective, build_task
 from nnunet_cfcl.runs.ranks import Ranks
 
 pytestmark = pytest.mark.end_to_end

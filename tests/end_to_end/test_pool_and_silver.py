@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from nnunet_cfcl import cli
+from nnunet_cfcl.data.pool.manifest import manifest_file, pool_folder, read_manifest
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.pool import manifest_file, pool_folder, read_manifest
 
 pytestmark = pytest.mark.end_to_end
 

@@ -10,7 +10,7 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_cfcl.counterfactual.store import CounterfactualStore
-from nnunet_cfcl.nnunet.replaced_images import ReplacedImages
+from nnunet_cfcl.phases.replaced_images import ReplacedImages
 from nnunet_cfcl.trainers import nnUNetTrainerCFCLScratch, nnUNetTrainerDVDCL
 
 pytestmark = pytest.mark.end_to_end

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.pretraining_task import build_objective, build_task
+from nnunet_cfcl.phases.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.data import PretrainingDataset
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.trainers import CounterfactualPretraining, nnUNetTrainerCFCLScratch, nnUNetTrainerDVDCL

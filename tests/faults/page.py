@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_cfcl.atomic import write_text_atomically
+from nnunet_cfcl.files.atomic import write_text_atomically
 from tests.faults.tried import FAULTS
 from tests.generated_blocks import with_blocks
 from tests.pretraining import unusual_inputs

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.faults.test_full_disk import ROOMS, WRITERS
+from tests.faults.test_security import FORMS, OUTSIDE, READ_CHECKPOINTS
 from tests.fuzz.test_damaged_files import CUTS, FLIPS, KINDS
 from tests.pretraining.every_method import DIFFERENT
 from tests.pretraining.test_unusual_inputs import POISONS
 from tests.pretraining.unusual_inputs import INPUTS
-from tests.test_full_disk import ROOMS, WRITERS
-from tests.test_security import FORMS, OUTSIDE, READ_CHECKPOINTS
 
 NOTHING = "nothing"
 

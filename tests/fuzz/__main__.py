@@ -28,7 +28,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from tqdm import tqdm
 
-from nnunet_cfcl.atomic import write_text_atomically
+from nnunet_cfcl.files.atomic import write_text_atomically
 from tests.fuzz.mutations import inputs
 from tests.fuzz.readers import READERS, Reader
 from tests.fuzz.trial import ACCEPTED, FAILED, MOST_MIB, MOST_SECONDS, REFUSED, Bench, Outcome

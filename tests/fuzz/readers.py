@@ -15,33 +15,33 @@ import torch
 from PIL import Image
 
 from nnunet_cfcl.chromap.color_space import ColorSpace
+from nnunet_cfcl.cli.export_stock import _load, stock_checkpoint
 from nnunet_cfcl.config import resolve_settings
-from nnunet_cfcl.counterfactual.generation import _read_record
-from nnunet_cfcl.counterfactual.generator import CounterfactualGenerator
-from nnunet_cfcl.counterfactual.generator_training import save_generator
+from nnunet_cfcl.counterfactual.generator.generation import _read_record
+from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator
+from nnunet_cfcl.counterfactual.generator.training import save_generator
 from nnunet_cfcl.counterfactual.store import MANIFEST, CounterfactualStore
-from nnunet_cfcl.evaluation import report_sections as sections
-from nnunet_cfcl.evaluation.fold_folder import read_fold
-from nnunet_cfcl.evaluation.report import render
-from nnunet_cfcl.evaluation.report_metrics import metrics_blocks, read_metrics
-from nnunet_cfcl.evaluation.report_parts import Chapter, Section
-from nnunet_cfcl.evaluation.report_pictures import BrokenPicture, embed
-from nnunet_cfcl.evaluation.tables import find_labels, join_attributes
+from nnunet_cfcl.data.attribute_table import read_attribute_table, read_declared_kinds
+from nnunet_cfcl.data.patients import known_patients, store_patients
+from nnunet_cfcl.data.pool.check import _quietly, _Unreadable, read_probabilities
+from nnunet_cfcl.data.pool.dataset import found_or_refused
+from nnunet_cfcl.data.pool.manifest import CaseRecord, Manifest, manifest_file, read_manifest, write_manifest
+from nnunet_cfcl.data.pool.sources import read_qualities
+from nnunet_cfcl.evaluation.masks.tables import find_labels, join_attributes
+from nnunet_cfcl.evaluation.probe.models import read_weights
+from nnunet_cfcl.evaluation.report import sections
+from nnunet_cfcl.evaluation.report.blocks import Chapter, Section
+from nnunet_cfcl.evaluation.report.fold_folder import read_fold
+from nnunet_cfcl.evaluation.report.metrics import metrics_blocks, read_metrics
+from nnunet_cfcl.evaluation.report.page import render
+from nnunet_cfcl.evaluation.report.pictures import BrokenPicture, embed
 from nnunet_cfcl.nnunet import check_dataset
-from nnunet_cfcl.nnunet.attribute_table import read_attribute_table, read_declared_kinds
-from nnunet_cfcl.nnunet.attributes_of_cases import KnownAttributes, coding_and_interventions, known_attributes
-from nnunet_cfcl.nnunet.export_stock import _load, stock_checkpoint
 from nnunet_cfcl.nnunet.label_files import read_label_file
-from nnunet_cfcl.nnunet.patients import known_patients, store_patients
-from nnunet_cfcl.nnunet.pool import CaseRecord, Manifest, manifest_file, read_manifest, write_manifest
-from nnunet_cfcl.nnunet.pool_check import _quietly, _Unreadable, read_probabilities
-from nnunet_cfcl.nnunet.pool_dataset import found_or_refused
-from nnunet_cfcl.nnunet.pool_sources import read_qualities
-from nnunet_cfcl.nnunet.probe_models import read_weights
+from nnunet_cfcl.phases.attributes_of_cases import KnownAttributes, coding_and_interventions, known_attributes
 from nnunet_cfcl.runs.checkpoint import load_checkpoint, save_checkpoint
 from nnunet_cfcl.runs.epoch_log import read_log
 from tests.counterfactual.random_generator import random_generator
-from tests.evaluation.fold_folders import write_complete, write_picture
+from tests.evaluation.report.fold_folders import write_complete, write_picture
 
 CASES = tuple(f"case_{number:02d}" for number in range(24))
 DATASET, BLOCK = "Dataset901_Made", {"pretrain": {"epochs": 3}, "acquisition.gamma": [0.6, 1.5], "seed": 1}

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from nnunet_cfcl.chromap.color_space import ColorSpace
-from nnunet_cfcl.counterfactual import chunk_checksums
-from nnunet_cfcl.counterfactual.generator import CounterfactualGenerator
-from nnunet_cfcl.counterfactual.generator_training import save_generator
+from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator
+from nnunet_cfcl.counterfactual.generator.training import save_generator
 from nnunet_cfcl.counterfactual.store import CounterfactualStore
+from nnunet_cfcl.data.attribute_table import read_attribute_table
+from nnunet_cfcl.data.cases import PreprocessedCases
+from nnunet_cfcl.data.pool.manifest import CaseRecord, Manifest, pool_folder, read_manifest, write_manifest
+from nnunet_cfcl.data.pool.preprocess import CasePreprocessing
+from nnunet_cfcl.data.pool.silver_labels import SilverLabels
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.attribute_table import read_attribute_table
-from nnunet_cfcl.nnunet.attributes_of_cases import known_attributes
-from nnunet_cfcl.nnunet.cases import PreprocessedCases
-from nnunet_cfcl.nnunet.pool import CaseRecord, Manifest, pool_folder, read_manifest, write_manifest
-from nnunet_cfcl.nnunet.pool_preprocess import CasePreprocessing
-from nnunet_cfcl.nnunet.silver_labels import SilverLabels
+from nnunet_cfcl.files import chunk_checksums
+from nnunet_cfcl.phases.attributes_of_cases import known_attributes
 from nnunet_cfcl.runs.checkpoint import load_checkpoint, save_checkpoint
 from tests.counterfactual.random_generator import random_generator
 from tests.fuzz.readers import ARRAY, READERS

@@ -7,7 +7,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from nnunet_cfcl.losses import blockwise, fused, mvd_cl_loss, ranks, triton_kernels
+from nnunet_cfcl.losses import blockwise, mvd_cl_loss, ranks, triton_kernels
+from nnunet_cfcl.losses import triton_dispatch as fused
 
 TILE = (32, 16, 4, 1)
 

@@ -10,6 +10,7 @@ import pytest
 
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet import installation
+from nnunet_cfcl.trainers.lookup import plugin_trainers
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_a_package_that_is_importable_but_not_installed_is_a_clear_error(monkeyp
 
 
 def test_only_classes_that_nnunet_accepts_as_trainers_are_offered():
-    trainers = installation.plugin_trainers()
+    trainers = plugin_trainers()
     assert "nnUNetTrainerDVDCL" in trainers
     assert "CounterfactualPretraining" not in trainers
 
@@ -55,16 +56,16 @@ def test_the_shim_lies_in_the_nnunet_of_this_interpreter():
 
 
 def test_installing_twice_is_the_same_as_once(variants):
-    first = installation.install()
+    first = installation.install(plugin_trainers())
     before = {path: path.read_text() for path in first.iterdir()}
-    assert installation.install() == first
+    assert installation.install(plugin_trainers()) == first
     assert {path: path.read_text() for path in first.iterdir()} == before
 
 
 def test_uninstalling_leaves_no_trace_not_even_byte_code(variants):
     (variants / "stock.py").touch()
     before = listing(variants)
-    folder = installation.install()
+    folder = installation.install(plugin_trainers())
     subprocess.run([sys.executable, "-m", "compileall", "-q", str(folder)], check=True)
     assert (folder / "__pycache__").is_dir()
     assert installation.uninstall() == folder
@@ -76,7 +77,7 @@ def test_uninstalling_what_is_not_there_does_nothing(variants):
 
 
 def test_files_that_others_put_beside_the_shim_are_not_deleted(variants):
-    folder = installation.install()
+    folder = installation.install(plugin_trainers())
     (folder / "mine.py").touch()
     with pytest.raises(UserError, match=r"mine\.py"):
         installation.uninstall()
@@ -89,7 +90,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_the_other_way(va
 
     monkeypatch.setattr(installation, "write_text_atomically", refuse)
     with pytest.raises(UserError, match=r"Permission denied.*export nnUNet_extTrainer"):
-        installation.install()
+        installation.install(plugin_trainers())
     assert listing(variants) == []
 
 
@@ -99,7 +100,7 @@ def test_nnunets_look_up_finds_our_trainer_in_the_shim_and_it_pickles(variants):
     from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
     import nnunet_cfcl.trainers
-    installation.install()
+    installation.install(plugin_trainers())
     found = recursive_find_python_class(str(variants), "nnUNetTrainerDVDCL", None,
                                         cleanup_imports_from_base_folder=True)
     assert found is nnunet_cfcl.trainers.nnUNetTrainerDVDCL
@@ -107,14 +108,14 @@ def test_nnunets_look_up_finds_our_trainer_in_the_shim_and_it_pickles(variants):
 
 
 def test_the_shim_imports_nothing_for_the_names_of_others(variants):
-    script = (f"import sys; sys.path.insert(0, {str(installation.install())!r}); import trainer_shim\n"
+    script = (f"import sys; sys.path.insert(0, {str(installation.install(plugin_trainers()))!r}); import trainer_shim\n"
               "assert not hasattr(trainer_shim, 'nnUNetTrainer_250epochs')\n"
               "assert 'nnunet_cfcl' not in sys.modules and 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_shim_left_behind_after_removing_the_package_breaks_nothing_and_says_so(variants, monkeypatch, capsys):
-    shim = load_shim(installation.install())
+    shim = load_shim(installation.install(plugin_trainers()))
     monkeypatch.setitem(sys.modules, "nnunet_cfcl", None)  # what Python does for a package that cannot be imported
     assert not hasattr(shim, "nnUNetTrainer")
     assert not hasattr(shim, "nnUNetTrainerDVDCL")

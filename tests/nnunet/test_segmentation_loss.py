@@ -9,7 +9,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._dynamo import OptimizedModule
 
 from nnunet_cfcl.nnunet.segmentation_loss import segmentation_loss
-from nnunet_cfcl.pretraining.silver_segmentation import SilverSegmentationObjective
+from nnunet_cfcl.pretraining.objectives.silver_segmentation import SilverSegmentationObjective
 from nnunet_cfcl.views import ViewGeometry
 
 CLASSES = {"background": 0, "organ": 1, "lesion": 2}

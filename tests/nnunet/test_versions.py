@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 from nnunetv2.training.dataloading import nnunet_dataset
 
-from nnunet_cfcl.nnunet import check_environment, versions
+from nnunet_cfcl.nnunet import versions
+from nnunet_cfcl.trainers import lookup
 
 
 class Newer:
@@ -50,5 +51,5 @@ def test_the_layout_is_nnunets_wherever_it_keeps_the_function(monkeypatch):
 def test_where_nnunet_reads_no_variable_stock_trainers_are_found_and_ours_need_install(toy, monkeypatch):
     monkeypatch.setattr(versions, "reads_external_trainers", lambda: False)
     assert versions.look_up("nnUNetTrainer_250epochs").__name__ == "nnUNetTrainer_250epochs"
-    found = check_environment.check_trainer("nnUNetTrainerDVDCL")
+    found = lookup.check_trainer("nnUNetTrainerDVDCL")
     assert (found.status, found.mend) == ("FAIL", "nnunet_cfcl install")

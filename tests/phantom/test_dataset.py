@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from nnunet_cfcl.cli.phantom import add_phantom_parser
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.phantom import contact_sheet, counterfactual, phantom_cases, render, write_phantom_dataset
-from nnunet_cfcl.phantom.command import add_phantom_parser
 from nnunet_cfcl.phantom.dataset import FILE_ENDING, LEVELS, assign_attributes
 from nnunet_cfcl.phantom.scm import DEFAULT_SPACING, INTERVENTIONS
 
@@ -170,5 +170,5 @@ def test_importing_the_command_does_not_import_torch():
     import subprocess
     import sys
 
-    code = "import sys, nnunet_cfcl.phantom, nnunet_cfcl.phantom.command; sys.exit('torch' in sys.modules)"
+    code = "import sys, nnunet_cfcl.phantom, nnunet_cfcl.cli.phantom; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,8 +8,8 @@ from torch import nn
 
 from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.counterfactual.source import AcquisitionSource
-from nnunet_cfcl.pretraining.dual_view import DualViewObjective
 from nnunet_cfcl.pretraining.loop import PretrainingTask
+from nnunet_cfcl.pretraining.objectives.dual_view import DualViewObjective
 from nnunet_cfcl.views import ViewGeometry
 
 TINY = {

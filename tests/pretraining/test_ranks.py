@@ -35,7 +35,7 @@ from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.views import ViewGeometry
 from tests.conftest import CasesInMemory
 from tests.pretraining.conftest import TINY, tiny_network
-from tests.pretraining.crew import Crew, join
+from tests.runs.crew import Crew, join
 
 METHODS = {method.name: method for method in vars(methods).values() if isinstance(method, Method)}
 LEARNED = {"pretrain": {"learn_temperature": True}}

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from nnunet_cfcl.chromap.nnunet.predictor import ChromapPredictor
+from nnunet_cfcl.chromap.nnunet.session import ChromapRequest
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.chromap_predictor import ChromapPredictor
-from nnunet_cfcl.nnunet.chromap_session import ChromapRequest
 from nnunet_cfcl.runs.checkpoint import check_checkpoint, load_body, load_checkpoint, save_checkpoint, to_cpu
 from nnunet_cfcl.trainers.finetuning import FineTuning
 

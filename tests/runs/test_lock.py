@@ -14,7 +14,7 @@ import pytest
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.runs import lock
 from nnunet_cfcl.runs.lock import exclusive
-from tests.pretraining.crew import Crew
+from tests.runs.crew import Crew
 
 HOLDER = """
 import fcntl, sys, time

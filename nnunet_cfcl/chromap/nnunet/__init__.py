@@ -1,0 +1,1 @@
+"""CHRO-maps in nnU-Net's prediction."""

@@ -1,0 +1,99 @@
+"""Which colour space a model's CHRO-maps are drawn in: fitted when it was trained, or on the images at hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnunet_cfcl.chromap.color_space import ColorSpace
+from nnunet_cfcl.chromap.nnunet.sampling import PreprocessedCase, sample_features
+from nnunet_cfcl.config import ChromapSettings
+from nnunet_cfcl.data.cases import PreprocessedCases
+from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet.decoder_tap import decoder_width, plain_network
+
+FILE = "chromap_space.npz"
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of a network's parameters: features of other weights cannot be drawn
+    in the same colours."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        values = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
+        digest.update(values.view(-1).view(torch.uint8).numpy().data if values.numel() else b"")
+    return digest.hexdigest()[:12]
+
+
+def fit(features: Tensor, settings: ChromapSettings, seed: int, identity: str) -> ColorSpace:
+    """The colour space of features (N, F), by the settings."""
+    return ColorSpace.fit(
+        features, seed, reducer=settings.reducer, components=settings.components, landmarks=settings.landmarks,
+        coverage=settings.coverage, palette=settings.palette, identity=identity)
+
+
+def load_named(file: Path, network: nn.Module, identity: str) -> ColorSpace:
+    """The colour space that the user names.
+
+    Raises:
+        UserError: there is no such file, or it is another model's.
+    """
+    if not file.is_file():
+        raise UserError(f"there is no colour space {file}; training writes fold_F/cfcl/{FILE}")
+    space = ColorSpace.load(file)
+    width = decoder_width(network)
+    if space.features != width or space.identity != identity:
+        raise UserError(
+            f"{file} is the colour space of another model: it was fitted on {space.features} features of weights "
+            f"{space.identity or 'unknown'}, these are {width} features of weights {identity}; leave --space out to "
+            "use the model's own")
+    return space
+
+
+def load_own(file: Path, identity: str) -> ColorSpace | None:
+    """The colour space in a folder of the model's or of earlier maps; None where there is none of these weights, which
+    is said where the file is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        space = ColorSpace.load(file)
+    except UserError as error:
+        print(f"{error}; until then it counts as missing")
+        return None
+    return space if space.identity == identity else None
+
+
+def fit_after_training(trainer: Any) -> Path:
+    """Fit the colour space of a trained fold on its training cases and write it to ``fold_F/cfcl/``.
+
+    Args:
+        trainer: nnU-Net's, with the network as trained and the plugin's ``settings``.
+
+    Returns:
+        The file written.
+    """
+    settings: ChromapSettings = trainer.settings.chromap
+    training, _ = trainer.do_split()
+    reader = PreprocessedCases(trainer.preprocessed_dataset_folder, list(training))
+    cases = evenly(reader.cases, settings.cases)
+    network = plain_network(trainer.network)
+    features = sample_features(
+        network, (PreprocessedCase(reader, name, trainer.label_manager.ignore_label) for name in cases), len(cases),
+        trainer.configuration_manager.patch_size, settings.samples, trainer.settings.seed, trainer.device,
+        show_progress=False)
+    file = Path(trainer.output_folder) / "cfcl" / FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fit(features, settings, trainer.settings.seed, weights_digest(network.state_dict())).save(file)
+    return file
+
+
+def evenly(names: Sequence[Any], count: int) -> list[Any]:
+    """At most ``count`` of the names, spread over all of them."""
+    return [names[int(place)] for place in np.linspace(0, len(names) - 1, min(count, len(names)))] if names else []

@@ -1,0 +1,331 @@
+"""Counterfactuals made elsewhere: from raw images to a counterfactual store, preprocessed as their originals were."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from numpy.typing import NDArray
+
+from nnunet_cfcl.counterfactual.store import CounterfactualStore, default_store_root, split_name
+from nnunet_cfcl.data.pool.manifest import (
+    check_pool_is_current,
+    pool_command,
+    pool_folder,
+    preprocessing_digest,
+    read_manifest,
+)
+from nnunet_cfcl.data.pool.sources import POOL_IMAGES, find_raw_pool
+from nnunet_cfcl.errors import UserError, listed
+from nnunet_cfcl.files.hashing import digest
+from nnunet_cfcl.runs.workers import with_each
+
+SOURCE = "import"
+
+
+def add_counterfactuals_parser(subparsers: Any) -> None:
+    """Adds the verb ``counterfactuals`` with its part ``import``."""
+    parser = subparsers.add_parser("counterfactuals", help="bring in counterfactual images made elsewhere")
+    parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
+    importer = parts.add_parser(
+        "import", help="preprocess CASE__INTERVENTION_0000.ext files as their cases were, into a store",
+        description="Every training case needs one image per intervention, on the voxel grid of its raw image; a case "
+        "of the pool (imagesUn) one per intervention or none at all. Run nnUNetv2_plan_and_preprocess first, with a "
+        "pool nnunet_cfcl pool too. Files that are up to date are skipped.")
+    importer.add_argument("-d", dest="dataset", required=True, help="dataset name or number")
+    importer.add_argument("-c", dest="configuration", required=True, help="configuration, e.g. 3d_fullres")
+    importer.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans (default: %(default)s)")
+    importer.add_argument("-i", dest="folder", required=True, type=Path, help="folder with the counterfactual images")
+    importer.add_argument("-o", dest="store", type=Path, help="the store (default: beside the preprocessed data)")
+    importer.add_argument("-np", dest="processes", type=int, default=2, help="processes (default: %(default)s)")
+    importer.set_defaults(run=_run_import)
+
+
+def _run_import(arguments: argparse.Namespace) -> int:
+    store = import_counterfactuals(arguments.dataset, arguments.configuration, arguments.folder, arguments.plans,
+                                   arguments.store, arguments.processes)
+    print(f"{store.folder}: interventions {', '.join(store.interventions)}")
+    return 0
+
+
+def import_counterfactuals(
+    dataset: str | int,
+    configuration: str,
+    folder: str | os.PathLike[str],
+    plans: str = "nnUNetPlans",
+    store_folder: str | os.PathLike[str] | None = None,
+    processes: int = 1,
+) -> CounterfactualStore:
+    """Preprocess raw counterfactuals exactly as their originals were and write them into a store.
+
+    The original decides about the crop, the mask of masked normalisation, the spacing and the shape; the statistics of
+    the normalisation are the counterfactual's own, as they would be for a real image of the other scanner (method 6.9).
+    Interrupted imports go on where they stopped: files newer than their images and the preprocessed case are kept.
+
+    Every training case needs every intervention. A case of the pool has all of them or none: a training with the pool
+    refuses a store that lacks its cases, one without it (``pretrain.data: training``) does not need them.
+
+    Args:
+        dataset: name or number.
+        configuration: nnU-Net's configuration, already preprocessed.
+        folder: images named CASE__INTERVENTION_0000.ext (one file per channel), with the dataset's file ending.
+        plans: name of the plans.
+        store_folder: where the store goes; None: :func:`~nnunet_cfcl.counterfactual.store.default_store_root`.
+        processes: images preprocessed at the same time.
+
+    Returns:
+        The store, complete and checked.
+
+    Raises:
+        UserError: a dataset, plan or preprocessed case is missing; a file's name or shape is wrong; a training case, or
+            a case of the pool that has any, lacks an intervention; an image is not finite; images of the pool's cases
+            are given and the pool is out of date; a process was killed.
+    """
+    importer = _importer(str(dataset), configuration, plans)
+    images = _find_images(Path(folder), importer.file_ending)
+    interventions = sorted({intervention for _, intervention in images})
+    target = store_folder or default_store_root(importer.folder) / digest([SOURCE, importer.preprocessing])
+    _check_cases(importer, {case for case, _ in images}, Path(folder))
+    store = CounterfactualStore.create(target, interventions, SOURCE, importer.folder.name, importer.preprocessing)
+    cases = _check_complete(importer, images, store, Path(folder))
+    jobs = [_Job(case, name, files, store) for (case, name), files in images.items()]
+    for _ in with_each(importer, jobs, processes, "importing counterfactuals"):
+        pass
+    store.check({case: importer.shape(case) for case in cases}, importer.pool)
+    return store
+
+
+@dataclass(frozen=True)
+class _Job:
+    case: str
+    intervention: str
+    files: tuple[str, ...]
+    store: CounterfactualStore
+
+
+@dataclass(frozen=True)
+class _Importer:
+    """Preprocesses one counterfactual at a time; picklable.
+
+    Attributes:
+        training: the preprocessed training cases, in ``folder``.
+        pool: the preprocessed cases of the pool, in its folder.
+        originals: raw images and label of every case, see `_originals`; None where nobody asks for them.
+    """
+
+    folder: Path
+    training: frozenset[str]
+    pool: frozenset[str]
+    plans: PlansManager
+    configuration_name: str
+    dataset_json: dict[str, Any]
+    originals: Mapping[str, Mapping[str, Any]] | None
+
+    @property
+    def configuration(self) -> ConfigurationManager:
+        return self.plans.get_configuration(self.configuration_name)
+
+    @property
+    def file_ending(self) -> str:
+        return str(self.dataset_json["file_ending"])
+
+    @property
+    def pool_command(self) -> str:
+        return pool_command(self.folder.parent.name, self.configuration_name, self.plans.plans_name)
+
+    @property
+    def preprocessing(self) -> str:
+        return preprocessing_digest(self.plans, self.configuration)
+
+    def __call__(self, job: _Job) -> None:
+        data, _, _, properties = self._load(job.case)
+        if not self._is_current(job, tuple(data.shape)):
+            array = self._preprocessed(job, tuple(data.shape), properties)
+            # cases in nnU-Net's old npz format have no blocks
+            chunks, blocks = getattr(data, "chunks", None), getattr(data, "blocks", None)
+            job.store.write(job.case, job.intervention, array, chunks, blocks)
+
+    def shape(self, case: str) -> tuple[int, ...]:
+        """(C, Z, Y, X) of the preprocessed case."""
+        return tuple(self._load(case)[0].shape)
+
+    def _home(self, case: str) -> Path:
+        """The folder of its preprocessed original."""
+        return pool_folder(self.folder) if case in self.pool else self.folder
+
+    def _load(self, case: str) -> Any:
+        home = str(self._home(case))
+        return infer_dataset_class(home)(home, [case]).load_case(case)
+
+    def _is_current(self, job: _Job, shape: tuple[int, ...]) -> bool:
+        written = job.store.path(job.case, job.intervention)
+        sources = [*job.files, str(self._home(job.case) / f"{job.case}.pkl")]
+        if not written.exists() or any(os.path.getmtime(path) > written.stat().st_mtime for path in sources):
+            return False
+        try:
+            return job.store.shape(job.case, job.intervention) == shape
+        except UserError:
+            return False
+
+    def _preprocessed(self, job: _Job, shape: tuple[int, ...], properties: Mapping[str, Any]) -> NDArray[np.float32]:
+        what = f"counterfactual '{job.intervention}' of case {job.case}"
+        data = self._read(job.files)
+        expected = (shape[0], *properties["shape_before_cropping"])
+        if data.shape != expected:
+            raise UserError(f"{what} has shape {data.shape} (channels first, axes in the plan's order), its case has "
+                            f"{expected}: it must lie on the voxel grid of the case's raw image")
+        box = (slice(None), *(slice(int(low), int(high)) for low, high in properties["bbox_used_for_cropping"]))
+        data = data[box]
+        mask = self._nonzero_mask(job.case, box, data.shape[1:])
+        preprocessor = self.configuration.preprocessor_class(verbose=False)
+        statistics = self.plans.foreground_intensity_properties_per_channel
+        data = preprocessor._normalize(data, mask, self.configuration, statistics)
+        data = self.configuration.resampling_fn_data(data, shape[1:], *self._spacings(properties))
+        array = np.asarray(data, dtype=np.float32)
+        if not np.isfinite(array).all():
+            raise UserError(f"{what} ({', '.join(job.files)}) is not finite after normalisation; make the image again")
+        return array
+
+    def _read(self, files: Sequence[str]) -> NDArray[np.float32]:
+        """(C, *S) as float32, axes in the plan's order."""
+        data, _ = self.plans.image_reader_writer_class().read_images(list(files))
+        return data.astype(np.float32).transpose([0, *[axis + 1 for axis in self.plans.transpose_forward]])
+
+    def _nonzero_mask(self, case: str, box: tuple[slice, ...], shape: tuple[int, ...]) -> NDArray:
+        """(1, *S) 0 inside, -1 outside of the original's nonzero region; only masked normalisation looks at it."""
+        if self.originals is None:
+            return np.zeros((1, *shape), dtype=np.int8)
+        if case not in self.originals:
+            raise UserError(f"the raw images of case {case} are gone from nnUNet_raw; masked normalisation needs them")
+        original = self.originals[case]
+        segmentation = self._read_label(original["label"]) if original["label"] else None
+        _, mask, bounds = crop_to_nonzero(self._read(original["images"]), segmentation)
+        if tuple(slice(int(low), int(high)) for low, high in bounds) != box[1:]:
+            again = self.pool_command if case in self.pool else "nnUNetv2_preprocess"
+            raise UserError(f"the raw images of case {case} changed since they were preprocessed; run {again} again")
+        return mask
+
+    def _read_label(self, file: str) -> NDArray:
+        """(1, *S), axes in the plan's order."""
+        segmentation, _ = self.plans.image_reader_writer_class().read_seg(file)
+        return segmentation.transpose([0, *[axis + 1 for axis in self.plans.transpose_forward]]).copy()
+
+    def _spacings(self, properties: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+        """(current, target) in mm; in a 2D configuration the distance of the slices stays what it is."""
+        current = [properties["spacing"][axis] for axis in self.plans.transpose_forward]
+        target = list(self.configuration.spacing)
+        return current, target if len(target) == len(current) else [current[0], *target]
+
+
+def _importer(dataset: str, configuration_name: str, plans_name: str) -> _Importer:
+    """Everything that is known of the dataset before the first image is read."""
+    name = _dataset_name(dataset)
+    base = _environment_folder("nnUNet_preprocessed") / name
+    plans_file = base / f"{plans_name}.json"
+    if not plans_file.is_file():
+        raise UserError(f"no plan {plans_file}; run nnUNetv2_plan_and_preprocess -d {dataset}, or name others by -p")
+    plans = PlansManager(str(plans_file))
+    if configuration_name not in plans.available_configurations:
+        raise UserError(f"{plans_file} has the configurations {', '.join(plans.available_configurations)}; "
+                        f"found '{configuration_name}'")
+    configuration = plans.get_configuration(configuration_name)
+    folder = base / configuration.data_identifier
+    if not folder.is_dir():
+        raise UserError(f"no preprocessed data {folder}; run nnUNetv2_preprocess -d {dataset} -c {configuration_name}")
+    _check_preprocessor(configuration)
+    dataset_json = load_json(str(base / "dataset.json"))
+    training = frozenset(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
+    manifest = read_manifest(pool_folder(folder))
+    pool = frozenset(manifest.cases if manifest else ()) - training
+    originals = _originals(name, dataset_json) if any(configuration.use_mask_for_norm) else None
+    return _Importer(folder, training, pool, plans, configuration_name, dataset_json, originals)
+
+
+def _dataset_name(dataset: str) -> str:
+    try:
+        return maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"there is no single dataset '{dataset}': {error}") from error
+
+
+def _environment_folder(variable: str) -> Path:
+    if not (value := os.environ.get(variable)):
+        raise UserError(f"the environment variable {variable} is not set; nnU-Net needs it too")
+    return Path(value)
+
+
+def _check_preprocessor(configuration: ConfigurationManager) -> None:
+    # a subclass with its own run_case_npy may do anything to the images, which cannot be followed from outside
+    if configuration.preprocessor_class.run_case_npy is not DefaultPreprocessor.run_case_npy:
+        raise UserError(f"the plan's preprocessor {configuration.preprocessor_name} has its own run_case_npy, the "
+                        "import follows nnU-Net's only: fill the store yourself with CounterfactualStore.write")
+
+
+def _originals(name: str, dataset_json: dict[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Raw images and label of every case, None in the pool where there is no silver one: they hold the mask in which
+    the originals were normalised."""
+    raw = _environment_folder("nnUNet_raw") / name
+    if not raw.is_dir():
+        raise UserError(f"no raw dataset {raw}; masked normalisation needs the original images")
+    pool = {case.name: {"images": [str(file) for file in case.images],
+                        "label": str(case.silver.label) if case.silver else None}
+            for case in find_raw_pool(raw, dataset_json).cases if not case.training}
+    # the function expands the paths in place
+    return {**pool, **get_filenames_of_train_images_and_targets(str(raw), copy.deepcopy(dataset_json))}
+
+
+def _find_images(folder: Path, ending: str) -> dict[tuple[str, str], tuple[str, ...]]:
+    """(case, intervention) -> its files, one per channel in order."""
+    pattern = re.compile(r"(?P<stem>.+)_(?P<channel>\d{4})" + re.escape(ending))
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    for path in sorted(folder.glob(f"*{ending}")):
+        match = pattern.fullmatch(path.name)
+        if match is None:
+            raise UserError(f"{path} must be named CASE__INTERVENTION_0000{ending} (four digits for the channel)")
+        found.setdefault(split_name(match["stem"]), {})[int(match["channel"])] = str(path)
+    if not found:
+        raise UserError(f"no files CASE__INTERVENTION_0000{ending} in {folder}; the dataset's file ending is {ending}")
+    for (case, name), channels in found.items():
+        if sorted(channels) != list(range(len(channels))):
+            raise UserError(f"the channels of counterfactual '{name}' of case {case} in {folder} must be numbered "
+                            f"0000, 0001, ..., found {sorted(channels)}")
+    return {key: tuple(channels[index] for index in sorted(channels)) for key, channels in found.items()}
+
+
+def _check_cases(importer: _Importer, found: set[str], folder: Path) -> None:
+    """Refuse images of cases that are not preprocessed, or in a pool that is out of date."""
+    if unknown := sorted(found - importer.training - importer.pool):
+        raise UserError(f"{folder} has counterfactuals of {len(unknown)} cases that are not in {importer.folder} or "
+                        f"its pool: {listed(unknown)}; a case's name is what stands before the last '__', and cases of "
+                        f"{POOL_IMAGES} are preprocessed by {importer.pool_command}")
+    if found & importer.pool:
+        check_pool_is_current(importer.folder, importer.plans, importer.configuration_name, importer.dataset_json)
+
+
+def _check_complete(
+    importer: _Importer, images: Mapping[tuple[str, str], Any], store: CounterfactualStore, folder: Path
+) -> list[str]:
+    """The cases that the store will hold: all training cases, and those of the pool that have any intervention."""
+    def has(case: str, name: str) -> bool:
+        return (case, name) in images or store.path(case, name).exists()
+
+    begun = {case for case in importer.pool if any(has(case, name) for name in store.interventions)}
+    cases = sorted(importer.training | begun)
+    if missing := [f"{case}__{name}" for case in cases for name in sorted(store.interventions) if not has(case, name)]:
+        raise UserError(f"{folder} lacks {len(missing)} counterfactuals: {listed(missing)}; every training case needs "
+                        "every intervention, and so does a case of the pool that has any")
+    return cases

@@ -1,0 +1,47 @@
+"""What every trainer uses, as a table made from the classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnunet_cfcl import trainers
+from nnunet_cfcl.trainers.lookup import plugin_trainers
+
+HEADER = ("trainer", "pretraining", "pulled together", "pretrained part", "counterfactuals", "labels", "source")
+PARTS = {"decoder": "encoder and decoder", "encoder": "encoder", "segmentation": "whole network"}
+
+
+def trainer_table() -> str:
+    """Markdown: one row per trainer that ``-tr`` accepts."""
+    rows = [_row(name) for name in plugin_trainers()]
+    return "\n".join([_line(HEADER), _line(["---"] * len(HEADER)), *map(_line, rows)])
+
+
+def _row(name: str) -> list[str]:
+    method: Any = getattr(getattr(trainers, name), "method", None)
+    if method is None:
+        return [f"`{name}`", "none", "", "", "no", "no", ""]
+    uses = method.example()
+    return [
+        f"`{name}`", method.name, method.contrasts, PARTS[uses.tap], _yes(method.counterfactuals),
+        "silver" if uses.needs_labels else "no", method.source,
+    ]
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def add_trainers_parser(subparsers: Any) -> None:
+    """Register the verb `trainers`, which prints the table."""
+    parser = subparsers.add_parser("trainers", help="print every trainer and what its pretraining uses")
+    parser.set_defaults(run=_print_table)
+
+
+def _print_table(arguments: Any) -> int:
+    print(trainer_table())
+    return 0

@@ -1,0 +1,1 @@
+"""Analytic changes of the acquisition."""

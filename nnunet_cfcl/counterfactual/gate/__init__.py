@@ -1,0 +1,1 @@
+"""The quality gate of the generator: metrics, verdict, report."""

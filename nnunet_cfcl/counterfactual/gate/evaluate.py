@@ -1,0 +1,284 @@
+"""The gate: judges every intervention of a trained generator, on held-out patients, before it is used.
+
+Effectiveness, composition and reversibility are those of Monteiro et al. 2023, "Measuring axiomatic soundness of
+counterfactual image models" (arXiv 2303.01274, section 3), with an attribute predictor as the pseudo-oracle of
+effectiveness. Anatomy and the intensities' distance are asked for because of what the counterfactuals are used for:
+segmentation with the original's labels, as if from the other group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnunet_cfcl.config import GateSettings
+from nnunet_cfcl.counterfactual.gate.attribute_predictor import (
+    AttributePredictor,
+    accuracy_by_value,
+    balanced,
+    train_predictor,
+    value_indices,
+)
+from nnunet_cfcl.counterfactual.gate.cases import (
+    Changed,
+    JudgedGenerator,
+    balanced_choice,
+    counterfactuals_of,
+    intervene,
+    reconstructions_of,
+    subset,
+)
+from nnunet_cfcl.counterfactual.gate.metrics import (
+    changed_share,
+    channel_spread,
+    edge_strength,
+    intensity_distance,
+    mean_change,
+    structure_agreement,
+)
+from nnunet_cfcl.counterfactual.gate.results import (
+    AttributeFigures,
+    GateReport,
+    Histogram,
+    InterventionFigures,
+    TargetFigures,
+    ValueFigures,
+)
+from nnunet_cfcl.counterfactual.gate.small_segmenter import SmallSegmenter, dice_scores, train_segmenter
+from nnunet_cfcl.counterfactual.gate.verdict import FEWEST_CASES, NOTHING, verdict_on
+from nnunet_cfcl.counterfactual.generator.data import Patches
+from nnunet_cfcl.counterfactual.generator.interventions import Intervention
+from nnunet_cfcl.data.attributes import Attribute, is_missing
+from nnunet_cfcl.errors import listed
+from nnunet_cfcl.runs.seeds import generator_for
+from nnunet_cfcl.runs.watchdog import beat, watched
+
+#: Part of every key of the gate's random numbers, so that its networks are not those of the training with that seed.
+GATE_KEY = 0x67617465
+BINS = 60
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all interventions are judged with.
+
+    Attributes:
+        generator: the judged one.
+        training: patches that predictor and segmenter learned from.
+        held_out: those that are looked at.
+        predictor: the judge of attributes.
+        segmenter: the judge of the anatomy; None without labels.
+        spread: (C,) standard deviation of the held-out images.
+        predicted: attribute -> (N,) what the predictor takes the held-out images for.
+        seed: of all draws.
+    """
+
+    generator: JudgedGenerator
+    training: Patches
+    held_out: Patches
+    predictor: AttributePredictor
+    segmenter: SmallSegmenter | None
+    spread: Tensor
+    predicted: Mapping[str, Tensor]
+    seed: int
+
+
+def judge(
+    generator: JudgedGenerator, training: Patches, held_out: Patches, interventions: Sequence[Intervention],
+    settings: GateSettings, seed: int,
+) -> GateReport:
+    """Judge every intervention; the same report for the same arguments.
+
+    Args:
+        generator: the trained generator.
+        training: patches of the patients that it was trained on, with which the judging networks are trained.
+        held_out: patches of other patients; all figures are of at most ``settings.cases`` of them.
+        interventions: to judge.
+        settings: limits, number of images, training steps.
+        seed: of the settings; the networks are none of those that another part trains with the same seed.
+
+    Raises:
+        ValueError: a case is in both, one of them is empty, or no attribute is binary or categorical.
+    """
+    return judge_with(set_up_bench(generator, training, held_out, settings, seed), interventions, settings)
+
+
+def set_up_bench(
+    generator: JudgedGenerator, training: Patches, held_out: Patches, settings: GateSettings, seed: int
+) -> Bench:
+    """Train the judging networks and choose the held-out images; arguments and errors are those of `judge`.
+
+    Another generator of the same attributes and intensities is judged on the same bench by
+    ``dataclasses.replace(bench, generator=another)``, without new networks.
+    """
+    if both := sorted(set(training.cases) & set(held_out.cases)):
+        raise ValueError(f"held-out cases must be others than those of the training, found {listed(both)} in both")
+    if not len(training) or not len(held_out):
+        raise ValueError("there must be training and held-out patches")
+    chosen = balanced_choice(held_out, generator.coding, settings.cases, seed)
+    own = generator_for(seed, GATE_KEY).initial_seed()
+    predictor = train_predictor(
+        training, generator.coding, "plain", settings.predictor_steps, own, generator.device, generator.scale)
+    segmenter = None if chosen.labels is None else train_segmenter(
+        training, settings.segmenter_steps, own, generator.device, generator.scale)
+    return Bench(generator, training, chosen, predictor, segmenter, channel_spread(chosen.images),
+                 predictor.predictions(chosen.images), seed)
+
+
+@watched("the gate")
+def judge_with(bench: Bench, interventions: Sequence[Intervention], settings: GateSettings) -> GateReport:
+    """Judge every intervention on a bench.
+
+    Args:
+        bench: of `set_up_bench`.
+        interventions: to judge.
+        settings: the limits.
+    """
+    held = bench.held_out
+    enough = len(set(held.cases)) >= FEWEST_CASES
+    figures = tuple(_figures(bench, one, number) for number, one in enumerate(interventions))
+    composition = _composition(bench) if enough else None
+    reconstructed = _number(mean_change(
+        reconstructions_of(bench.generator, held), held.images, bench.spread)) if enough else None
+    return GateReport(
+        figures, tuple(verdict_on(one, composition, settings) for one in figures), composition, reconstructed,
+        {one.name: _real_accuracy(bench, one) for one in bench.predictor.attributes},
+        len(held), len(set(held.cases)), len(set(bench.training.cases)), asdict(settings), bench.seed)
+
+
+def _composition(bench: Bench) -> float | None:
+    held = bench.held_out
+    same = counterfactuals_of(bench.generator, held.images, held.cells, held.cells)
+    return _number(mean_change(same, held.images, bench.spread))
+
+
+def _figures(bench: Bench, intervention: Intervention, number: int) -> InterventionFigures:
+    beat()
+    held = bench.held_out
+    known = [place for place, cells in enumerate(held.cells)
+             if not any(is_missing(cells.get(one.name, "")) for one in intervention.attributes)]
+    cases = len({held.cases[place] for place in known})
+    empty = InterventionFigures(intervention.name, len(known), cases)
+    if cases < FEWEST_CASES:
+        return empty
+    changed = intervene(bench.generator, subset(held, known), intervention, (bench.seed, GATE_KEY, number))
+    changed = changed._replace(places=torch.tensor(known)[changed.places])
+    back = counterfactuals_of(bench.generator, changed.counterfactuals, changed.cells, [held.cells[n] for n in known])
+    broken = ~(changed.counterfactuals.isfinite() & back.isfinite()).flatten(1).all(1)
+    if broken.any():
+        return replace(empty, not_finite=int(broken.sum()))
+    targets = tuple(_targets(bench, intervention, changed))
+    predicted = bench.predictor.predictions(changed.counterfactuals)
+    dice = _dice(bench, changed)
+    edges = [edge_strength(images) for images in (changed.originals, changed.counterfactuals)]
+    return replace(
+        empty,
+        effectiveness=tuple(_effect(bench, one, changed, predicted[one.name]) for one in intervention.attributes),
+        kept=tuple(_kept(bench, one, changed, predicted[one.name]) for one in bench.predictor.attributes
+                   if one not in intervention.attributes),
+        reversibility=_reversibility(bench, changed, back),
+        structure=_mean(structure_agreement(*edges)),
+        structure_unrelated=_mean(structure_agreement(edges[0], edges[1].roll(1, 0))),
+        dice_originals=dice[0], dice_counterfactuals=dice[1],
+        distance_before=_average(targets, "distance_before"), distance_after=_average(targets, "distance_after"),
+        distance_real=_average(targets, "distance_real"),
+        change=mean_change(changed.originals, changed.counterfactuals, bench.spread),
+        changed_share=changed_share(changed.originals, changed.counterfactuals, bench.spread), targets=targets)
+
+
+def _effect(bench: Bench, attribute: Attribute, changed: Changed, predicted: Tensor) -> AttributeFigures:
+    """Effectiveness: every value that was given counts the same, as in the accuracy beside it."""
+    name = attribute.name
+    given, real = value_indices(attribute, changed.cells), value_indices(attribute, bench.held_out.cells)
+    shares, right = accuracy_by_value(predicted, given), accuracy_by_value(bench.predicted[name], real)
+    values = tuple(
+        ValueFigures(attribute.values[value], share, int((given == value).sum()), right.get(value),
+                     int((real == value).sum()))
+        for value, share in shares.items())
+    known = [value.accuracy for value in values if value.accuracy is not None]
+    return AttributeFigures(
+        name, sum(shares.values()) / len(shares), sum(known) / len(known) if len(known) == len(values) else None,
+        1 / len(attribute.values), values)
+
+
+def _kept(bench: Bench, attribute: Attribute, changed: Changed, predicted: Tensor) -> AttributeFigures:
+    before = bench.predicted[attribute.name][changed.places]
+    return AttributeFigures(attribute.name, float((predicted == before).float().mean()),
+                            _real_accuracy(bench, attribute), 1 / len(attribute.values))
+
+
+def _real_accuracy(bench: Bench, attribute: Attribute) -> float | None:
+    values = value_indices(attribute, bench.held_out.cells)
+    return balanced(accuracy_by_value(bench.predicted[attribute.name], values))
+
+
+def _reversibility(bench: Bench, changed: Changed, back: Tensor) -> float | None:
+    """Relative to the change, unlike the paper's, so that an intervention that does little does not look reversible."""
+    there = mean_change(changed.originals, changed.counterfactuals, bench.spread)
+    return None if there < NOTHING else mean_change(changed.originals, back, bench.spread) / there
+
+
+def _dice(bench: Bench, changed: Changed) -> tuple[float | None, float | None]:
+    """Of the segmenter on originals and counterfactuals, both with the originals' labels."""
+    if bench.segmenter is None or bench.held_out.labels is None:
+        return None, None
+    truth = bench.held_out.labels[changed.places]
+    foreground = [label for label in bench.segmenter.labels if label > 0]
+    scores = [dice_scores(bench.segmenter.segment(images), truth, foreground)
+              for images in (changed.originals, changed.counterfactuals)]
+    return _mean(scores[0]), _mean(scores[1])
+
+
+def _targets(bench: Bench, intervention: Intervention, changed: Changed) -> list[TargetFigures]:
+    """By the values that were given, sorted."""
+    names = [attribute.name for attribute in intervention.attributes]
+    given = [tuple(cells[name] for name in names) for cells in changed.cells]
+    return [_target(bench, dict(zip(names, values)), changed, torch.tensor([one == values for one in given]))
+            for values in sorted(set(given))]
+
+
+def _target(bench: Bench, values: Mapping[str, str], changed: Changed, which: Tensor) -> TargetFigures:
+    before, after = changed.originals[which], changed.counterfactuals[which]
+    real, learned = (_with_values(patches, values) for patches in (bench.held_out, bench.training))
+    distances = [intensity_distance(one, real, bench.spread) if len(real) and len(one) else None
+                 for one in (before, after, learned)]
+    histograms = [_histogram(*(images[:, channel] for images in (before, after, real)))
+                  for channel in range(before.shape[1])]
+    return TargetFigures(values, len(before), len(real), distances[0], distances[1], distances[2], tuple(histograms))
+
+
+def _with_values(patches: Patches, values: Mapping[str, str]) -> Tensor:
+    """Images of the cases with exactly these values."""
+    return patches.images[torch.tensor([all(cells.get(name) == value for name, value in values.items())
+                                        for cells in patches.cells], dtype=torch.bool)]
+
+
+def _histogram(before: Tensor, after: Tensor, real: Tensor) -> Histogram:
+    """Of one channel, between the outermost half percents of all."""
+    parts = [np.asarray(images).ravel() for images in (before, after, real)]
+    low, high = np.quantile(np.concatenate(parts), [0.005, 0.995])
+    edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
+    densities = [tuple((np.histogram(part, edges)[0] / max(1, part.size) / np.diff(edges)).tolist()) for part in parts]
+    return Histogram(tuple(edges.tolist()), densities[0], densities[1], densities[2] if len(real) else None)
+
+
+def _average(targets: Sequence[TargetFigures], figure: str) -> float | None:
+    """Over the counterfactuals whose figure is known."""
+    known = [(getattr(one, figure), one.counterfactuals) for one in targets if getattr(one, figure) is not None]
+    return sum(value * count for value, count in known) / sum(count for _, count in known) if known else None
+
+
+def _number(value: float) -> float | None:
+    """None for what is no number, which JSON has not."""
+    return value if math.isfinite(value) else None
+
+
+def _mean(values: Tensor) -> float | None:
+    """Of those that are known."""
+    known = values[~values.isnan()]
+    return float(known.mean()) if len(known) else None

@@ -1,0 +1,1 @@
+"""The counterfactual generator: a conditional hierarchical VAE."""

@@ -1,0 +1,1 @@
+"""The pool: further images without manual labels, and silver labels."""

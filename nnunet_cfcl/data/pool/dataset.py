@@ -1,0 +1,90 @@
+"""Everything that is known of a dataset before the first image of its pool is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from numpy.typing import NDArray
+
+from nnunet_cfcl.data.pool.manifest import pool_command, pool_preprocessing
+from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet import check_dataset
+from nnunet_cfcl.nnunet.finding import CheckFailed
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class PoolDataset:
+    """A dataset, its plan and one configuration; picklable.
+
+    Attributes:
+        name: ``DatasetXXX_NAME``.
+        raw: its folder in nnUNet_raw.
+        preprocessed: ``nnUNet_preprocessed/DatasetXXX_NAME/<data_identifier>``, there or not.
+        plans: the plan.
+        plans_name: name of the plans file without ``.json``.
+        configuration_name: name of the configuration.
+        dataset_json: content of the preprocessed dataset's dataset.json.
+    """
+
+    name: str
+    raw: Path
+    preprocessed: Path
+    plans: PlansManager
+    plans_name: str
+    configuration_name: str
+    dataset_json: dict[str, Any]
+
+    @property
+    def configuration(self) -> ConfigurationManager:
+        return self.plans.get_configuration(self.configuration_name)
+
+    @property
+    def preprocessing(self) -> str:
+        return pool_preprocessing(self.plans, self.configuration, self.dataset_json)
+
+    @property
+    def command(self) -> str:
+        return pool_command(self.name, self.configuration_name, self.plans_name)
+
+    @property
+    def preprocess_command(self) -> str:
+        """nnU-Net's command that preprocesses the training cases with this plan."""
+        return check_dataset.preprocess_command(self.name, self.configuration_name, self.plans_name)
+
+    def transposed(self, array: NDArray[Any]) -> NDArray[Any]:
+        """(C, *S) from the axes of the reader to those of the plan."""
+        return array.transpose([0, *[axis + 1 for axis in self.plans.transpose_forward]])
+
+
+def open_pool_dataset(dataset: str, configuration: str, plans: str) -> PoolDataset:
+    """Finds the dataset, its plan and its configuration.
+
+    Raises:
+        UserError: one of them is missing; the nearest name or the command that makes it is given.
+    """
+    name = found_or_refused(lambda: check_dataset.find_dataset(dataset))
+    plan = found_or_refused(lambda: check_dataset.load_plan(name, plans, configuration))
+    block = found_or_refused(lambda: check_dataset.load_configuration(plan, plans, configuration))
+    folder = found_or_refused(lambda: check_dataset.preprocessed_folder(name, block))
+    if not os.environ.get("nnUNet_raw") or not (raw := Path(os.environ["nnUNet_raw"]) / name).is_dir():
+        raise UserError(f"no folder {name} in nnUNet_raw ({os.environ.get('nnUNet_raw') or 'not set'}), where "
+                        "imagesUn, labelsSilver and attributes.csv are looked for; export "
+                        "nnUNet_raw=/path/to/nnUNet_raw")
+    dataset_json = load_json(str(folder.parent / "dataset.json"))
+    return PoolDataset(name, raw, folder, PlansManager(plan), plans, configuration, dataset_json)
+
+
+def found_or_refused(look_up: Callable[[], Found]) -> Found:
+    """The result of one of the doctor's look-ups; its failure as a `UserError`."""
+    try:
+        return look_up()
+    except CheckFailed as failed:
+        raise UserError(f"{failed.finding.what}; {failed.finding.mend}") from failed

@@ -1,0 +1,191 @@
+"""Check, then preprocess unlabelled images and silver labels: what ``nnunet_cfcl pool`` does."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_cfcl.data.attribute_table import ATTRIBUTES
+from nnunet_cfcl.data.patients import read_patients, store_patients
+from nnunet_cfcl.data.pool.check import CaseCheck
+from nnunet_cfcl.data.pool.dataset import PoolDataset, open_pool_dataset
+from nnunet_cfcl.data.pool.manifest import (
+    CaseRecord,
+    Manifest,
+    manifest_file,
+    pool_folder,
+    read_manifest,
+    silver_folder,
+    write_manifest,
+)
+from nnunet_cfcl.data.pool.preprocess import CasePreprocessing, scratch_folder
+from nnunet_cfcl.data.pool.sources import POOL_IMAGES, SILVER_LABELS, RawCase, RawPool, find_raw_pool
+from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.files.csv_table import check_case_names
+from nnunet_cfcl.runs.workers import PoolWorkers
+
+# a manifest of a large pool has megabytes: a kill costs the cases of so many seconds
+SAVE_EVERY_S = 5.0
+
+
+def preprocess_pool(
+    dataset: str | int, configuration: str, plans: str = "nnUNetPlans", processes: int = 1,
+    say: Callable[[str], object] = print,
+) -> tuple[Manifest | None, Manifest | None]:
+    """Check, then preprocess the pool and the silver labels of a dataset for one configuration; store its patients.
+
+    Args:
+        dataset: name or number.
+        configuration: one of the plan's configurations.
+        plans: name of the plans.
+        processes: cases read, and preprocessed, at the same time.
+        say: gets the messages: what is out of date, and the summary.
+
+    Returns:
+        The manifests of the pool and of the training cases' silver labels, complete; None where there are no cases.
+
+    Raises:
+        UserError: nothing to preprocess; bad files, all named, and nothing was written.
+    """
+    target = open_pool_dataset(str(dataset), configuration, plans)
+    raw = find_raw_pool(target.raw, target.dataset_json)
+    folders = [kind(target.preprocessed) for kind in (pool_folder, silver_folder)]
+    # an emptied folder is meant, one that is missing altogether may be on a disk that is not there today
+    emptied = any((target.raw / name).is_dir() for name in (POOL_IMAGES, SILVER_LABELS)) and any(
+        manifest_file(folder).exists() for folder in folders)
+    if not raw.cases and not raw.problems and not emptied:
+        raise UserError(f"there are no images in {target.raw / POOL_IMAGES} and no silver labels of training cases in "
+                        f"{target.raw / SILVER_LABELS}: put images named "
+                        f"CASE_0000{target.dataset_json['file_ending']} into {POOL_IMAGES}")
+    patients = _patients(target, raw)
+    pools = [_Folder.find(folder, [case for case in raw.cases if case.training == of_training], target)
+             for folder, of_training in zip(folders, (False, True))]
+    with PoolWorkers(target, processes) as workers:
+        _check([case for pool in pools for case in pool.due], raw.problems, workers)
+        for pool in pools:
+            _say_changes(pool, say)
+        store_patients(target.preprocessed.parent, patients)
+        for pool in pools:
+            pool.preprocess(workers)
+    _say_summary(pools, target, say)
+    done = [read_manifest(pool.folder) for pool in pools]
+    return done[0], done[1]
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """The pool, or the training cases' silver labels, and what is to be done there."""
+
+    folder: Path
+    preprocessing: str
+    kept: Mapping[str, CaseRecord]
+    due: Sequence[RawCase]
+    changed: Sequence[str]
+    gone: Sequence[str]
+    replanned: bool
+
+    @classmethod
+    def find(cls, folder: Path, cases: Sequence[RawCase], target: PoolDataset) -> _Folder:
+        manifest = read_manifest(folder) or Manifest(target.preprocessing, True, {})
+        known, replanned = manifest.cases, manifest.preprocessing != target.preprocessing
+        kept = {} if replanned else {case.name: known[case.name] for case in cases
+                                     if case.name in known and _is_current(folder, known[case.name], case)}
+        due = [case for case in cases if case.name not in kept]
+        gone = sorted(known.keys() - {case.name for case in cases})
+        return cls(folder, target.preprocessing, kept, due, [case.name for case in due if case.name in known], gone,
+                   replanned and bool(known))
+
+    def preprocess(self, workers: PoolWorkers) -> None:
+        """Makes what is due; a case is in the manifest only while all its files are complete."""
+        scratch = scratch_folder(self.folder)
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not self.kept and not self.due:
+            manifest_file(self.folder).unlink(missing_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        records = dict(self.kept)
+        self._save(records, complete=False)
+        self._clean()
+        saved = time.monotonic()
+        try:
+            for case, record in workers.each(CasePreprocessing, self.due, "preprocessing"):
+                records[case.name] = record
+                if time.monotonic() - saved > SAVE_EVERY_S:
+                    self._save(records, complete=False)
+                    saved = time.monotonic()
+        finally:
+            # first: on a full disk it is the room for the manifest
+            shutil.rmtree(scratch, ignore_errors=True)
+            self._save(records, complete=len(records) == len(self.kept) + len(self.due))
+
+    def _save(self, records: Mapping[str, CaseRecord], complete: bool) -> None:
+        write_manifest(self.folder, Manifest(self.preprocessing, complete, records))
+
+    def _clean(self) -> None:
+        """Removes what belongs to no finished case; the manifest does not know it any more."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        wanted = {name for record in self.kept.values() for name in record.files}
+        for path in self.folder.iterdir():
+            if path.is_file() and path.name not in wanted:
+                path.unlink()
+
+
+def _is_current(folder: Path, record: CaseRecord, case: RawCase) -> bool:
+    return record.sources == case.signature() and all((folder / name).is_file() for name in record.files)
+
+
+def _check(cases: Sequence[RawCase], problems: Sequence[str], workers: PoolWorkers) -> None:
+    """Raises one error that names every bad file."""
+    found = {case.name: faults for case, faults in workers.each(CaseCheck, cases, "checking")}
+    lines = [*problems, *(fault for case in cases for fault in found[case.name])]
+    if lines:
+        raise UserError(f"{len(lines)} problems in {workers.dataset.raw}; nothing was written; mend these files or "
+                        f"take them away, then run {workers.dataset.command}:", lines)
+
+
+def _patients(target: PoolDataset, raw: RawPool) -> dict[str, str] | None:
+    """What `read_patients` finds; a table that cannot be read, or that has other names, is one more problem."""
+    try:
+        patients = read_patients(target.raw)
+        check_case_names(patients or (), raw.known, target.dataset_json["file_ending"], str(target.raw / ATTRIBUTES))
+        return patients
+    except UserError as error:
+        raw.problems.append(str(error))
+        return None
+
+
+def _say_changes(pool: _Folder, say: Callable[[str], object]) -> None:
+    """Tells what that was done once is done again or removed."""
+    if pool.replanned:
+        say(f"{pool.folder.name}: the plan or the labels changed, all cases are preprocessed again")
+    elif pool.changed:
+        say(f"{pool.folder.name}: {len(pool.changed)} cases changed and are preprocessed again: {_all(pool.changed)}")
+    if pool.gone:
+        say(f"{pool.folder.name}: {len(pool.gone)} cases are gone from the raw dataset and removed: {_all(pool.gone)}")
+
+
+def _say_summary(pools: Sequence[_Folder], target: PoolDataset, say: Callable[[str], object]) -> None:
+    for pool, what in zip(pools, ("cases of the pool", "silver labels of training cases")):
+        if manifest := read_manifest(pool.folder):
+            new = f"{len(pool.due)} new, " if len(pool.due) < len(manifest.cases) else ""
+            say(f"{len(manifest.cases)} {what} ({new}{_silver_summary(manifest)}) in {pool.folder}")
+    silver = any(manifest.with_silver() for pool in pools if (manifest := read_manifest(pool.folder)))
+    plans = "" if target.plans_name == "nnUNetPlans" else f" -p {target.plans_name}"
+    say(f"next: nnUNetv2_train {int(target.name[7:10])} {target.configuration_name} 0{plans} "
+        f"-tr {'nnUNetTrainerSDVDCL' if silver else 'nnUNetTrainerDVDCL'}")
+
+
+def _silver_summary(manifest: Manifest) -> str:
+    records = [manifest.cases[case] for case in manifest.with_silver()]
+    given = [record.quality for record in records if record.quality_given]
+    quality = f"mean quality {sum(given) / len(given):.2f} of the {len(given)} given" if given else "no quality given"
+    voxels = sum(record.probabilities for record in records)
+    return f"{len(records)} with silver labels, {quality}, {voxels} with a confidence per voxel" if records else (
+        "no silver labels")
+
+
+def _all(names: Sequence[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,108 @@
+"""``nnunet_cfcl doctor``: what is wrong, in one line each, and the command that mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nnunet_cfcl.doctor import cases as check_cases
+from nnunet_cfcl.doctor import device as check_device
+from nnunet_cfcl.errors import first_line
+from nnunet_cfcl.nnunet import check_dataset, check_environment
+from nnunet_cfcl.nnunet.finding import CheckFailed, Finding
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training to be checked, named as in ``nnUNetv2_train DATASET CONFIGURATION -p PLANS -tr TRAINER``."""
+
+    dataset: str | None = None
+    configuration: str | None = None
+    plans: str = "nnUNetPlans"
+    trainer: str = "nnUNetTrainerDVDCL"
+    device: str = "cuda"
+
+
+def examine(training: Training, scan_data: bool = False) -> Iterator[Finding]:
+    """Makes all checks, the quick ones first; a check that breaks is itself a finding.
+
+    Args:
+        training: what to check; without a dataset only the installation is checked.
+        scan_data: read every preprocessed case.
+    """
+    yield from _guarded("nnU-Net's version", check_environment.check_nnunet)
+    yield from _guarded("torch", check_environment.check_torch)
+    yield from _guarded("nnU-Net's folders", check_environment.check_folders)
+    yield from _guarded("the trainer", lambda: _check_trainer(training.trainer))
+    yield from _guarded("the device", lambda: check_device.check_device(training.device))
+    if training.dataset is None:
+        yield from _guarded("the settings", lambda: _settings_finding(None))
+        yield from _guarded("memory", lambda: check_device.check_memory(training.device, None))
+    else:
+        yield from _guarded("the dataset", lambda: _examine_dataset(training, scan_data))
+
+
+def _guarded(what: str, check: Callable[[], Finding | Iterable[Finding]]) -> Iterator[Finding]:
+    try:
+        found = check()
+        yield from [found] if isinstance(found, Finding) else found
+    except CheckFailed as failed:
+        yield failed.finding
+    # the doctor looks at broken installations: one check that breaks must not keep the others from being made
+    except Exception as error:
+        yield Finding("FAIL", f"{what} could not be checked ({first_line(error)})",
+                      "see the lines above; if they are all ok, report this as a bug")
+
+
+def _check_trainer(name: str) -> Finding:
+    # imports torch and nnU-Net, without which the doctor must still run
+    from nnunet_cfcl.trainers.lookup import check_trainer
+
+    return check_trainer(name)
+
+
+def _examine_dataset(training: Training, scan_data: bool) -> Iterator[Finding]:
+    assert training.dataset is not None
+    dataset = check_dataset.find_dataset(training.dataset)
+    yield Finding("ok", f"dataset {dataset}")
+    plan = check_dataset.load_plan(dataset, training.plans, training.configuration)
+    yield Finding("ok", f"plan {training.plans} with configurations {', '.join(plan['configurations'])}")
+    if training.configuration is None:
+        return
+    block = check_dataset.load_configuration(plan, training.plans, training.configuration)
+    yield Finding("ok", f"configuration {training.configuration}, patch {list(block['patch_size'])}, "
+                        f"batch {block['batch_size']}")
+    yield from _guarded("the pretraining", lambda: _pretraining_findings(training, dataset, plan, block))
+    yield from _guarded("memory", lambda: _memory_findings(training, dataset, plan, block))
+    yield from check_dataset.check_preprocessed(dataset, training.plans, training.configuration, block)
+    if scan_data:
+        command = check_dataset.preprocess_command(dataset, training.configuration, training.plans)
+        yield from check_cases.scan_cases(check_dataset.preprocessed_folder(dataset, block), command)
+
+
+def _settings_finding(block: dict[str, Any] | None) -> Finding:
+    settings = check_dataset.check_settings(block)
+    return Finding("ok", f"settings: {settings.pretrain.epochs} epochs of pretraining, "
+                         f"{settings.pretrain.images_per_step} images per step")
+
+
+def _pretraining_findings(
+    training: Training, dataset: str, plan: dict[str, Any], block: dict[str, Any],
+) -> Iterator[Finding]:
+    yield _settings_finding(block)
+    # imports torch and nnU-Net, without which the doctor must still run
+    from nnunet_cfcl.doctor.pretraining import PlannedPretraining
+    from nnunet_cfcl.trainers.lookup import known_trainer, pretraining_trainer
+
+    trainer, settings = pretraining_trainer(training.trainer), check_dataset.check_settings(block)
+    if trainer is None and known_trainer(training.trainer) is not None:
+        yield Finding("ok", f"{training.trainer} has no pretraining, whose settings are not used")
+    elif trainer is not None and training.configuration is not None:
+        yield from PlannedPretraining(
+            trainer, settings, dataset, plan, training.plans, training.configuration).findings()
+
+
+def _memory_findings(training: Training, dataset: str, plan: dict[str, Any], block: dict[str, Any]) -> list[Finding]:
+    channels = check_dataset.network_channels(dataset, plan, training.configuration)
+    return list(check_device.check_memory(training.device, check_device.training_gib(block, *channels)))

@@ -1,0 +1,1 @@
+"""Masks against the truth: ``nnunet_cfcl evaluate``."""

@@ -1,0 +1,279 @@
+"""An evaluation as files: a table per method, all records as JSON, and a page to read first."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import monai
+
+import nnunet_cfcl
+from nnunet_cfcl.evaluation.masks.measure import Measured, MethodMetrics
+from nnunet_cfcl.evaluation.masks.metrics import METRICS
+from nnunet_cfcl.evaluation.masks.summary import PENALISED, SUMMARISED, Difference, Findings, Gap, Summary
+from nnunet_cfcl.evaluation.masks.tables import ALL, CaseAttributes, LabelScheme
+from nnunet_cfcl.evaluation.plain_tables import escaped, markdown_table, without_nan
+from nnunet_cfcl.evaluation.statistics import EXACT_PATIENTS, FLIPS, LEVEL, RESAMPLES
+from nnunet_cfcl.files.atomic import write_text_atomically
+
+TABLE, NUMBERS, PAGE = "metrics.csv", "metrics.json", "metrics.md"
+FORMAT = 1
+#: With fewer patients an interval is hardly more than a guess.
+FEW_PATIENTS = 8
+DIGITS = {"dice": 3, "nsd": 3}
+
+LEGEND = """\
+- Every figure is a mean over cases, in brackets its 95 % interval: BCa bootstrap over patients, who are drawn with all
+  their cases.
+- **Dice**: overlap, 1 is perfect. **NSD**: share of the two surfaces that is within {tolerance:g} {unit} of the other,
+  1 is perfect. **HD95**: distance that 95 % of the surface stays below, **ASSD**: mean distance between the surfaces,
+  both in {unit}, 0 is perfect.
+- **missed**: cases with the label in exactly one of truth and prediction; Dice and NSD are 0, and *there is no
+  distance: HD95 and ASSD leave these cases out*. **with misses**: the same with the image's diagonal in their place,
+  the greatest distance there can be. **in neither**: cases with the label in neither mask, which count nowhere.
+- **gap**: between the means of the worst and the best group ("unknown" takes no part). Both were chosen by looking,
+  which makes gaps between small groups too large; its interval does not know of that."""
+PAIRED = """\
+- **differences**: {first} minus the other method, case by case, over the cases with a figure of both; **left out**:
+  common cases without a figure of one or both. **p**: sign-flip test over patients (exact up to {exact} patients who
+  differ, else with {flips} random flips). {count} comparisons are listed and none is corrected for the others: decide
+  beforehand which one counts."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All there is to report.
+
+    Attributes:
+        truth: folder.
+        measured, findings, scheme, attributes: what was found.
+        by: columns that cases were grouped by.
+        tolerance: in mm or pixels.
+        seed: of resamples and flips.
+    """
+
+    truth: Path
+    measured: Measured
+    findings: Findings
+    scheme: LabelScheme
+    attributes: CaseAttributes
+    by: tuple[str, ...]
+    tolerance: float
+    seed: int
+
+    @property
+    def unit(self) -> str:
+        """Of all distances."""
+        return "pixels" if self.measured.in_pixels else "mm"
+
+    def label_name(self, label: int) -> str:
+        """The label's number, and its name where dataset.json has one."""
+        name = (self.scheme.names or {}).get(label)
+        return f"{label} ({name})" if name else str(label)
+
+
+def write_tables(folder: Path, evaluation: Evaluation) -> None:
+    """Write `TABLE`, ``metrics_NAME.csv`` of every other method, `NUMBERS` and `PAGE`, each atomically.
+
+    Args:
+        folder: exists.
+        evaluation: to be written.
+    """
+    first, *others = evaluation.measured.methods
+    for file, method in [(TABLE, first), *((f"metrics_{other.name}.csv", other) for other in others)]:
+        write_text_atomically(folder / file, csv_text(method, evaluation.attributes))
+    text = json.dumps(without_nan(to_json(evaluation)), indent=1, allow_nan=False, ensure_ascii=False)
+    write_text_atomically(folder / NUMBERS, text + "\n")
+    write_text_atomically(folder / PAGE, page(evaluation))
+
+
+def csv_text(method: MethodMetrics, attributes: CaseAttributes) -> str:
+    """One row per case and label: case, label, metrics ("nan" where there is none), the attributes' columns."""
+    handle = io.StringIO()
+    writer = csv.writer(handle, lineterminator="\n")
+    writer.writerow(["case", "label", *METRICS, *attributes.columns])
+    for case, rows in zip(method.cases, method.values):
+        cells = [cells[case] for cells in attributes.columns.values()]
+        writer.writerows([case, label, *(repr(float(value)) for value in row), *cells]
+                         for label, row in zip(method.labels, rows))
+    return handle.getvalue()
+
+
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Settings, missing cases and all records; see docs/how-to/evaluate.md."""
+    first, *others = evaluation.measured.methods
+    names = evaluation.scheme.names or {}
+    return {
+        "format": FORMAT,
+        "settings": {
+            "predictions": {first.name: str(first.folder)}, "truth": str(evaluation.truth),
+            "against": {other.name: str(other.folder) for other in others},
+            "labels": list(first.labels), "label_names": {str(label): name for label, name in names.items()},
+            "dataset_json": _text_or_none(evaluation.scheme.source), "ignore_label": evaluation.scheme.ignore,
+            "undeclared_labels": list(evaluation.measured.undeclared), "unit": evaluation.unit,
+            "tolerance": evaluation.tolerance, "attributes": _text_or_none(evaluation.attributes.file),
+            "by": list(evaluation.by), "seed": evaluation.seed, "level": LEVEL, "resamples": RESAMPLES,
+            "exact_patients": EXACT_PATIENTS, "flips": FLIPS,
+            "versions": {"nnunet_cfcl": nnunet_cfcl.__version__, "monai": monai.__version__}},
+        "missing": {method.name: {"without_prediction": list(method.without_prediction),
+                                  "without_truth": list(method.without_truth)}
+                    for method in evaluation.measured.methods},
+        "without_attributes": list(evaluation.attributes.without_row),
+        "summaries": [asdict(one) for one in evaluation.findings.summaries],
+        "gaps": [asdict(one) for one in evaluation.findings.gaps],
+        "differences": [asdict(one) for one in evaluation.findings.differences]}
+
+
+def _text_or_none(file: Path | None) -> str | None:
+    return None if file is None else str(file)
+
+
+def remarks(evaluation: Evaluation) -> list[str]:
+    """What a reader must know before the figures: cases that are missing, labels and groups that say little."""
+    lines = []
+    for method in evaluation.measured.methods:
+        sides = {"a truth but no prediction": method.without_prediction,
+                 "a prediction but no truth": method.without_truth}
+        lines += [f"{method.name}: {_cases(cases)} with {what}, not evaluated: {', '.join(cases)}"
+                  for what, cases in sides.items() if cases]
+    if cases := evaluation.attributes.without_row:
+        lines.append(f"{_cases(cases)} without a row in {evaluation.attributes.file}, in the group \"unknown\": "
+                     f"{', '.join(cases)}")
+    if evaluation.measured.undeclared:
+        lines.append(f"labels that are in the masks but not in {evaluation.scheme.source}, not evaluated: "
+                     f"{', '.join(map(str, evaluation.measured.undeclared))}")
+    if evaluation.scheme.regions:
+        lines.append(f"{evaluation.scheme.source} has regions; the plain labels of which they consist are evaluated")
+    small = {f"{one.group} ({one.grouping})": None for one in evaluation.findings.summaries
+             if one.metric == METRICS[0] and 0 < one.patients < FEW_PATIENTS}
+    if small:
+        lines.append(f"fewer than {FEW_PATIENTS} patients, whose intervals are hardly more than a guess: "
+                     f"{', '.join(small)}")
+    return lines
+
+
+def _cases(cases: Sequence[str]) -> str:
+    return f"{len(cases)} case{'' if len(cases) == 1 else 's'}"
+
+
+def page(evaluation: Evaluation) -> str:
+    """The evaluation as Markdown."""
+    first, *others = evaluation.measured.methods
+    findings = evaluation.findings
+    patients = len({evaluation.attributes.patient(case) for case in first.cases})
+    against = f", compared with {', '.join(other.name for other in others)}" if others else ""
+    parts = [f"# Evaluation of {first.name}", f"{_cases(first.cases)} of {patients} patients{against}. "
+             f"Predictions: `{first.folder}`. Truth: `{evaluation.truth}`."]
+    if lines := remarks(evaluation):
+        parts += ["## Mind", "\n".join(f"- {escaped(line)}" for line in lines)]
+    parts += ["## All cases", _summary_table(evaluation, [one for one in findings.summaries if one.grouping == ALL])]
+    groupings = dict.fromkeys(one.grouping for one in findings.summaries if one.grouping != ALL)
+    for grouping in groupings:
+        parts += [f"## By {escaped(grouping)}",
+                  _summary_table(evaluation, [one for one in findings.summaries if one.grouping == grouping]),
+                  _gap_table(evaluation, [one for one in findings.gaps if one.grouping == grouping])]
+    for other in others:
+        parts += [f"## {escaped(first.name)} minus {escaped(other.name)}",
+                  _difference_table(evaluation, [one for one in findings.differences if one.against == other.name])]
+    parts += ["## What the figures mean", LEGEND.format(tolerance=evaluation.tolerance, unit=evaluation.unit)]
+    if others:
+        count = sum(_is_shown(one.metric, evaluation) for one in findings.differences)
+        parts[-1] += "\n" + PAIRED.format(first=first.name, exact=EXACT_PATIENTS, flips=FLIPS, count=count)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def metric_title(metric: str, unit: str) -> str:
+    """A metric of `SUMMARISED` for people, with its unit."""
+    plain = PENALISED.get(metric, metric)
+    words = {"dice": "Dice", "hd95_mm": f"HD95 ({unit})", "assd_mm": f"ASSD ({unit})", "nsd": "NSD"}[plain]
+    return f"{words} with misses" if metric in PENALISED else words
+
+
+def _is_shown(metric: str, evaluation: Evaluation) -> bool:
+    """Distances with misses are of use only where there are misses."""
+    return metric in METRICS or any(bool(method.missed.any()) for method in evaluation.measured.methods)
+
+
+def _summary_table(evaluation: Evaluation, summaries: Sequence[Summary]) -> str:
+    metrics = [metric for metric in SUMMARISED if _is_shown(metric, evaluation)]
+    by_row: dict[tuple[int, str], dict[str, dict[str, Summary]]] = {}
+    for one in summaries:
+        by_row.setdefault((one.label, one.group), {}).setdefault(one.method, {})[one.metric] = one
+    rows = []
+    for (label, group), by_method in by_row.items():
+        for method, cells in by_method.items():
+            some = cells["dice"]
+            rows.append([evaluation.label_name(label), group, method, f"{some.cases} ({some.patients})",
+                         *(_figure(metric, cells[metric].mean, cells[metric]) for metric in metrics),
+                         str(some.one_empty), str(some.both_empty)])
+    titles = [metric_title(metric, evaluation.unit) for metric in metrics]
+    return markdown_table(["label", "group", "method", "cases (patients)", *titles, "missed", "in neither"], rows)
+
+
+def _gap_table(evaluation: Evaluation, gaps: Sequence[Gap]) -> str:
+    """A row per label and method: worst group and its mean, best group and its mean, gap."""
+    metrics = [metric for metric in SUMMARISED if _is_shown(metric, evaluation)]
+    by_row: dict[tuple[int, str], dict[str, str]] = {}
+    for one in gaps:
+        worst, best = (f"{group} {_number(one.metric, mean)}"
+                       for group, mean in ((one.worst, one.worst_mean), (one.best, one.best_mean)))
+        by_row.setdefault((one.label, one.method), {})[one.metric] = (
+            f"{_figure(one.metric, one.gap, one)}: worst {worst}, best {best}")
+    rows = [[evaluation.label_name(label), method, *(cells.get(metric, "none") for metric in metrics)]
+            for (label, method), cells in sorted(by_row.items(), key=lambda item: item[0][0])]
+    titles = [f"gap in {metric_title(metric, evaluation.unit)}" for metric in metrics]
+    return markdown_table(["label", "method", *titles], rows) if rows else ""
+
+
+def _difference_table(evaluation: Evaluation, differences: Sequence[Difference]) -> str:
+    metrics = [metric for metric in SUMMARISED if _is_shown(metric, evaluation)]
+    by_row: dict[tuple[int, str], dict[str, Difference]] = {}
+    for one in differences:
+        by_row.setdefault((one.label, _group(one)), {})[one.metric] = one
+    rows = []
+    for (label, group), cells in sorted(by_row.items(), key=lambda item: item[0][0]):
+        most = max(cells.values(), key=lambda one: one.left_out)
+        rows.append([evaluation.label_name(label), group, f"{cells['dice'].cases} ({cells['dice'].patients})",
+                     *(_difference(cells[metric]) for metric in metrics), str(most.left_out)])
+    titles = [metric_title(metric, evaluation.unit) for metric in metrics]
+    return markdown_table(["label", "group", "cases (patients)", *titles, "left out"], rows)
+
+
+def _difference(one: Difference) -> str:
+    figure = _figure(one.metric, one.difference, one, signed=True)
+    # with one patient every difference is as good as its opposite
+    return figure if math.isnan(one.low) else f"{figure}, p {one.p_value:.2g}"
+
+
+def _group(one: Difference) -> str:
+    return one.group if one.grouping == ALL else f"{one.grouping}: {one.group}"
+
+
+def _figure(metric: str, value: float, one: Summary | Gap | Difference, signed: bool = False) -> str:
+    if math.isnan(value):
+        return "none"
+    if math.isnan(one.low):
+        return _number(metric, value, signed)
+    return f"{_number(metric, value, signed)} [{_number(metric, one.low, signed)}, {_number(metric, one.high, signed)}]"
+
+
+def _number(metric: str, value: float, signed: bool = False) -> str:
+    return f"{value:{'+' if signed else ''}.{DIGITS.get(metric, 2)}f}"
+
+
+def short_summary(evaluation: Evaluation) -> list[str]:
+    """Lines for the terminal: means of all cases per method and label."""
+    means: dict[tuple[str, int], Mapping[str, float]] = {}
+    for one in evaluation.findings.summaries:
+        if one.grouping == ALL:
+            means[one.method, one.label] = {**means.get((one.method, one.label), {}), one.metric: one.mean}
+    return [f"{method}, label {evaluation.label_name(label)}: "
+            + ", ".join(f"{metric_title(metric, evaluation.unit)} {_number(metric, figures[metric])}"
+                        for metric in METRICS)
+            for (method, label), figures in means.items()]

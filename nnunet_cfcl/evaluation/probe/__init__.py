@@ -1,0 +1,1 @@
+"""Frozen features: ``nnunet_cfcl probe``."""

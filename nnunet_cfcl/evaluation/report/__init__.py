@@ -1,0 +1,1 @@
+"""One HTML page about a fold, or several: ``nnunet_cfcl report``."""

@@ -1,0 +1,1 @@
+"""Files: atomic writes, JSON, checksums, tables, safe names, hashes."""

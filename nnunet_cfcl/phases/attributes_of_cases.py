@@ -1,0 +1,179 @@
+"""What is known of the cases of a dataset: the table of attributes, checked against the cases, and the interventions.
+
+A training may run where the raw dataset is not: whoever has it leaves a copy, ``cfcl_attributes.json``, beside the
+preprocessed data.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_cfcl.counterfactual.generator.interventions import (
+    ENOUGH_CASES,
+    Intervention,
+    default_interventions,
+    frequent_targets,
+    named_interventions,
+)
+from nnunet_cfcl.counterfactual.store import check_intervention_name
+from nnunet_cfcl.data.attribute_table import ATTRIBUTES, DECLARATIONS, read_attribute_table, read_declared_kinds
+from nnunet_cfcl.data.attributes import AttributeCoding, infer_attributes, is_missing
+from nnunet_cfcl.data.patients import read_patients, store_patients
+from nnunet_cfcl.errors import UserError, listed
+from nnunet_cfcl.files.atomic import WriteError, write_text_atomically
+from nnunet_cfcl.files.checksummed_json import read_sealed, sealed_text
+from nnunet_cfcl.files.csv_table import check_case_names
+
+STORED = "cfcl_attributes.json"
+FORMAT = 1
+#: A generator needs to know what it changes for at least this share of the cases.
+FEWEST_KNOWN = 0.5
+
+Columns = Mapping[str, Mapping[str, str]]
+
+
+class NothingToChange(UserError):
+    """The table is sound, but no attribute in it can be intervened on."""
+
+
+@dataclass(frozen=True)
+class KnownAttributes:
+    """The attributes of a dataset's cases.
+
+    Attributes:
+        columns: attribute -> case -> cell, as written.
+        declared: attribute -> kind, as in ``attributes.json``.
+        table: where that is from, in words.
+    """
+
+    columns: Columns
+    declared: Mapping[str, str]
+    table: str
+
+    def cells(self, cases: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Case -> attribute -> cell."""
+        return {case: {name: column[case] for name, column in self.columns.items() if case in column}
+                for case in cases}
+
+
+def known_attributes(preprocessed: Path) -> KnownAttributes | None:
+    """The raw dataset's table where there is one, of which a copy is kept, else that copy; None without either.
+
+    Args:
+        preprocessed: ``nnUNet_preprocessed/DatasetXXX``.
+
+    Raises:
+        UserError: the table or the copy cannot be read.
+    """
+    raw_folder = Path(os.environ["nnUNet_raw"]) / preprocessed.name if os.environ.get("nnUNet_raw") else None
+    table = read_attribute_table(raw_folder) if raw_folder else None
+    stored = preprocessed / STORED
+    if table is not None and raw_folder is not None:
+        declared = read_declared_kinds(raw_folder)
+        _keep_copy(stored, {"format": FORMAT, "columns": table.attributes, "declared": declared})
+        with suppress(OSError, WriteError):
+            store_patients(preprocessed, read_patients(raw_folder))
+        return KnownAttributes(table.attributes, declared, str(raw_folder / ATTRIBUTES))
+    if raw_folder is not None and raw_folder.is_dir():
+        return None  # the raw dataset is here, and has no table any more
+    return _read_stored(stored) if stored.is_file() else None
+
+
+def _keep_copy(file: Path, content: Mapping[str, Any]) -> None:
+    """Writes the file where it differs; where nothing can be written, trainings beside the raw dataset go on."""
+    text = sealed_text(content)
+    with suppress(OSError, WriteError):
+        if file.parent.is_dir() and not (file.is_file() and file.read_bytes() == text.encode()):
+            write_text_atomically(file, text)
+
+
+def _read_stored(file: Path) -> KnownAttributes:
+    try:
+        content = read_sealed(file)
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}, expected {FORMAT}")
+        columns, declared = content["columns"], content["declared"]
+        cells = [cell for column in columns.values() for cell in column.values()]
+        if not all(isinstance(text, str) for text in (*cells, *declared.values())):
+            raise TypeError("cells that are no texts")
+        return KnownAttributes(columns, declared, f"{file}, the copy of {ATTRIBUTES}")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file} is not a readable copy of {ATTRIBUTES} ({type(error).__name__}: {error}); delete it "
+                        "and run `nnunet_cfcl generator train` where the raw dataset is") from error
+
+
+def coding_and_interventions(
+    known: KnownAttributes, cases: Sequence[str], all_cases: Sequence[str], ending: str,
+    wanted: Sequence[str] | None, log: Callable[[str], object],
+) -> tuple[AttributeCoding, tuple[Intervention, ...]]:
+    """The attributes that a generator of these cases is given, and what it will change.
+
+    Args:
+        known: the table.
+        cases: those that are learned from.
+        all_cases: of the dataset and its pool; rows of others are counted in the log.
+        ending: file ending of the dataset's images.
+        wanted: ``counterfactual.interventions``.
+        log: is told which columns are not used and which cases are not known.
+
+    Raises:
+        UserError: the table names no known case, or files; what is declared or wanted cannot be; the attributes to
+            change are not known for most cases. The message says what mends it.
+        NothingToChange: no attribute can be changed.
+    """
+    named = {case for column in known.columns.values() for case in column}
+    check_case_names(named, all_cases, ending, known.table)
+    if foreign := sorted(named - set(all_cases)):
+        log(f"{known.table} has rows of {len(foreign)} cases that are not in the dataset or its pool, such as test "
+            f"cases (they are not used): {listed(foreign, 5)}")
+    coding, notes = infer_attributes(known.columns, cases, known.declared)
+    for note in notes:
+        log(f"{known.table}: {note}")
+    interventions = named_interventions(wanted, coding) if wanted else default_interventions(
+        coding, known.columns, cases)
+    if not interventions:
+        raise NothingToChange(
+            f"no attribute of {known.table} can be changed: an intervention needs a binary or categorical attribute, "
+            f"two of whose values have {ENOUGH_CASES} cases each ({_described(coding, known.columns, cases)}); add "
+            f"cases or attributes, declare a kind in {DECLARATIONS}, name counterfactual.interventions, or set "
+            "counterfactual.source to acquisition")
+    _check_known(known, cases, interventions, log)
+    for one in interventions:
+        check_intervention_name(one.name)
+    aimed = tuple(frequent_targets(one, known.columns, cases) for one in interventions)
+    for attribute, targets in dict(pair for one in aimed for pair in zip(one.attributes, one.targets)).items():
+        if rare := [value for value in attribute.values if value not in targets]:
+            log(f"{known.table}: no case is changed to {attribute.name} {listed(rare)}, which fewer than "
+                f"{ENOUGH_CASES} cases have")
+    return coding, aimed
+
+
+def _check_known(
+    known: KnownAttributes, cases: Sequence[str], interventions: Sequence[Intervention], log: Callable[[str], object]
+) -> None:
+    """Most cases must have a value of every attribute that is to be changed."""
+    for attribute in dict.fromkeys(attribute for one in interventions for attribute in one.attributes):
+        column = known.columns[attribute.name]
+        unknown = sorted(case for case in cases if is_missing(column.get(case, "")))
+        if len(unknown) > (1 - FEWEST_KNOWN) * len(cases):
+            raise UserError(
+                f"{known.table} says nothing about '{attribute.name}' for {len(unknown)} of {len(cases)} cases: "
+                f"{listed(unknown, 5)}; at least half must be known to learn what it does: fill these rows in, leave "
+                "it out of counterfactual.interventions, or set counterfactual.source to acquisition")
+        if unknown:
+            log(f"{known.table} says nothing about '{attribute.name}' for {len(unknown)} of {len(cases)} cases, which "
+                f"count as unknown: {listed(unknown, 5)}")
+
+
+def _described(coding: AttributeCoding, columns: Columns, cases: Sequence[str]) -> str:
+    parts = []
+    for attribute in coding.attributes:
+        cells = [columns[attribute.name].get(case, "") for case in cases]
+        counts = ", ".join(f"{value}: {cells.count(value)}" for value in attribute.values)
+        parts.append(f"{attribute.name} is {attribute.kind}" + (f" with {counts}" if counts else ""))
+    return "; ".join(parts) or "it has no attribute with two values"

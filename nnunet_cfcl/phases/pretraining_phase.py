@@ -1,0 +1,165 @@
+"""Phase 1 of a trainer: where it is kept, whether it can be reused, set aside, gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_cfcl.errors import NotSupported, UserError, listed
+from nnunet_cfcl.files.atomic import free_name
+from nnunet_cfcl.files.hashing import digest
+from nnunet_cfcl.nnunet.decoder_tap import tapped
+from nnunet_cfcl.phases.config_file import write_config
+from nnunet_cfcl.phases.generator_phase import promised_source
+from nnunet_cfcl.phases.pretraining_task import build_objective, build_task
+from nnunet_cfcl.pretraining.loop import Pretraining, check_same_identity
+from nnunet_cfcl.pretraining.methods import Method
+from nnunet_cfcl.runs.checkpoint import load_body, load_checkpoint
+from nnunet_cfcl.runs.lock import exclusive
+from nnunet_cfcl.runs.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Phase1:
+    """The pretraining in front of an nnU-Net trainer.
+
+    Args:
+        trainer: with its network; see `nnunet.pretraining_task.build_task` for what else is read.
+        method: the pretraining method.
+        continues: True: go on from ``checkpoint_latest.pth`` and refuse one made otherwise; False: start anew; None: go
+            on if it was made with the same settings and cases.
+        ranks: the processes that share every step.
+    """
+
+    trainer: Any
+    method: Method
+    continues: bool | None
+    ranks: Ranks
+
+    def run(self, before: Callable[[], None] = lambda: None) -> Path:
+        """Pretrain the trainer's network, or load what was pretrained before; returns the folder it lies in.
+
+        Args:
+            before: called when all has been checked and nothing of an earlier run is changed yet.
+
+        Raises:
+            UserError: the configuration, the data or the device cannot be pretrained; an unfinished pretraining of
+                other settings is to be continued.
+        """
+        objective = build_objective(self.trainer, self.method)
+        promised = promised_source(self.trainer, self.ranks) if self.method.counterfactuals else None
+        with tapped(self.trainer.network, objective.tap) as part:
+            task = self.ranks.in_turn(lambda: build_task(
+                self.trainer, self.method, objective, self.ranks, promised))
+            # refuses what cannot be pretrained, before anything of an earlier run is touched
+            pretraining = Pretraining(part.network, part.features, part.width, task)
+            with exclusive(task.folder, self._log, self.ranks) if self._locks else nullcontext():
+                finished = self.ranks.from_first(self._finished(pretraining) if self.ranks.leads else None)
+                resume = finished is None and self._resumes(pretraining)
+                before()
+                self.write_config(task.identity, task.folder)
+                if finished is not None:
+                    load_body(part.network, finished, keep_heads=objective.tap != "segmentation")
+                    self._log(f"Phase 1 was finished before, same settings: {pretraining.final} is reused.")
+                else:
+                    # phase 0: nobody waits for a generator to hear that it is not needed, or of a mistake
+                    if promised is not None:
+                        promised.keep()
+                    self._train(pretraining, resume)
+        return task.folder
+
+    def write_config(self, identity: Mapping[str, Any], pretraining_folder: Path | None = None) -> None:
+        """See `trainers.config_file`; the first process writes."""
+        if self.ranks.leads:
+            write_config(self.trainer, self.method.name, identity, pretraining_folder)
+
+    def set_aside(self, *files: Path) -> None:
+        """Rename an earlier run's files, so that nothing goes on from them by mistake and nothing is lost."""
+        for file in files:
+            if self._writes and file.exists():
+                kept = file.replace(free_name(file, "previous"))
+                self._log(f"{file.name} of an earlier run is kept as {kept.name}")
+
+    def _train(self, pretraining: Pretraining, resume: bool) -> None:
+        if not resume:
+            self.set_aside(pretraining.latest)
+        self.set_aside(pretraining.final)  # of other settings, or it would have been reused
+        self._announce(pretraining)
+        pretraining.run(resume)
+
+    def _finished(self, pretraining: Pretraining) -> dict[str, Any] | None:
+        """Weights of a finished pretraining of the same identity."""
+        if not pretraining.final.exists():
+            return None
+        content = _load_pretrained(pretraining.final)
+        if content["hash"] != digest(pretraining.task.identity):
+            self._log(f"{pretraining.final} was made with other settings or cases and is not reused.")
+            return None
+        weights: dict[str, Any] = content["network_weights"]
+        return weights
+
+    def _resumes(self, pretraining: Pretraining) -> bool:
+        """Whether there is something to go on from; refuses what cannot be gone on from or trained here."""
+        self._check_device()
+        found = self.ranks.in_turn(lambda: self._can_resume(pretraining) if self.ranks.leads else False)
+        return bool(self.ranks.from_first(found))
+
+    def _can_resume(self, pretraining: Pretraining) -> bool:
+        latest, identity = pretraining.latest, pretraining.task.identity
+        if self.continues and not self._shared:
+            for file in (latest, pretraining.final):
+                if file.exists():
+                    check_same_identity(_load_pretrained(file)["identity"], identity, file)
+        elif self.continues is False and not self._shared:
+            return False
+        return latest.exists() and bool(_load_pretrained(latest)["hash"] == digest(identity))
+
+    @property
+    def _shared(self) -> bool:
+        """The folder serves all folds: whichever comes first begins, any of them goes on."""
+        return bool(self.trainer.settings.pretrain.data == "pool")
+
+    @property
+    def _locks(self) -> bool:
+        """Whether another fold's run has to be waited for; the same on all ranks."""
+        return self._shared and not self.trainer.disable_checkpointing
+
+    @property
+    def _writes(self) -> bool:
+        return bool(self.ranks.leads and not self.trainer.disable_checkpointing)
+
+    def _check_device(self) -> None:
+        if self.trainer.device.type not in ("cpu", "cuda"):
+            raise NotSupported(f"pretraining runs with -device cuda or cpu, found {self.trainer.device.type}")
+
+    def _announce(self, pretraining: Pretraining) -> None:
+        task, chosen, trainer = pretraining.task, pretraining.settings, self.trainer
+        patches = pretraining.total_steps * pretraining.patches_per_step
+        supervised = patches / (trainer.num_iterations_per_epoch * trainer.configuration_manager.batch_size)
+        self._log(
+            f"Phase 1: {self.method.name} pretraining, {chosen.epochs} epochs, {len(task.reader.cases)} cases, "
+            f"counterfactuals: {task.source.name}, hash {digest(task.identity)}"
+            + (f", {self.ranks.count} processes" if self.ranks.count > 1 else "")
+            + f". It processes as many patches as {supervised:.0f} epochs of fine-tuning; pretrain.epochs and "
+            "pretrain.iterations_per_epoch shorten it."
+        )
+
+    def _log(self, line: str) -> None:
+        if self.ranks.leads:
+            self.trainer.print_to_log_file(line)
+
+
+def _load_pretrained(file: Path) -> dict[str, Any]:
+    """A checkpoint of phase 1, finished or not.
+
+    Raises:
+        UserError: it cannot be read, or is one of something else.
+    """
+    content = load_checkpoint(file)
+    if missing := [key for key in ("hash", "identity", "network_weights") if key not in content]:
+        raise UserError(f"{file} is no checkpoint of phase 1, it has no {listed(missing)}: take it away, and start the "
+                        "training again")
+    return content

@@ -1,0 +1,105 @@
+"""Objectives on pairs of views: DVD-CL, S-DVD-CL, VADeR (method section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from nnunet_cfcl.config import PretrainSettings
+from nnunet_cfcl.losses import CountedLoss, dvd_cl_loss_with_count, s_dvd_cl_loss_with_count
+from nnunet_cfcl.pretraining.objective import ImageViews, PretrainingModel, Tap
+from nnunet_cfcl.pretraining.objectives.point_labels import PointLabels, where_labelled
+from nnunet_cfcl.pretraining.pixel_encoder import PixelEncoder
+from nnunet_cfcl.pretraining.render import Row
+from nnunet_cfcl.pretraining.statistics import contrast_statistics
+from nnunet_cfcl.views import draw_corresponding_points, to_view
+
+
+@dataclass(frozen=True)
+class DualViewObjective:
+    """View 0 (the original) against every other view: the pairs (0, i), i = 1..V-1, averaged.
+
+    Args:
+        points: P, points per image and pair.
+        labels: positives are the points of one class; images without labels are contrasted without. None: no labels.
+        ignore_radius: see `losses.dvd_cl_loss`, millimetres.
+        hard_negatives: see `losses.dvd_cl_loss`.
+    """
+
+    points: int
+    labels: PointLabels | None = None
+    ignore_radius: float = 0.0
+    hard_negatives: float = 0.0
+
+    tap: Tap = "decoder"
+    separable: bool = False
+    labelled_only: bool = False
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether positives are found by label."""
+        return self.labels is not None
+
+    def draw(self, generator: Generator, image: ImageViews) -> dict[str, Tensor]:
+        """``points`` (V-1, P, D) in canonical millimetres, ``valid`` (V-1, P), and what `PointLabels.read` gives."""
+        balance = self.labels.balance(image) if self.labels else None
+        points, valid = draw_corresponding_points(
+            generator, image.matrices, image.geometry, image.tissue, self.points, balance
+        )
+        known = self.labels.read(image, points) if self.labels else {}
+        return {"points": points, "valid": valid, **known}
+
+    def inputs(self, batch: Mapping[str, Any], rows: Sequence[Row], device: torch.device) -> list[Tensor]:
+        """View 0 is read at the points of all pairs, ((V-1) P, D); another view at its own pair's, (P, D)."""
+        points, matrices = batch["drawn"]["points"], batch["matrices"]
+        return [
+            to_view(points[i].flatten(0, 1) if view == 0 else points[i, view - 1], matrices[i, view]).to(device)
+            for i, view in rows
+        ]
+
+    def build_model(self, network: nn.Module, width: int, settings: PretrainSettings) -> PixelEncoder:
+        """Embeddings of points."""
+        return PixelEncoder(network, width, settings)
+
+    def loss(
+        self, model: PretrainingModel, outputs: Tensor, drawn: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Mean of the pairs' losses from embeddings (B 2 (V-1) P, d); statistics for the monitor."""
+        assert isinstance(model, PixelEncoder)
+        valid, temperature = drawn["valid"], model.temperature()
+        images, pairs, points = valid.shape
+        a, b = outputs.view(images, 2, pairs, points, -1).unbind(1)
+        found = [self._pair_loss(a[:, i], b[:, i], _pair(drawn, i), temperature) for i in range(pairs)]
+        value = torch.stack([one.loss for one in found]).mean()
+        uninformed = 2 * math.log(max(1.0, float(valid.sum()) / pairs))
+        return value, contrast_statistics(found, a[valid], uninformed, temperature)
+
+    def _pair_loss(
+        self, a: Tensor, b: Tensor, drawn: Mapping[str, Tensor], temperature: float | Tensor
+    ) -> CountedLoss:
+        def plain(valid: Tensor) -> CountedLoss:
+            return dvd_cl_loss_with_count(
+                a, b, temperature, valid, positions=drawn["points"] if self.ignore_radius else None,
+                ignore_radius=self.ignore_radius, hard_negatives=self.hard_negatives,
+            )
+
+        def supervised(valid: Tensor) -> CountedLoss:
+            assert self.labels is not None
+            return s_dvd_cl_loss_with_count(
+                a, b, drawn["labels"], drawn["labels"], temperature, self.labels.background, valid, drawn["weights"],
+                hard_negatives=self.hard_negatives,
+            )
+
+        if self.labels is None:
+            return plain(drawn["valid"])
+        return where_labelled(drawn["labelled"], drawn["valid"], supervised, plain)
+
+
+def _pair(drawn: Mapping[str, Tensor], pair: int) -> dict[str, Tensor]:
+    """The draws (B, V-1, ...) of one pair (B, ...)."""
+    return {key: value if value.ndim == 1 else value[:, pair] for key, value in drawn.items()}

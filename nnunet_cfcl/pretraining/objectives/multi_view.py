@@ -1,0 +1,90 @@
+"""Objectives on all views together: MVD-CL, S-MVD-CL, SSDCL (method section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from nnunet_cfcl.config import PretrainSettings
+from nnunet_cfcl.losses import CountedLoss, mvd_cl_loss_with_count, s_mvd_cl_loss_with_count
+from nnunet_cfcl.pretraining.objective import ImageViews, PretrainingModel, Tap
+from nnunet_cfcl.pretraining.objectives.point_labels import PointLabels, where_labelled
+from nnunet_cfcl.pretraining.pixel_encoder import PixelEncoder
+from nnunet_cfcl.pretraining.render import Row
+from nnunet_cfcl.pretraining.statistics import contrast_statistics
+from nnunet_cfcl.views import draw_view_points, to_view
+
+
+@dataclass(frozen=True)
+class MultiViewObjective:
+    """Points of all V views in one pool, every view with its own.
+
+    Args:
+        points: P, points per view.
+        radius: see `losses.mvd_cl_loss`, share of the crop's longest side.
+        labels: positives are the points of one class; images without labels are contrasted without. None: no labels.
+        hard_negatives: see `losses.mvd_cl_loss`.
+    """
+
+    points: int
+    radius: float
+    labels: PointLabels | None = None
+    hard_negatives: float = 0.0
+
+    tap: Tap = "decoder"
+    separable: bool = False
+    labelled_only: bool = False
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether positives are found by label."""
+        return self.labels is not None
+
+    def draw(self, generator: Generator, image: ImageViews) -> dict[str, Tensor]:
+        """``points`` (V, P, D) in canonical millimetres, ``positions``, the same in [0, 1], ``valid`` (V, P), and what
+        `PointLabels.read` gives."""
+        balance = self.labels.balance(image) if self.labels else None
+        points, valid = draw_view_points(
+            generator, image.matrices, image.geometry, image.tissue, self.points, balance
+        )
+        extent = max(n * h for n, h in zip(image.crop_size, image.geometry.spacing))
+        known = self.labels.read(image, points) if self.labels else {}
+        return {"points": points, "positions": points / extent + 0.5, "valid": valid, **known}
+
+    def inputs(self, batch: Mapping[str, Any], rows: Sequence[Row], device: torch.device) -> list[Tensor]:
+        """Every view is read at its own points, (P, D)."""
+        points, matrices = batch["drawn"]["points"], batch["matrices"]
+        return [to_view(points[i, view], matrices[i, view]).to(device) for i, view in rows]
+
+    def build_model(self, network: nn.Module, width: int, settings: PretrainSettings) -> PixelEncoder:
+        """Embeddings of points."""
+        return PixelEncoder(network, width, settings)
+
+    def loss(
+        self, model: PretrainingModel, outputs: Tensor, drawn: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The pool's loss from embeddings (B V P, d); statistics for the monitor."""
+        assert isinstance(model, PixelEncoder)
+        valid, temperature = drawn["valid"], model.temperature()
+        z = outputs.view(*valid.shape, -1)
+
+        def plain(valid: Tensor) -> CountedLoss:
+            return mvd_cl_loss_with_count(
+                z, drawn["positions"], temperature, self.radius, valid, hard_negatives=self.hard_negatives
+            )
+
+        def supervised(valid: Tensor) -> CountedLoss:
+            assert self.labels is not None
+            return s_mvd_cl_loss_with_count(
+                z, drawn["labels"], temperature, self.labels.background, valid, drawn["weights"],
+                hard_negatives=self.hard_negatives,
+            )
+
+        found = where_labelled(drawn["labelled"], valid, supervised, plain) if self.labels else plain(valid)
+        uninformed = math.log(max(1.0, float(valid.sum()) - 1))
+        return found.loss, contrast_statistics([found], z[valid], uninformed, temperature)
