@@ -38,7 +38,7 @@ from sklearn.metrics import silhouette_score
 
 from nnunet_cfcl.config import AcquisitionSettings
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator
-from nnunet_cfcl.counterfactual.generator.whole_cases import BlendedChange, CaseChange
+from nnunet_cfcl.counterfactual.generator.whole_cases import CaseChange, SlidingWindowCounterfactuals
 from nnunet_cfcl.counterfactual.source import AcquisitionSource
 from nnunet_cfcl.data.cases import PreprocessedCases
 from nnunet_cfcl.evaluation.probe.measures import distance_between_classes, matched_clusters
@@ -202,7 +202,8 @@ def generated(arguments: argparse.Namespace) -> Change:
         cells = {key: rows[name][key] for key in ("scanner", "disease")}
         other = {**cells, "scanner": next(one for one in scanners if one != cells["scanner"])}
         reader = OneCase(name, image)
-        blender = BlendedChange(generator, reader, SlidingWindows(generator.patch_size), 4, zero_is_outside=False)
+        blender = SlidingWindowCounterfactuals(generator, reader, SlidingWindows(generator.patch_size), 4,
+                                               zero_is_outside=False)
         jobs = [CaseChange(name, generator.coding.encode(cells), generator.coding.encode(other)[None])]
         return torch.cat([slab.images[0] for slab in blender.slabs(jobs)], 1).numpy().reshape(image.shape)
 

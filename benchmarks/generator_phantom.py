@@ -34,7 +34,7 @@ from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerat
 from nnunet_cfcl.counterfactual.generator.hvae_sizes import plan_sizes
 from nnunet_cfcl.counterfactual.generator.interventions import default_interventions
 from nnunet_cfcl.counterfactual.generator.training import GeneratorTask, GeneratorTraining
-from nnunet_cfcl.counterfactual.generator.whole_cases import BlendedChange, CaseChange
+from nnunet_cfcl.counterfactual.generator.whole_cases import CaseChange, SlidingWindowCounterfactuals
 from nnunet_cfcl.data.attributes import infer_attributes
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.phantom.dataset import LEVELS, Case, phantom_cases, quantise
@@ -146,7 +146,8 @@ def cells_of(one: Rendered) -> dict[str, str]:
 def generated(generator: CounterfactualGenerator, cases: Sequence[Rendered], name: str) -> Tensor:
     """Counterfactuals (N, 1, *S) with the value of attribute ``name`` flipped, as phase 0 makes them."""
     reader = PhantomReader(cases)
-    blender = BlendedChange(generator, reader, SlidingWindows(generator.patch_size), 4, zero_is_outside=False)
+    blender = SlidingWindowCounterfactuals(generator, reader, SlidingWindows(generator.patch_size), 4,
+                                           zero_is_outside=False)
     jobs = [CaseChange(one.name, generator.coding.encode(cells_of(one)), generator.coding.encode(
         {**cells_of(one), name: getattr(intervene(one.attributes, name), name)})[None]) for one in cases]
     planes: dict[str, list[Tensor]] = {}

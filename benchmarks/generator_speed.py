@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/generator_speed.py -device cpu --threads 1
 
-Speed: the time of `BlendedChange` on whole cases (reading, generator, blending, clipping) relative to the passes of the
-model that it cannot avoid (for every window one encoder pass, one decoder pass for the abduction and one for every
+Speed: the time of `SlidingWindowCounterfactuals` on whole cases (reading, generator, blending, clipping) relative to
+the passes of the model that it cannot avoid (for every window one encoder pass, one decoder pass for the abduction
+and one for every
 intervention), which are the model's own forward calls on the same windows in the same batches; for all interventions
 together and for a single one. A round takes both one after the other, so that a busy machine slows both; on a CPU the
 ratio is that of processor times, to which other jobs add little. Beside it: the same with the files of the store
@@ -39,7 +40,7 @@ from nnunet_cfcl.counterfactual.generator.generation import Generation, generate
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator, IntensityScale
 from nnunet_cfcl.counterfactual.generator.hvae import HVAE, HVAESizes, Resolution
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
-from nnunet_cfcl.counterfactual.generator.whole_cases import BlendedChange, CaseChange
+from nnunet_cfcl.counterfactual.generator.whole_cases import CaseChange, SlidingWindowCounterfactuals
 from nnunet_cfcl.data.attributes import Attribute, AttributeCoding
 from nnunet_cfcl.data.cases import PreprocessedCases
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
@@ -121,8 +122,8 @@ def unavoidable(
 def window_batches(
     generator: CounterfactualGenerator, reader: PreprocessedCases, setting: Setting
 ) -> Iterator[Tensor]:
-    """The windows of all cases, in the order and the batches of `BlendedChange`."""
-    blender = BlendedChange(generator, reader, SlidingWindows(setting.patch), setting.per_pass, False)
+    """The windows of all cases, in the order and the batches of `SlidingWindowCounterfactuals`."""
+    blender = SlidingWindowCounterfactuals(generator, reader, SlidingWindows(setting.patch), setting.per_pass, False)
     windows = (window.image for change in asked(reader, INTERVENTIONS) for window in blender._windows_of(change))
     while batch := list(islice(windows, setting.per_pass)):
         yield generator.scale.forward(torch.stack(batch).to(generator.device))
@@ -146,7 +147,8 @@ def measure_speed(name: str, setting: Setting, arguments: argparse.Namespace) ->
     with tempfile.TemporaryDirectory() as folder:
         reader = write_cases(Path(folder), setting)
         batches = list(window_batches(generator, reader, setting))
-        blender = BlendedChange(generator, reader, SlidingWindows(setting.patch), setting.per_pass, False)
+        blender = SlidingWindowCounterfactuals(generator, reader, SlidingWindows(setting.patch), setting.per_pass,
+                                               False)
         found = {what: _rounds(f"{name}, {what}", blender, batches, interventions, arguments)
                  for what, interventions in (("together", INTERVENTIONS), ("single", INTERVENTIONS[:1]))}
     parameters = sum(parameter.numel() for parameter in generator.model.parameters())
@@ -155,7 +157,7 @@ def measure_speed(name: str, setting: Setting, arguments: argparse.Namespace) ->
 
 
 def _rounds(
-    name: str, blender: BlendedChange, batches: Sequence[Tensor], interventions: Sequence[Intervention],
+    name: str, blender: SlidingWindowCounterfactuals, batches: Sequence[Tensor], interventions: Sequence[Intervention],
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     changes = asked(blender.reader, interventions)
@@ -200,7 +202,7 @@ def measure_memory_here(arguments: argparse.Namespace) -> dict[str, float]:
     generator.changes(images, change.parents.expand(len(images), -1),
                       [one.expand(len(images), -1) for one in change.others])
     before = _peak_mib()
-    blender = BlendedChange(generator, reader, SlidingWindows(setting.patch), setting.per_pass, False)
+    blender = SlidingWindowCounterfactuals(generator, reader, SlidingWindows(setting.patch), setting.per_pass, False)
     started = time.perf_counter()
     store = generate_counterfactuals(
         blender, {"case_0": CELLS}, Generation("benchmark", INTERVENTIONS), folder / "plans", print,

@@ -1,7 +1,11 @@
 """Errors that are meant for users: one readable line, no traceback needed."""
 
+from __future__ import annotations
+
 import reprlib
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 #: Longer messages are cut in the middle: their end says what mends the matter.
 LONGEST_MESSAGE = 4000
@@ -12,22 +16,67 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 12
 
 
 class UserError(ValueError):
-    """Something the user can mend; the message says what was found, what was expected and what mends it.
+    """An error that the user can fix, shown as one line without a traceback.
 
-    What files and folders are called, and what is written in them, may be anything: line breaks and control characters,
-    which a terminal would obey, are shown as Python writes them.
+    Names of files and folders, and what is written in them, may be anything: line breaks and control characters, which
+    a terminal would obey, are shown as Python writes them.
 
     Args:
-        message: one line.
+        message: what was found and what was expected, one line.
+        fix: the command or the edit that mends it; "" where ``message`` leaves no doubt.
         details: further lines, where there is a list to go through.
     """
 
-    def __init__(self, message: str, details: Iterable[str] = ()) -> None:
-        super().__init__("\n  ".join(map(printable, (message, *details))))
+    def __init__(self, message: str, fix: str = "", details: Iterable[str] = ()) -> None:
+        self.message, self.fix = printable(message), printable(fix)
+        self.details = tuple(map(printable, details))
+        # all of it, so that the error can be pickled
+        super().__init__(self.message, self.fix, self.details)
+
+    def __str__(self) -> str:
+        return "\n  ".join((with_fix(self.message, self.fix), *self.details))
 
 
 class NotSupported(UserError, NotImplementedError):
     """A feature of nnU-Net that does not go with a pretraining; the message says what to do instead."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a check found: one line of ``nnunet_cfcl doctor``.
+
+    Attributes:
+        status: ``FAIL``: the training would not start or would be worthless; ``warn``: it may go wrong.
+        message: what was found.
+        fix: the command or the edit that mends it.
+    """
+
+    status: Literal["ok", "warn", "FAIL"]
+    message: str
+    fix: str = ""
+
+    @classmethod
+    def of(cls, error: UserError) -> CheckResult:
+        """The failure that an error describes."""
+        return cls("FAIL", error.message, error.fix)
+
+    def line(self) -> str:
+        """The result as one line of text."""
+        return " ".join(f"{self.status:<4}  {with_fix(self.message, self.fix)}".split("\n"))
+
+    def raise_on_failure(self) -> None:
+        """Turn a failure into an error.
+
+        Raises:
+            UserError: the status is ``FAIL``.
+        """
+        if self.status == "FAIL":
+            raise UserError(self.message, self.fix)
+
+
+def with_fix(message: str, fix: str) -> str:
+    """Message and fix in one text."""
+    return f"{message}; fix: {fix}" if fix else message
 
 
 def printable(text: str) -> str:

@@ -237,7 +237,7 @@ class ColorSpace:
                 version = int(stored["format"])
                 if version > FORMAT:
                     raise UserError(f"{file} is a colour space of format {version}, this version of nnunet_cfcl reads "
-                                    f"up to {FORMAT}; update it")
+                                    f"up to {FORMAT}", "update it")
                 content: dict[str, Any] = {name: torch.from_numpy(stored[name].astype(np.float32)) for name in _ARRAYS}
                 if not all(values.isfinite().all() for values in content.values()):
                     raise ValueError("numbers that are not finite")
@@ -247,7 +247,7 @@ class ColorSpace:
         except FileNotFoundError as error:
             raise UserError(f"there is no colour space {file}") from error
         except Exception as error:  # a damaged archive raises almost anything
-            raise UserError(f"{file} cannot be read as a colour space ({first_line(error)}); delete it, and "
+            raise UserError(f"{file} cannot be read as a colour space ({first_line(error)})", "delete it, and "
                             "`nnunet_cfcl chromap` or `nnunet_cfcl predict` fits one anew") from error
 
 
@@ -269,7 +269,7 @@ def _checked(features: Tensor | NDArray[Any]) -> Tensor:
         raise ValueError(f"expected features (N, F), at least one, found {tuple(samples.shape)}")
     bad = int((~samples.isfinite()).any(1).sum())
     if bad:
-        raise UserError(f"{bad} of {len(samples)} samples have features that are not finite (NaN or infinite); a "
+        raise UserError(f"{bad} of {len(samples)} samples have features that are not finite (NaN or infinite)", "a "
                         "network whose training diverged gives such features")
     return samples
 

@@ -28,7 +28,7 @@ from nnunet_cfcl.counterfactual.acquisition.groups import (
 )
 from nnunet_cfcl.data.attribute_table import ATTRIBUTES, CASE, AttributeTable, read_attribute_table
 from nnunet_cfcl.data.cases import open_case
-from nnunet_cfcl.data.pool.dataset import PoolDataset, found_or_refused, open_pool_dataset
+from nnunet_cfcl.data.pool.dataset import PoolDataset, open_pool_dataset
 from nnunet_cfcl.data.pool.manifest import pool_folder, read_manifest
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.atomic import replace_atomically, write_text_atomically
@@ -86,16 +86,16 @@ def discover_attributes(
         UserError: no preprocessed cases, fewer than `FEWEST_CASES`, one that is not finite, or a table that has the
             column already.
     """
-    configuration = configuration or found_or_refused(lambda: _first_preprocessed(str(dataset), plans))
+    configuration = configuration or _first_preprocessed(str(dataset), plans)
     target = open_pool_dataset(str(dataset), configuration, plans)
     table = read_attribute_table(target.raw)
     if table is not None and COLUMN in table.columns:
-        raise UserError(f"{target.raw / ATTRIBUTES} has the column {COLUMN} already; rename or delete it to discover "
+        raise UserError(f"{target.raw / ATTRIBUTES} has the column {COLUMN} already", "rename or delete it to discover "
                         "groups again")
     cases = _cases(target)
     if len(cases) < FEWEST_CASES:
         raise UserError(f"groups are looked for in {FEWEST_CASES} cases or more, found {len(cases)} in "
-                        f"{target.preprocessed}; write the column by hand, or add images (imagesUn) and run "
+                        f"{target.preprocessed}", "write the column by hand, or add images (imagesUn) and run "
                         f"{target.command}")
     with PoolWorkers(target, processes) as workers:
         described = dict(workers.each(_Description, cases, "describing"))
@@ -142,8 +142,7 @@ class _Case:
 
 def _cases(target: PoolDataset) -> list[_Case]:
     """The labelled cases, and those of the pool where it is preprocessed."""
-    labelled = found_or_refused(
-        lambda: check_dataset.preprocessed_cases(target.preprocessed, target.preprocess_command))
+    labelled = check_dataset.preprocessed_cases(target.preprocessed, target.preprocess_command)
     storage = infer_dataset_class(str(target.preprocessed))
     pool = pool_folder(target.preprocessed)
     manifest = read_manifest(pool)
@@ -160,7 +159,7 @@ class _Description:
     def __call__(self, case: _Case) -> NDArray[np.float64]:
         image = case.middle(SLICES)
         if not np.isfinite(image).all():
-            raise UserError(f"case '{case.name}' holds values that are not finite; `nnunet_cfcl doctor --data` lists "
+            raise UserError(f"case '{case.name}' holds values that are not finite", "`nnunet_cfcl doctor --data` lists "
                             "every such case")
         return describe_acquisition(image)
 

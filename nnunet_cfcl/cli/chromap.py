@@ -10,7 +10,6 @@ from typing import Any, get_args
 
 from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.files.atomic import writable_folder
-from nnunet_cfcl.nnunet.finding import refuse
 from nnunet_cfcl.nnunet.installation import trainers_path
 
 
@@ -99,7 +98,7 @@ def _run_chromap(arguments: argparse.Namespace) -> int:
     from nnunet_cfcl.chromap.nnunet.predictor import ChromapPredictor
     from nnunet_cfcl.doctor.device import check_device
 
-    refuse(check_device(arguments.device))
+    check_device(arguments.device).raise_on_failure()
     predictor = ChromapPredictor(
         tile_step_size=arguments.step_size, use_mirroring=not arguments.disable_tta,
         device=torch.device(arguments.device), allow_tqdm=sys.stderr.isatty())

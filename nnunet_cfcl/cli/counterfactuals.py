@@ -197,7 +197,8 @@ class _Importer:
         data = self.configuration.resampling_fn_data(data, shape[1:], *self._spacings(properties))
         array = np.asarray(data, dtype=np.float32)
         if not np.isfinite(array).all():
-            raise UserError(f"{what} ({', '.join(job.files)}) is not finite after normalisation; make the image again")
+            raise UserError(f"{what} ({', '.join(job.files)}) is not finite after normalisation",
+                            "make the image again")
         return array
 
     def _read(self, files: Sequence[str]) -> NDArray[np.float32]:
@@ -210,13 +211,14 @@ class _Importer:
         if self.originals is None:
             return np.zeros((1, *shape), dtype=np.int8)
         if case not in self.originals:
-            raise UserError(f"the raw images of case {case} are gone from nnUNet_raw; masked normalisation needs them")
+            raise UserError(f"the raw images of case {case} are gone from nnUNet_raw",
+                            "masked normalisation needs them")
         original = self.originals[case]
         segmentation = self._read_label(original["label"]) if original["label"] else None
         _, mask, bounds = crop_to_nonzero(self._read(original["images"]), segmentation)
         if tuple(slice(int(low), int(high)) for low, high in bounds) != box[1:]:
             again = self.pool_command if case in self.pool else "nnUNetv2_preprocess"
-            raise UserError(f"the raw images of case {case} changed since they were preprocessed; run {again} again")
+            raise UserError(f"the raw images of case {case} changed since they were preprocessed", f"run {again} again")
         return mask
 
     def _read_label(self, file: str) -> NDArray:
@@ -237,15 +239,16 @@ def _importer(dataset: str, configuration_name: str, plans_name: str) -> _Import
     base = _environment_folder("nnUNet_preprocessed") / name
     plans_file = base / f"{plans_name}.json"
     if not plans_file.is_file():
-        raise UserError(f"no plan {plans_file}; run nnUNetv2_plan_and_preprocess -d {dataset}, or name others by -p")
+        raise UserError(f"no plan {plans_file}", f"run nnUNetv2_plan_and_preprocess -d {dataset}, or name others by -p")
     plans = PlansManager(str(plans_file))
     if configuration_name not in plans.available_configurations:
-        raise UserError(f"{plans_file} has the configurations {', '.join(plans.available_configurations)}; "
+        raise UserError(f"{plans_file} has the configurations {', '.join(plans.available_configurations)}",
                         f"found '{configuration_name}'")
     configuration = plans.get_configuration(configuration_name)
     folder = base / configuration.data_identifier
     if not folder.is_dir():
-        raise UserError(f"no preprocessed data {folder}; run nnUNetv2_preprocess -d {dataset} -c {configuration_name}")
+        raise UserError(f"no preprocessed data {folder}",
+                        f"run nnUNetv2_preprocess -d {dataset} -c {configuration_name}")
     _check_preprocessor(configuration)
     dataset_json = load_json(str(base / "dataset.json"))
     training = frozenset(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
@@ -280,7 +283,7 @@ def _originals(name: str, dataset_json: dict[str, Any]) -> Mapping[str, Mapping[
     the originals were normalised."""
     raw = _environment_folder("nnUNet_raw") / name
     if not raw.is_dir():
-        raise UserError(f"no raw dataset {raw}; masked normalisation needs the original images")
+        raise UserError(f"no raw dataset {raw}", "masked normalisation needs the original images")
     pool = {case.name: {"images": [str(file) for file in case.images],
                         "label": str(case.silver.label) if case.silver else None}
             for case in find_raw_pool(raw, dataset_json).cases if not case.training}
@@ -310,7 +313,8 @@ def _check_cases(importer: _Importer, found: set[str], folder: Path) -> None:
     """Refuse images of cases that are not preprocessed, or in a pool that is out of date."""
     if unknown := sorted(found - importer.training - importer.pool):
         raise UserError(f"{folder} has counterfactuals of {len(unknown)} cases that are not in {importer.folder} or "
-                        f"its pool: {listed(unknown)}; a case's name is what stands before the last '__', and cases of "
+                        f"its pool: {listed(unknown)}",
+                        "a case's name is what stands before the last '__', and cases of "
                         f"{POOL_IMAGES} are preprocessed by {importer.pool_command}")
     if found & importer.pool:
         check_pool_is_current(importer.folder, importer.plans, importer.configuration_name, importer.dataset_json)

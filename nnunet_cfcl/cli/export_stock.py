@@ -96,7 +96,7 @@ def _load(file: Path) -> dict[str, Any]:
     # imports PyTorch, for which --help should not wait
     from nnunet_cfcl.runs.checkpoint import read_plain
 
-    return read_plain(file, "checkpoint", "expected one of an nnU-Net training: name another, or train the fold anew")
+    return read_plain(file, "checkpoint of an nnU-Net training", "name another, or train the fold anew")
 
 
 def _check_source(fold_folder: Path, out: Path) -> None:
@@ -105,9 +105,10 @@ def _check_source(fold_folder: Path, out: Path) -> None:
         raise UserError(f"{fold_folder} is not the folder of a trained fold (nnUNet_results/DATASET/TRAINER__PLANS__"
                         f"CONFIGURATION/fold_X{', missing beside it: ' + ', '.join(missing) if missing else ''})")
     if out == fold_folder.parent or out == fold_folder:
-        raise UserError(f"{out} is the model itself; choose another folder to export to")
+        raise UserError(f"{out} is the model itself", "choose another folder to export to")
     if not (fold_folder / FINAL).is_file():
-        raise UserError(f"{fold_folder} has no {FINAL}: the training is not finished; nnUNetv2_train with --c goes on")
+        raise UserError(f"{fold_folder} has no {FINAL}: the training is not finished",
+                        "nnUNetv2_train with --c goes on")
 
 
 def _check_target(source: Path, out: Path, fold: str) -> None:
@@ -116,14 +117,14 @@ def _check_target(source: Path, out: Path, fold: str) -> None:
             raise UserError(f"{out} already holds another model: its {name} differs from {source / name}")
     existing = out / fold / FINAL
     if existing.is_file() and "optimizer_state" in _load(existing):
-        raise UserError(f"{existing} comes from a training, not from an export; choose another folder to export to")
+        raise UserError(f"{existing} comes from a training, not from an export", "choose another folder to export to")
 
 
 def _json(file: Path) -> Any:
     try:
         return read_json(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({first_line(error)}); copy it from the training's folder") from error
+        raise UserError(f"{file} cannot be read ({first_line(error)})", "copy it from the training's folder") from error
 
 
 def _configuration(checkpoint: dict[str, Any]) -> str:
@@ -150,7 +151,7 @@ def _check_trainer(name: str) -> None:
     trainer: Any = getattr(nnunet_cfcl.trainers, name, None) or look_up_trainer(name)
     if trainer is None:
         raise UserError(f"nnU-Net does not find the trainer {name} of this checkpoint, so that its network cannot be "
-                        "compared with the stock one; add its folder to nnUNet_extTrainer")
+                        "compared with the stock one", "add its folder to nnUNet_extTrainer")
     if trainer.build_network_architecture is not nnUNetTrainer.build_network_architecture:
         raise UserError(f"{name} builds its own network: nnUNetTrainer cannot predict with its weights")
 

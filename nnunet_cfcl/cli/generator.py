@@ -36,14 +36,14 @@ def _with_phase_0(run: Callable[[Any], None]) -> Callable[[argparse.Namespace], 
         # nnU-Net and torch are imported for the commands that need them only
         from nnunet_cfcl.cli.pretrain import own_device
         from nnunet_cfcl.phases.bare_trainer import bare_trainer
-        from nnunet_cfcl.phases.generator_phase import Phase0
+        from nnunet_cfcl.phases.generator_phase import GeneratorPhase
         from nnunet_cfcl.runs.ranks import Ranks
         from nnunet_cfcl.trainers.lookup import find_trainer
 
         trainer = bare_trainer(
             find_trainer(arguments.trainer), arguments.dataset, arguments.configuration, arguments.fold,
             arguments.plans, own_device(arguments.device), _say)
-        run(Phase0(trainer, Ranks()))
+        run(GeneratorPhase(trainer, Ranks()))
         return 0
 
     return command

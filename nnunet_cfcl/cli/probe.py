@@ -98,10 +98,9 @@ def probe(request: ProbeRequest, say: Callable[[str], object] = print) -> Probed
     from nnunet_cfcl.evaluation.probe import report as probe_report
     from nnunet_cfcl.evaluation.probe.bench import paired_differences
     from nnunet_cfcl.evaluation.probe.models import find_any_trainer
-    from nnunet_cfcl.nnunet.finding import refuse
     from nnunet_cfcl.phases.bare_trainer import bare_fold
 
-    refuse(check_device(request.device))
+    check_device(request.device).raise_on_failure()
     notes: list[str] = []
 
     def note(line: str) -> None:
@@ -135,7 +134,7 @@ def _check(request: ProbeRequest) -> None:
     if request.out is None and request.trainer is None:
         raise UserError("-o DIR is missing: without -tr there is no fold's folder to write to")
     if request.cases < 2 or request.seed < 0 or not 0 < request.step_size <= 1:
-        raise UserError(f"--cases must be 2 or more, --seed 0 or more, -step_size above 0 and at most 1; found "
+        raise UserError("--cases must be 2 or more, --seed 0 or more, -step_size above 0 and at most 1; found "
                         f"{request.cases}, {request.seed} and {request.step_size:g}")
 
 

@@ -99,7 +99,7 @@ def _with_value(settings: Settings, key: str, value: Any, origin: str) -> Settin
     known = [name for name, _, _ in settings_keys()]
     if key not in known:
         near = difflib.get_close_matches(key[:LONGEST_KEY], known, n=1, cutoff=0.0)
-        raise SettingsError(f"unknown setting '{key}' in {origin}; the nearest valid one is '{near[0]}'")
+        raise SettingsError(f"unknown setting '{key}' in {origin}", f"the nearest valid one is '{near[0]}'")
     section_name, _, name = key.rpartition(".")
     section = getattr(settings, section_name) if section_name else settings
     checked = checked_value(section, name, value, f"setting '{key}' in {origin}")

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from nnunet_cfcl.errors import UserError, listed, shown
 from nnunet_cfcl.files.atomic import replace_atomically, write_text_atomically
-from nnunet_cfcl.files.chunk_checksums import check_header, check_plain, check_seal, damage_named, seal
+from nnunet_cfcl.files.chunk_checksums import check_header, check_plain, check_seal, damage_named, write_checksums
 from nnunet_cfcl.files.json_files import read_json
-from nnunet_cfcl.files.names import stays_in_folder
+from nnunet_cfcl.files.names import is_safe_filename
 
 FORMAT = 1
 SEPARATOR = "__"
@@ -29,7 +29,7 @@ LONGEST_NAME = 100
 #: The source of stores that a generator of ours filled begins with it: nobody brought them in.
 GENERATED = "generator:"
 #: What makes a damaged file again.
-MEND = "delete it and make it again: nnunet_cfcl generator generate, or counterfactuals import"
+FIX = "delete it and make it again: nnunet_cfcl generator generate, or counterfactuals import"
 _COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "nthreads": 1}
 # memory mapping fails on Windows, where nnU-Net does without it too
 _OPEN_OPTIONS: dict[str, Any] = {} if os.name == "nt" else {"mmap_mode": "r"}
@@ -80,7 +80,7 @@ class CounterfactualStore:
             if differing:
                 key = differing[0]
                 raise UserError(f"{path} already holds a counterfactual store with another {key} ({found.get(key)!r}, "
-                                f"not {wanted[key]!r}); delete it or choose another folder")
+                                f"not {wanted[key]!r})", "delete it or choose another folder")
             names = list(dict.fromkeys([*found["interventions"], *names]))
         (path / "cases").mkdir(parents=True, exist_ok=True)
         manifest = {**wanted, "interventions": names}
@@ -124,7 +124,8 @@ class CounterfactualStore:
         layout, whole = _layout(chunks, blocks), np.ascontiguousarray(array, dtype=np.float32)
         replace_atomically(
             self.path(case, intervention),
-            lambda file: seal(blosc2.asarray(whole, urlpath=str(file), mode="w", cparams=_COMPRESSION, **layout)),
+            lambda file: write_checksums(
+                blosc2.asarray(whole, urlpath=str(file), mode="w", cparams=_COMPRESSION, **layout)),
         )
 
     def write_slabs(
@@ -159,7 +160,7 @@ class CounterfactualStore:
 
     def _check_writable(self, case: str, intervention: str, shape: Sequence[int]) -> None:
         if intervention not in self.interventions:
-            raise UserError(f"the store {self.folder} has the interventions {', '.join(self.interventions)}; "
+            raise UserError(f"the store {self.folder} has the interventions {', '.join(self.interventions)}",
                             f"found '{intervention}'")
         if len(shape) != 4:
             raise UserError(f"counterfactual '{intervention}' of case {case} must be (C, Z, Y, X), "
@@ -180,14 +181,14 @@ class CounterfactualStore:
             UserError: the file is missing, cannot be read, or is not as it was written.
         """
         path, region = self.path(case, intervention), (slice(None), *(box or ()))
-        with damage_named(path, MEND):
+        with damage_named(path, FIX):
             array = self._open_array(case, intervention)
             check_seal(array, region, self._sound.setdefault(path.name, set()))
             return np.asarray(array[region], dtype=np.float32)
 
     def shape(self, case: str, intervention: str) -> tuple[int, ...]:
         """(C, Z, Y, X) of a counterfactual, from the file's header; raises as :meth:`read` does."""
-        with damage_named(self.path(case, intervention), MEND):
+        with damage_named(self.path(case, intervention), FIX):
             return tuple(self._open_array(case, intervention).shape)
 
     def _open_array(self, case: str, intervention: str) -> blosc2.NDArray:
@@ -215,10 +216,10 @@ class CounterfactualStore:
         allowed = {self.path(case, name).name for case in {*cases, *known} for name in self.interventions}
         if unknown := sorted(present - allowed):
             raise UserError(f"{self.folder / 'cases'} holds {len(unknown)} files of cases not in the dataset or "
-                            f"interventions not in the manifest: {listed(unknown)}; delete or rename them")
+                            f"interventions not in the manifest: {listed(unknown)}", "delete or rename them")
         wanted = {self.path(case, name).name: (case, name) for case in cases for name in self.interventions}
         if missing := sorted(wanted.keys() - present):
-            raise UserError(f"{self.folder / 'cases'} lacks {len(missing)} of {len(wanted)} files: {listed(missing)}; "
+            raise UserError(f"{self.folder / 'cases'} lacks {len(missing)} of {len(wanted)} files: {listed(missing)}",
                             "every case of the pretraining, those of the pool included, needs every intervention: "
                             "bring in the missing ones with nnunet_cfcl counterfactuals import, or set pretrain.data "
                             "to training (the pool is left out), or counterfactual.source to acquisition")
@@ -226,7 +227,7 @@ class CounterfactualStore:
             found, expected = self.shape(case, intervention), tuple(cases[case])
             if found != expected:
                 raise UserError(f"{self.folder / 'cases' / name} has shape {found}, expected {expected} as the "
-                                f"preprocessed case {case}; make it again with the current preprocessing")
+                                f"preprocessed case {case}", "make it again with the current preprocessing")
 
 
 def split_name(stem: str) -> tuple[str, str]:
@@ -257,7 +258,7 @@ def find_store(preprocessed_folder: str | os.PathLike[str]) -> Path | None:
     folders = sorted(path.parent for path in default_store_root(preprocessed_folder).glob(f"*/{MANIFEST}"))
     stores = [folder for folder in folders if not CounterfactualStore.open(folder).source.startswith(GENERATED)]
     if len(stores) > 1:
-        raise UserError(f"there are {len(stores)} counterfactual stores: {listed(stores)}; "
+        raise UserError(f"there are {len(stores)} counterfactual stores: {listed(stores)}",
                         "name one in the setting counterfactual.store, or delete those out of date")
     return stores[0] if stores else None
 
@@ -294,7 +295,7 @@ def _fill(
     if done != shape[1]:
         raise ValueError(f"the slabs have {done} planes, expected {shape[1]}")
     for array in arrays:
-        seal(array)
+        write_checksums(array)
 
 
 def _regrouped(slabs: Iterable[NDArray[np.floating]], depth: int) -> Iterator[NDArray[np.float32]]:
@@ -322,8 +323,8 @@ def check_intervention_name(name: str) -> None:
     """
     if len(name) > LONGEST_NAME:
         raise UserError(f"an intervention's name is part of a file name and must not be longer than {LONGEST_NAME} "
-                        f"characters, found '{name}'; name those you want in counterfactual.interventions")
-    if SEPARATOR in name or name != name.strip("_") or not stays_in_folder(name):
+                        f"characters, found '{name}'", "name those you want in counterfactual.interventions")
+    if SEPARATOR in name or name != name.strip("_") or not is_safe_filename(name):
         raise UserError(f"an intervention's name is part of a file name and must not contain '{SEPARATOR}', slashes, "
                         f"control characters or outer underscores, found '{name}'")
 

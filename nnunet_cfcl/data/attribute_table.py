@@ -48,10 +48,11 @@ def read_attribute_table(raw_folder: Path) -> AttributeTable | None:
         return None
     header, rows = read_csv_table(file)
     if CASE not in header:
-        raise UserError(f"{file} must have one column '{CASE}', found the columns {', '.join(header) or 'none'}; the "
+        raise UserError(f"{file} must have one column '{CASE}', found the columns {', '.join(header) or 'none'}", "the "
                         "first row names them, separated by commas")
     if twice := [name for name, count in Counter(header).items() if name and count > 1]:
-        raise UserError(f"{file} must have each column once, found more than one {listed(map(repr, twice))}; rename or "
+        raise UserError(f"{file} must have each column once, found more than one {listed(map(repr, twice))}",
+                        "rename or "
                         "remove columns")
     _check_rows(file, header, rows)
     # spreadsheets leave columns without a name behind
@@ -67,7 +68,7 @@ def _check_rows(file: Path, header: Sequence[str], rows: Mapping[int, Sequence[s
     twice = [case for case, count in Counter(whole.values()).items() if case and count > 1]
     faults += [f"case {case} is there more than once" for case in twice]
     if faults:
-        raise UserError(f"{file} has {len(faults)} faults: {listed(faults)}; mend these rows")
+        raise UserError(f"{file} has {len(faults)} faults: {listed(faults)}", "mend these rows")
 
 
 def read_declared_kinds(raw_folder: Path) -> dict[str, str]:
@@ -88,8 +89,8 @@ def read_declared_kinds(raw_folder: Path) -> dict[str, str]:
     try:
         content = read_json(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as JSON ({error}); mend it or take it away") from error
+        raise UserError(f"{file} cannot be read as JSON ({error})", "mend it or take it away") from error
     if not isinstance(content, dict) or not all(isinstance(kind, str) for kind in content.values()):
-        raise UserError(f'{file} must be an object like {{"site": "categorical", "age": "continuous"}}; mend it or '
+        raise UserError(f'{file} must be an object like {{"site": "categorical", "age": "continuous"}}', 'mend it or '
                         "take it away")
     return content

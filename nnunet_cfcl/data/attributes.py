@@ -63,11 +63,11 @@ class Attribute:
             encoded[-1] = 1
         elif self.kind == "continuous":
             if (number := _number(cell)) is None:
-                raise UserError(f"attribute '{self.name}' is continuous, found '{cell}'; write a number, or declare "
+                raise UserError(f"attribute '{self.name}' is continuous, found '{cell}'", "write a number, or declare "
                                 f'"{self.name}": "categorical" in attributes.json')
             encoded[0] = (number - self.mean) / self.std
         elif cell not in self.values:
-            raise UserError(f"attribute '{self.name}' has the values {listed(self.values)}, found '{cell}'; mend "
+            raise UserError(f"attribute '{self.name}' has the values {listed(self.values)}, found '{cell}'", "mend "
                             "attributes.csv, or train a new generator that knows this value")
         elif self.kind == "binary":
             encoded[0] = self.values.index(cell)
@@ -148,7 +148,7 @@ def infer_attributes(
         except _NotAllowed as reason:
             faults.append(f"'{name}' cannot be {declared[name]}: {reason}")
     if faults:
-        raise UserError(f"attributes.json has {len(faults)} faults: {listed(faults)}; mend it")
+        raise UserError(f"attributes.json has {len(faults)} faults: {listed(faults)}", "mend it")
     return AttributeCoding(tuple(found)), notes
 
 

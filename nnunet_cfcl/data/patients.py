@@ -14,7 +14,7 @@ from nnunet_cfcl.data.attribute_table import ATTRIBUTES, PATIENT, read_attribute
 from nnunet_cfcl.data.attributes import is_missing
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.atomic import write_text_atomically
-from nnunet_cfcl.files.checksummed_json import read_sealed, sealed_text
+from nnunet_cfcl.files.checksummed_json import checksummed_text, read_checksummed
 
 STORED = "cfcl_patients.json"
 FORMAT = 1
@@ -66,7 +66,7 @@ def store_patients(preprocessed: Path, patients: Mapping[str, str] | None) -> No
         preprocessed: ``nnUNet_preprocessed/DatasetXXX``.
         patients: case -> patient of all cases in the table; None: there is no table with patients.
     """
-    write_text_atomically(preprocessed / STORED, sealed_text({"format": FORMAT, "patients": patients}))
+    write_text_atomically(preprocessed / STORED, checksummed_text({"format": FORMAT, "patients": patients}))
 
 
 def _read_stored(file: Path) -> tuple[bool, dict[str, str] | None]:
@@ -74,13 +74,13 @@ def _read_stored(file: Path) -> tuple[bool, dict[str, str] | None]:
     if not file.is_file():
         return False, None
     try:
-        content = read_sealed(file)
+        content = read_checksummed(file)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, expected {FORMAT}")
         patients = content["patients"]
         return True, None if patients is None else {case: str(patient) for case, patient in patients.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} is not a readable list of patients ({type(error).__name__}: {error}); delete it and "
+        raise UserError(f"{file} is not a readable list of patients ({type(error).__name__}: {error})", "delete it and "
                         "run nnunet_cfcl pool again") from error
 
 

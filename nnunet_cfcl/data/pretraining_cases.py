@@ -180,7 +180,7 @@ class _Dataset:
         folder = Path(trainer.preprocessed_dataset_folder)
         configuration, plans = trainer.configuration_name, trainer.plans_manager.plans_name
         if not folder.is_dir() or not any(folder.iterdir()):
-            raise UserError(f"there are no preprocessed cases in {folder}; run "
+            raise UserError(f"there are no preprocessed cases in {folder}", "run "
                             f"{preprocess_command(folder.parent.name, configuration, plans)}")
         labelled = frozenset(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
         pool, silver = (read_manifest(kind(folder)) or Manifest("", True, {}) for kind in (pool_folder, silver_folder))
@@ -210,15 +210,15 @@ class _Dataset:
     def check_names(self) -> None:
         """Refuse a pool that has names in common with the training set: nobody could tell which image is meant."""
         if both := sorted(self.labelled & self.pool.cases.keys()):
-            raise UserError(f"{len(both)} cases are in both the pool and the training set: {listed(both)}; take them "
+            raise UserError(f"{len(both)} cases are in both the pool and the training set: {listed(both)}", "take them "
                             f"out of {self.raw}/{POOL_IMAGES} or rename them there, then run {self.pool_command}")
 
     def check_preprocessed(self, training: Iterable[str]) -> None:
         """Refuse training cases without preprocessed files, before they are met in the middle of a run."""
         if missing := sorted(set(training) - self.labelled):
-            mend = preprocess_command(self.folder.parent.name, self.configuration, self.plans)
+            fix = preprocess_command(self.folder.parent.name, self.configuration, self.plans)
             raise UserError(f"the fold has {len(missing)} training cases that are not in {self.folder}: "
-                            f"{listed(missing)}; run {mend}, or mend splits_final.json")
+                            f"{listed(missing)}", f"run {fix}, or mend splits_final.json")
 
 
 @dataclass(frozen=True)
@@ -275,13 +275,14 @@ def _choose(trainer: Any, data: str, dataset: _Dataset) -> _Chosen:
         dataset.check_preprocessed(training)
     pool = () if data == "training" else tuple(dataset.pool.cases)
     if data == "pool" and not pool:
-        raise UserError(f"pretrain.data is 'pool', but there is none; put images into {dataset.raw}/{POOL_IMAGES} and "
+        raise UserError("pretrain.data is 'pool', but there is none",
+                        f"put images into {dataset.raw}/{POOL_IMAGES} and "
                         f"run {dataset.pool_command}")
     patients = {dataset.patients.of(case) for case in held_out}
     kept = [tuple(sorted(case for case in cases if dataset.patients.of(case) not in patients))
             for cases in (training, pool)]
     if not any(kept):
-        raise UserError(f"phase 1 has no cases: all {len(training) + len(pool)} are {role} cases or of their patients; "
+        raise UserError(f"phase 1 has no cases: all {len(training) + len(pool)} are {role} cases or of their patients",
                         f"look at splits_final.json and at {dataset.patients.table or dataset.patients_column}")
     return _Chosen(kept[0], kept[1], len(training) - len(kept[0]), len(pool) - len(kept[1]), held_out, role)
 
@@ -294,7 +295,8 @@ def _labels(dataset: _Dataset, chosen: _Chosen, silver: SilverSettings) -> Label
     if not (manual or training or pool):
         raise UserError(
             f"the method learns from labels, but none of the {len(chosen.pool)} cases of the pool has a silver label "
-            f"of quality {silver.min_quality:g} or more; put label maps into {dataset.raw}/{SILVER_LABELS} (an output "
+            f"of quality {silver.min_quality:g} or more",
+            f"put label maps into {dataset.raw}/{SILVER_LABELS} (an output "
             f"folder of nnUNetv2_predict is one) and run {dataset.pool_command}, or set pretrain.data to "
             "'training_and_pool'")
     content = [PreprocessedCases(str(dataset.folder), sorted(manual)).label_content() if manual else "",

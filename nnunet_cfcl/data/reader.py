@@ -44,6 +44,6 @@ def require_finite(part: np.ndarray, what: str, box: tuple[slice, ...]) -> None:
     if not np.isfinite(part).all():
         where = ", ".join(f"{axis.start}:{axis.stop}" for axis in box)
         raise UserError(
-            f"{what} holds values that are not finite (NaN or infinite) in voxels [{where}]; "
+            f"{what} holds values that are not finite (NaN or infinite) in voxels [{where}]",
             "`nnunet_cfcl doctor -d DATASET -c CONFIGURATION --data` lists every such case"
         )

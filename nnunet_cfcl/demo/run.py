@@ -64,7 +64,7 @@ class Commands:
             assert process.stdout is not None
             last = _follow(process.stdout, file)
         if process.wait() != 0:
-            raise UserError(f"`{name} {' '.join(arguments)}` failed ({last}); the whole output is in {log}")
+            raise UserError(f"`{name} {' '.join(arguments)}` failed ({last})", f"the whole output is in {log}")
 
 
 def _follow(lines: Iterable[str], file: Any) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_cfcl.errors import CheckResult
 from nnunet_cfcl.nnunet.check_dataset import preprocessed_cases
-from nnunet_cfcl.nnunet.finding import Finding
 
 
-def scan_cases(folder: Path, preprocess: str) -> Iterator[Finding]:
+def scan_cases(folder: Path, preprocess: str) -> Iterator[CheckResult]:
     """Reads all preprocessed cases of ``folder``, one channel at a time, with a progress bar on stderr.
 
     Args:
@@ -23,7 +23,7 @@ def scan_cases(folder: Path, preprocess: str) -> Iterator[Finding]:
         One finding per bad case, at last one that counts them.
 
     Raises:
-        CheckFailed: there are no preprocessed cases.
+        UserError: there are no preprocessed cases.
     """
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
     from tqdm import tqdm
@@ -35,24 +35,24 @@ def scan_cases(folder: Path, preprocess: str) -> Iterator[Finding]:
         for finding in _scan_case(dataset, name, preprocess):
             bad += finding.status == "FAIL"
             yield finding
-    yield Finding("FAIL" if bad else "ok", f"{len(names)} cases scanned, {bad} bad")
+    yield CheckResult("FAIL" if bad else "ok", f"{len(names)} cases scanned, {bad} bad")
 
 
-def _scan_case(dataset: Any, name: str, preprocess: str) -> Iterator[Finding]:
-    mend = f"mend its image in nnUNet_raw and run {preprocess}, or take it out of splits_final.json"
+def _scan_case(dataset: Any, name: str, preprocess: str) -> Iterator[CheckResult]:
+    fix = f"fix its image in nnUNet_raw and run {preprocess}, or take it out of splits_final.json"
     try:
         image = dataset.load_case(name)[0]
         faults = [channel_fault(np.asarray(image[channel])) for channel in range(image.shape[0])]
     # whatever a damaged file raises, the scan goes on and names it
     except Exception as error:
-        yield Finding("FAIL", f"case {name} cannot be read ({type(error).__name__}: {error})", mend)
+        yield CheckResult("FAIL", f"case {name} cannot be read ({type(error).__name__}: {error})", fix)
         return
     if any(fault and "not finite" in fault for fault in faults):
-        yield Finding("FAIL", f"case {name}: {_by_channel(faults)}", mend)
+        yield CheckResult("FAIL", f"case {name}: {_by_channel(faults)}", fix)
     elif all(faults):
-        yield Finding("FAIL", f"case {name} is constant: {_by_channel(faults)}", mend)
+        yield CheckResult("FAIL", f"case {name} is constant: {_by_channel(faults)}", fix)
     elif any(faults):
-        yield Finding("warn", f"case {name}: {_by_channel(faults)}", "look at its image in nnUNet_raw")
+        yield CheckResult("warn", f"case {name}: {_by_channel(faults)}", "look at its image in nnUNet_raw")
 
 
 def channel_fault(channel: np.ndarray) -> str | None:

@@ -7,26 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nnunet_cfcl.nnunet.finding import Finding
+from nnunet_cfcl.errors import CheckResult
 
 GIB = 2**30
 
 
-def check_device(device: str) -> Finding:
+def check_device(device: str) -> CheckResult:
     """``device`` (``cuda``, ``cpu`` or ``mps``) is there."""
     import torch
 
     if device == "cpu":
-        return Finding("ok", f"device cpu, {os.cpu_count()} cores")
+        return CheckResult("ok", f"device cpu, {os.cpu_count()} cores")
     is_there = torch.cuda.is_available() if device == "cuda" else torch.backends.mps.is_available()
     if not is_there:
-        return Finding("FAIL", f"PyTorch finds no {device} device, which nnU-Net uses unless told otherwise"
+        return CheckResult("FAIL", f"PyTorch finds no {device} device, which nnU-Net uses unless told otherwise"
                        if device == "cuda" else f"PyTorch finds no {device} device",
                        "-device cpu (slow), or install the driver and a PyTorch built for it")
-    return Finding("ok", f"device {torch.cuda.get_device_name(0)}" if device == "cuda" else f"device {device}")
+    return CheckResult("ok", f"device {torch.cuda.get_device_name(0)}" if device == "cuda" else f"device {device}")
 
 
-def check_memory(device: str, training_need: float | None) -> Iterator[Finding]:
+def check_memory(device: str, training_need: float | None) -> Iterator[CheckResult]:
     """Free memory of the machine and of the GPU against a rough need.
 
     Args:
@@ -46,11 +46,11 @@ def check_memory(device: str, training_need: float | None) -> Iterator[Finding]:
                         "end what else runs on the GPU, or plan with -gpu_memory_target")
 
 
-def _compared(what: str, free: float | None, need: float, mend: str) -> Finding:
+def _compared(what: str, free: float | None, need: float, fix: str) -> CheckResult:
     if free is None:
-        return Finding("warn", f"free {what} unknown, about {need:.0f} GiB are needed")
+        return CheckResult("warn", f"free {what} unknown, about {need:.0f} GiB are needed")
     text = f"{what}: {free:.1f} GiB free, about {need:.1f} GiB needed"
-    return Finding("ok", text) if free >= need else Finding("warn", text, mend)
+    return CheckResult("ok", text) if free >= need else CheckResult("warn", text, fix)
 
 
 def worker_processes() -> int:

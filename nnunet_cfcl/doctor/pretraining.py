@@ -21,11 +21,10 @@ from nnunet_cfcl.data.attribute_table import ATTRIBUTES
 from nnunet_cfcl.data.pool.manifest import pool_command, read_manifest, silver_folder
 from nnunet_cfcl.data.pool.sources import SILVER_LABELS
 from nnunet_cfcl.data.pretraining_cases import PretrainingCases, pretraining_cases
-from nnunet_cfcl.errors import UserError, first_line
+from nnunet_cfcl.errors import CheckResult, UserError, first_line
 from nnunet_cfcl.files.json_files import read_json
 from nnunet_cfcl.nnunet import check_dataset
 from nnunet_cfcl.nnunet.decoder_tap import decoder_width
-from nnunet_cfcl.nnunet.finding import CheckFailed, Finding
 from nnunet_cfcl.nnunet.plan import check_single_stage, view_geometry
 from nnunet_cfcl.nnunet.versions import build_network
 from nnunet_cfcl.phases.attributes_of_cases import (
@@ -60,10 +59,10 @@ class PlannedPretraining:
     plans: str
     configuration: str
 
-    def findings(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[CheckResult]:
         """Stage, patch, method, network, cases, counterfactuals, as `CounterfactualPretraining` would refuse them."""
         if not self.settings.pretrain.enabled:
-            yield Finding("ok", "no pretraining (pretrain.enabled is false)")
+            yield CheckResult("ok", "no pretraining (pretrain.enabled is false)")
             return
         manager = PlansManager(self.plan).get_configuration(self.configuration)
         yield _checked(lambda: check_single_stage(self.configuration, manager), "no previous stage needed",
@@ -83,12 +82,13 @@ class PlannedPretraining:
         objective: Objective = self.trainer.method.build(context)
         return objective
 
-    def _network_findings(self, batch_size: int) -> Iterator[Finding]:
+    def _network_findings(self, batch_size: int) -> Iterator[CheckResult]:
         try:
             network = self._network()
         # other people's networks may compute with real numbers when built, which says nothing about the training
         except Exception as error:
-            yield Finding("warn", "decoder and norms not checked, the network could not be built on the meta device "
+            yield CheckResult("warn",
+                              "decoder and norms not checked, the network could not be built on the meta device "
                                   f"({first_line(error)})")
             return
         is_the_plans = self.trainer.build_network_architecture is nnUNetTrainer.build_network_architecture
@@ -112,11 +112,11 @@ class PlannedPretraining:
                 self.trainer, manager, manager.get_configuration(self.configuration), *channels, deep_supervision=True)
         return network
 
-    def _data_findings(self, folder: Path) -> Iterator[Finding]:
+    def _data_findings(self, folder: Path) -> Iterator[CheckResult]:
         """Of the cases and counterfactuals of fold "all"; where these fail, whether single folds can be pretrained."""
         try:
             known = check_dataset.preprocessed_cases(folder, "")
-        except CheckFailed:
+        except UserError:
             return  # a finding of `check_preprocessed` already
         found = list(self._fold_findings(folder, "all", known, known))
         failed = [finding for finding in found if finding.status == "FAIL"]
@@ -126,12 +126,12 @@ class PlannedPretraining:
             finding.status != "FAIL"
             for finding in self._fold_findings(folder, fold, training & known, validation & known))]
         for finding in found:
-            yield finding if finding.status != "FAIL" or not served else Finding(
-                "warn", f"only fold {', '.join(served)} can be pretrained: {finding.what}", finding.mend)
+            yield finding if finding.status != "FAIL" or not served else CheckResult(
+                "warn", f"only fold {', '.join(served)} can be pretrained: {finding.message}", finding.fix)
 
     def _fold_findings(
         self, folder: Path, fold: int | str, training: Iterable[str], validation: Iterable[str]
-    ) -> Iterator[Finding]:
+    ) -> Iterator[CheckResult]:
         description = json.loads((folder.parent / "dataset.json").read_text())
         asked = _Fold(str(folder), self.configuration, PlansManager(self.plan), description, fold, sorted(training),
                       sorted(validation))
@@ -139,25 +139,22 @@ class PlannedPretraining:
         try:
             cases = pretraining_cases(asked, self.settings, needs_labels, unpack=False)
         except UserError as error:
-            # the messages of the cases say what mends them after the last semicolon
-            what, _, mend = str(error).rpartition("; ")
-            yield Finding("FAIL", what or mend, mend if what else "")
+            yield CheckResult.of(error)
             return
-        yield Finding("ok", f"fold {fold}: {'; '.join(asked.log)}")
+        yield CheckResult("ok", f"fold {fold}: {'; '.join(asked.log)}")
         if needs_labels:
             yield from self._silver_findings(folder)
         if method.counterfactuals:
             yield self._counterfactual_finding(asked, cases, folder)
 
-    def _counterfactual_finding(self, asked: _Fold, cases: PretrainingCases, folder: Path) -> Finding:
+    def _counterfactual_finding(self, asked: _Fold, cases: PretrainingCases, folder: Path) -> CheckResult:
         """Of the table of attributes where a generator is to be trained on it, else of the source that is chosen."""
         try:
             known = known_attributes(folder.parent)
             if wants_generator(self.settings, str(folder), known is not None and bool(known.columns)):
                 return self._attributes_finding(known, asked, cases)
         except UserError as error:
-            what, _, mend = str(error).rpartition("; ")
-            return Finding("FAIL", what or mend, mend if what else f"mend {ATTRIBUTES}")
+            return CheckResult("FAIL", error.message, error.fix or f"correct {ATTRIBUTES}")
         block = asked.plans_manager.get_configuration(self.configuration)
         return _checked(
             lambda: choose_source(self.settings, cases, str(folder), block.normalization_schemes,
@@ -166,10 +163,10 @@ class PlannedPretraining:
             f"nnunet_cfcl counterfactuals import -d {int(self.dataset[7:10])} -c {self.configuration} "
             f"-p {self.plans} -i IMAGES, or set counterfactual.source to acquisition in {_settings_file()}")
 
-    def _attributes_finding(self, known: KnownAttributes | None, asked: _Fold, cases: PretrainingCases) -> Finding:
+    def _attributes_finding(self, known: KnownAttributes | None, asked: _Fold, cases: PretrainingCases) -> CheckResult:
         wanted = self.settings.counterfactual
         if known is None:
-            return Finding("FAIL", f"counterfactual.source is 'generator', but nnUNet_raw/{self.dataset} has no "
+            return CheckResult("FAIL", f"counterfactual.source is 'generator', but nnUNet_raw/{self.dataset} has no "
                            f"{ATTRIBUTES}", f"nnunet_cfcl attributes discover -d {self.dataset}, or write it by hand")
         try:
             coding, interventions = coding_and_interventions(
@@ -178,19 +175,20 @@ class PlannedPretraining:
         except NothingToChange as reason:
             if wanted.source == "generator":
                 raise
-            return Finding("warn", f"no generator will be trained, acquisition is used: {reason}", f"mend {ATTRIBUTES}")
+            return CheckResult("warn", f"no generator will be trained, acquisition is used: {reason.message}",
+                               reason.fix or f"correct {ATTRIBUTES}")
         said = ", ".join(f"{one.name} ({one.kind})" for one in coding.attributes)
-        return Finding("ok", f"a generator of counterfactuals will be trained on {said}; interventions: "
+        return CheckResult("ok", f"a generator of counterfactuals will be trained on {said}; interventions: "
                        f"{', '.join(one.name for one in interventions)}")
 
-    def _silver_findings(self, folder: Path) -> Iterator[Finding]:
+    def _silver_findings(self, folder: Path) -> Iterator[CheckResult]:
         """The training takes manual labels where silver ones are missing; whoever asked for these may want to know."""
         wanted = self.settings.silver
         if self.settings.pretrain.data == "pool" or wanted.training_cases == "manual":
             return
         manifest = read_manifest(silver_folder(folder))
         if not manifest or not manifest.with_silver(wanted.min_quality):
-            yield Finding(
+            yield CheckResult(
                 "warn", "silver.training_cases is 'silver', but no training case has a silver label to use: the manual "
                         "ones are used",
                 f"put label maps of training cases into nnUNet_raw/{self.dataset}/{SILVER_LABELS} and run "
@@ -223,12 +221,12 @@ def _untrained(logits: Any, labels: Tensor) -> Tensor:
     raise NotImplementedError("the doctor trains nothing")
 
 
-def _checked(check: Callable[[], object], ok: str, mend: str) -> Finding:
+def _checked(check: Callable[[], object], ok: str, fix: str) -> CheckResult:
     try:
         check()
     except UserError as error:
-        return Finding("FAIL", str(error), mend)
-    return Finding("ok", ok)
+        return CheckResult("FAIL", str(error), fix)
+    return CheckResult("ok", ok)
 
 
 def _settings_file() -> str:

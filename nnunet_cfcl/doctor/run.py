@@ -8,9 +8,8 @@ from typing import Any
 
 from nnunet_cfcl.doctor import cases as check_cases
 from nnunet_cfcl.doctor import device as check_device
-from nnunet_cfcl.errors import first_line
+from nnunet_cfcl.errors import CheckResult, UserError, first_line
 from nnunet_cfcl.nnunet import check_dataset, check_environment
-from nnunet_cfcl.nnunet.finding import CheckFailed, Finding
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Training:
     device: str = "cuda"
 
 
-def examine(training: Training, scan_data: bool = False) -> Iterator[Finding]:
+def examine(training: Training, scan_data: bool = False) -> Iterator[CheckResult]:
     """Makes all checks, the quick ones first; a check that breaks is itself a finding.
 
     Args:
@@ -43,35 +42,35 @@ def examine(training: Training, scan_data: bool = False) -> Iterator[Finding]:
         yield from _guarded("the dataset", lambda: _examine_dataset(training, scan_data))
 
 
-def _guarded(what: str, check: Callable[[], Finding | Iterable[Finding]]) -> Iterator[Finding]:
+def _guarded(what: str, check: Callable[[], CheckResult | Iterable[CheckResult]]) -> Iterator[CheckResult]:
     try:
         found = check()
-        yield from [found] if isinstance(found, Finding) else found
-    except CheckFailed as failed:
-        yield failed.finding
+        yield from [found] if isinstance(found, CheckResult) else found
+    except UserError as error:
+        yield CheckResult.of(error)
     # the doctor looks at broken installations: one check that breaks must not keep the others from being made
     except Exception as error:
-        yield Finding("FAIL", f"{what} could not be checked ({first_line(error)})",
+        yield CheckResult("FAIL", f"{what} could not be checked ({first_line(error)})",
                       "see the lines above; if they are all ok, report this as a bug")
 
 
-def _check_trainer(name: str) -> Finding:
+def _check_trainer(name: str) -> CheckResult:
     # imports torch and nnU-Net, without which the doctor must still run
     from nnunet_cfcl.trainers.lookup import check_trainer
 
     return check_trainer(name)
 
 
-def _examine_dataset(training: Training, scan_data: bool) -> Iterator[Finding]:
+def _examine_dataset(training: Training, scan_data: bool) -> Iterator[CheckResult]:
     assert training.dataset is not None
     dataset = check_dataset.find_dataset(training.dataset)
-    yield Finding("ok", f"dataset {dataset}")
+    yield CheckResult("ok", f"dataset {dataset}")
     plan = check_dataset.load_plan(dataset, training.plans, training.configuration)
-    yield Finding("ok", f"plan {training.plans} with configurations {', '.join(plan['configurations'])}")
+    yield CheckResult("ok", f"plan {training.plans} with configurations {', '.join(plan['configurations'])}")
     if training.configuration is None:
         return
     block = check_dataset.load_configuration(plan, training.plans, training.configuration)
-    yield Finding("ok", f"configuration {training.configuration}, patch {list(block['patch_size'])}, "
+    yield CheckResult("ok", f"configuration {training.configuration}, patch {list(block['patch_size'])}, "
                         f"batch {block['batch_size']}")
     yield from _guarded("the pretraining", lambda: _pretraining_findings(training, dataset, plan, block))
     yield from _guarded("memory", lambda: _memory_findings(training, dataset, plan, block))
@@ -81,15 +80,15 @@ def _examine_dataset(training: Training, scan_data: bool) -> Iterator[Finding]:
         yield from check_cases.scan_cases(check_dataset.preprocessed_folder(dataset, block), command)
 
 
-def _settings_finding(block: dict[str, Any] | None) -> Finding:
+def _settings_finding(block: dict[str, Any] | None) -> CheckResult:
     settings = check_dataset.check_settings(block)
-    return Finding("ok", f"settings: {settings.pretrain.epochs} epochs of pretraining, "
+    return CheckResult("ok", f"settings: {settings.pretrain.epochs} epochs of pretraining, "
                          f"{settings.pretrain.images_per_step} images per step")
 
 
 def _pretraining_findings(
     training: Training, dataset: str, plan: dict[str, Any], block: dict[str, Any],
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     yield _settings_finding(block)
     # imports torch and nnU-Net, without which the doctor must still run
     from nnunet_cfcl.doctor.pretraining import PlannedPretraining
@@ -97,12 +96,13 @@ def _pretraining_findings(
 
     trainer, settings = pretraining_trainer(training.trainer), check_dataset.check_settings(block)
     if trainer is None and known_trainer(training.trainer) is not None:
-        yield Finding("ok", f"{training.trainer} has no pretraining, whose settings are not used")
+        yield CheckResult("ok", f"{training.trainer} has no pretraining, whose settings are not used")
     elif trainer is not None and training.configuration is not None:
         yield from PlannedPretraining(
             trainer, settings, dataset, plan, training.plans, training.configuration).findings()
 
 
-def _memory_findings(training: Training, dataset: str, plan: dict[str, Any], block: dict[str, Any]) -> list[Finding]:
+def _memory_findings(training: Training, dataset: str, plan: dict[str, Any],
+                     block: dict[str, Any]) -> list[CheckResult]:
     channels = check_dataset.network_channels(dataset, plan, training.configuration)
     return list(check_device.check_memory(training.device, check_device.training_gib(block, *channels)))

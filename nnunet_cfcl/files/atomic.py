@@ -74,10 +74,10 @@ def refusals_named(target: Path, temporary: Path) -> Iterator[None]:
         refusal = error if isinstance(error, OSError) and error.errno in REFUSALS else _refusal(temporary)
         if refusal is None:
             raise
-        mend = REFUSALS.get(refusal.errno or 0, OTHER_REFUSAL)
+        fix = REFUSALS.get(refusal.errno or 0, OTHER_REFUSAL)
         raise WriteError(
-            f"cannot write {target} ({refusal.strerror}): {mend}, then start again, a training with --c; what was "
-            "there before is as it was") from error
+            f"cannot write {target} ({refusal.strerror}); what was there before is as it was",
+            f"{fix}, then start again, a training with --c") from error
 
 
 def _refusal(temporary: Path) -> OSError | None:
@@ -107,7 +107,7 @@ def write_text_atomically(file: str | os.PathLike[str], text: str) -> None:
     replace_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def free_name(file: Path, mark: str) -> Path:
+def backup_path(file: Path, mark: str) -> Path:
     """Where a file is kept that is written anew: ``MARK_NAME`` beside it, or ``MARK_2_NAME`` and so on."""
     kept = file.with_name(f"{mark}_{file.name}")
     numbers = count(2)
@@ -116,7 +116,7 @@ def free_name(file: Path, mark: str) -> Path:
     return kept
 
 
-def writable_folder(folder: str | os.PathLike[str], mend: str = "choose another folder") -> Path:
+def writable_folder(folder: str | os.PathLike[str], fix: str = "choose another folder") -> Path:
     """The folder, made if it is not there, when a file can be written in it.
 
     Raises:
@@ -127,5 +127,5 @@ def writable_folder(folder: str | os.PathLike[str], mend: str = "choose another 
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"cannot write {folder} ({error.strerror}); {mend}") from error
+        raise UserError(f"cannot write {folder} ({error.strerror})", fix) from error
     return Path(folder)

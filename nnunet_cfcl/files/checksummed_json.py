@@ -13,13 +13,13 @@ from nnunet_cfcl.files.json_files import read_json
 CHECKSUM = "checksum"
 
 
-def sealed_text(content: Mapping[str, Any]) -> str:
+def checksummed_text(content: Mapping[str, Any]) -> str:
     """A JSON object with a checksum of its content; keys are texts."""
     return json.dumps({**content, CHECKSUM: digest(content)}, indent=1)
 
 
-def read_sealed(file: Path) -> dict[str, Any]:
-    """The object in a file of `sealed_text`, without the checksum; files of earlier versions have none.
+def read_checksummed(file: Path) -> dict[str, Any]:
+    """The object in a file of `checksummed_text`, without the checksum; files of earlier versions have none.
 
     Raises:
         OSError: the file cannot be read.

@@ -40,16 +40,16 @@ def check_plain(file: Path) -> None:
         raise ValueError(f"it holds a {found[0]}, no plain array")
 
 
-def seal(array: blosc2.NDArray) -> None:
+def write_checksums(array: blosc2.NDArray) -> None:
     """Write the checksums of an array, which is not to be written to any more, into its file."""
     sums = [zlib.crc32(array.schunk.get_chunk(number)) for number in range(array.schunk.nchunks)]
     text = json.dumps({**_header(array), "chunk_sums": sums})
     array.schunk.vlmeta[KEY] = [zlib.crc32(text.encode()), text]
 
 
-def seal_file(file: Path) -> None:
-    """`seal` of a finished file; its chunks stay as they are."""
-    seal(blosc2.open(urlpath=str(file), mode="a"))
+def add_checksums(file: Path) -> None:
+    """`write_checksums` of a finished file; its chunks stay as they are."""
+    write_checksums(blosc2.open(urlpath=str(file), mode="a"))
 
 
 def check_header(array: blosc2.NDArray) -> None:
@@ -82,7 +82,7 @@ def check_seal(array: blosc2.NDArray, region: Sequence[slice], sound: set[int]) 
 
 
 @contextmanager
-def damage_named(file: Path, mend: str) -> Iterator[None]:
+def damage_named(file: Path, fix: str) -> Iterator[None]:
     """What goes wrong with a file within the block is told of it, with what mends it.
 
     Raises:
@@ -94,7 +94,7 @@ def damage_named(file: Path, mend: str) -> Iterator[None]:
         raise
     # blosc2 raises nearly anything for a damaged file
     except Exception as error:
-        raise UserError(f"{file} cannot be read, it is damaged or not there ({first_line(error)}); {mend}") from error
+        raise UserError(f"{file} cannot be read, it is damaged or not there ({first_line(error)})", fix) from error
 
 
 def _header(array: blosc2.NDArray) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def read_csv_table(file: Path) -> tuple[list[str], dict[int, list[str]]]:
             header = _cells(next(reader, []))
             rows = [(reader.line_num, _cells(row)) for row in reader]
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read as a table of comma-separated values in UTF-8 ({error}); save it again "
+        raise UserError(f"{file} cannot be read as a table of comma-separated values in UTF-8 ({error})",
+                        "save it again "
                         "as such, or take it away") from error
     return header, {line: row for line, row in rows if any(row)}
 
@@ -56,8 +57,8 @@ def check_case_names(named: Collection[str], known: Collection[str], ending: str
     unknown = sorted(set(named) - set(known))
     files = [name for name in unknown if re.sub(r"_\d{4}$", "", name.removesuffix(ending)) in known]
     if files:
-        raise UserError(f"{table} has {len(files)} names of files where names of cases are expected: {listed(files)}; "
+        raise UserError(f"{table} has {len(files)} names of files where names of cases are expected: {listed(files)}",
                         f"write them without _0000 and without {ending}")
     if known and unknown and len(unknown) == len(set(named)):
         raise UserError(f"{table} names none of the {len(known)} known cases, such as {sorted(known)[0]}, but "
-                        f"{len(unknown)} others: {listed(unknown)}; write the names of the cases")
+                        f"{len(unknown)} others: {listed(unknown)}", "write the names of the cases")

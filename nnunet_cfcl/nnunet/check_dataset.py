@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_cfcl.config import CONFIG_VARIABLE, Settings, SettingsError, resolve_settings
-from nnunet_cfcl.errors import first_line, listed
+from nnunet_cfcl.errors import CheckResult, UserError, first_line, listed
 from nnunet_cfcl.files.json_files import read_json
 from nnunet_cfcl.files.lenient_json import as_object, read_json_object
-from nnunet_cfcl.nnunet.finding import CheckFailed, Finding
 
 # the plans of nnU-Net's own planners; the default planner needs no flag
 PLANNERS = {f"nnUNetResEncUNet{size}Plans": f"nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")}
@@ -36,7 +35,7 @@ def find_dataset(name_or_id: str) -> str:
     """The dataset's full name, looked for in nnUNet_raw and nnUNet_preprocessed.
 
     Raises:
-        CheckFailed: unknown or ambiguous; the nearest name is given.
+        UserError: unknown or ambiguous; the nearest name is given.
     """
     known = _datasets_in("nnUNet_raw", "nnUNet_preprocessed")
     if name_or_id in known:
@@ -46,12 +45,12 @@ def find_dataset(name_or_id: str) -> str:
         found = [name for name in _datasets_in("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
                  if int(name[7:10]) == int(name_or_id)]
         if len(found) > 1:
-            raise CheckFailed(f"several datasets have the number {name_or_id}: {', '.join(found)}",
+            raise UserError(f"several datasets have the number {name_or_id}: {', '.join(found)}",
                               f"-d {found[0]}, or rename all but one")
         if found and found[0] in known:
             return found[0]
     near = difflib.get_close_matches(name_or_id, known, n=1, cutoff=0.0)
-    raise CheckFailed(
+    raise UserError(
         f"no dataset {name_or_id} in nnUNet_raw or nnUNet_preprocessed ({listed(known) or 'they hold none'})",
         f"-d {near[0]}" if near else "put it into $nnUNet_raw as DatasetXXX_NAME, in nnU-Net's format")
 
@@ -64,7 +63,7 @@ def _datasets_in(*variables: str) -> list[str]:
 
 def _preprocessed_root() -> Path:
     if not os.environ.get("nnUNet_preprocessed"):
-        raise CheckFailed("the plan lies in nnUNet_preprocessed, which is not set",
+        raise UserError("the plan lies in nnUNet_preprocessed, which is not set",
                           "export nnUNet_preprocessed=/path/to/nnUNet_preprocessed")
     return Path(os.environ["nnUNet_preprocessed"])
 
@@ -73,17 +72,17 @@ def load_plan(dataset: str, plans: str, configuration: str | None) -> dict[str, 
     """The plan ``plans`` of ``dataset``.
 
     Raises:
-        CheckFailed: no such plan, or it cannot be read.
+        UserError: no such plan, or it cannot be read.
     """
     folder = _preprocessed_root() / dataset
     if not (folder / f"{plans}.json").is_file():
         others = sorted(file.stem for file in folder.glob("*.json") if "configurations" in read_json_object(file, []))
         near = difflib.get_close_matches(plans, others, n=1)
-        raise CheckFailed(f"{dataset} has no plan {plans} in {folder} ({listed(others) or 'nor any other'})",
+        raise UserError(f"{dataset} has no plan {plans} in {folder} ({listed(others) or 'nor any other'})",
                           f"-p {near[0]}" if near else plan_command(dataset, configuration, plans))
     for name in (f"{plans}.json", "dataset.json"):
         if not read_json_object(folder / name, []):
-            raise CheckFailed(f"{folder / name} is missing or not readable",
+            raise UserError(f"{folder / name} is missing or not readable",
                               plan_command(dataset, configuration, plans))
     return read_json_object(folder / f"{plans}.json", [])
 
@@ -92,20 +91,20 @@ def load_configuration(plan: dict[str, Any], plans: str, configuration: str) -> 
     """The configuration's block of the plan, with what it inherits.
 
     Raises:
-        CheckFailed: the plan has no such configuration; the nearest is named.
+        UserError: the plan has no such configuration; the nearest is named.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     known = list(as_object(plan.get("configurations")))
     if configuration not in known:
         near = difflib.get_close_matches(configuration, known, n=1, cutoff=0.0)
-        raise CheckFailed(f"the plan {plans} has no configuration {configuration} (it has {listed(known)})",
+        raise UserError(f"the plan {plans} has no configuration {configuration} (it has {listed(known)})",
                           f"-c {near[0]}" if near else "plan again")
     try:
         block: dict[str, Any] = PlansManager(plan).get_configuration(configuration).configuration
     # nnU-Net looks at nothing before it uses it
     except Exception as error:
-        raise CheckFailed(f"nnU-Net cannot use the configuration {configuration} of the plan {plans} "
+        raise UserError(f"nnU-Net cannot use the configuration {configuration} of the plan {plans} "
                           f"({first_line(error)})", "plan again") from error
     return block
 
@@ -115,37 +114,37 @@ def preprocessed_folder(dataset: str, block: dict[str, Any]) -> Path:
     return _preprocessed_root() / dataset / str(block["data_identifier"])
 
 
-def check_preprocessed(dataset: str, plans: str, configuration: str, block: dict[str, Any]) -> Iterator[Finding]:
+def check_preprocessed(dataset: str, plans: str, configuration: str, block: dict[str, Any]) -> Iterator[CheckResult]:
     """Every raw training case is preprocessed, and the split names only cases that are.
 
     Raises:
-        CheckFailed: there are no preprocessed cases.
+        UserError: there are no preprocessed cases.
     """
-    folder, mend = preprocessed_folder(dataset, block), preprocess_command(dataset, configuration, plans)
-    cases = preprocessed_cases(folder, mend)
+    folder, fix = preprocessed_folder(dataset, block), preprocess_command(dataset, configuration, plans)
+    cases = preprocessed_cases(folder, fix)
     missing = sorted(_raw_cases(dataset) - cases)
     if missing:
-        yield Finding("FAIL", f"{len(missing)} training cases are missing in {folder}: {listed(missing)}", mend)
+        yield CheckResult("FAIL", f"{len(missing)} training cases are missing in {folder}: {listed(missing)}", fix)
     else:
-        yield Finding("ok", f"{len(cases)} preprocessed cases in {folder}")
-    yield _check_split(folder.parent / "splits_final.json", cases, mend)
+        yield CheckResult("ok", f"{len(cases)} preprocessed cases in {folder}")
+    yield _check_split(folder.parent / "splits_final.json", cases, fix)
 
 
-def preprocessed_cases(folder: Path, mend: str) -> set[str]:
+def preprocessed_cases(folder: Path, fix: str) -> set[str]:
     """Names of the cases in a folder of preprocessed data.
 
     Raises:
-        CheckFailed: the folder is missing, empty, or holds foreign files.
+        UserError: the folder is missing, empty, or holds foreign files.
     """
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
     if not folder.is_dir() or not any(folder.iterdir()):
-        raise CheckFailed(f"there are no preprocessed cases in {folder}", mend)
+        raise UserError(f"there are no preprocessed cases in {folder}", fix)
     try:
         return set(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
     except (AssertionError, KeyError) as error:
         endings = sorted({file.suffix for file in folder.iterdir() if file.is_file()} - {".pkl", ".npy"})
-        raise CheckFailed(f"nnU-Net cannot tell the format of {folder}: it holds files of type {', '.join(endings)}",
+        raise UserError(f"nnU-Net cannot tell the format of {folder}: it holds files of type {', '.join(endings)}",
                           "move away what nnU-Net did not put there") from error
 
 
@@ -163,35 +162,36 @@ def _raw_cases(dataset: str) -> set[str]:
     return set(map(str, found))
 
 
-def _check_split(file: Path, cases: set[str], mend: str) -> Finding:
+def _check_split(file: Path, cases: set[str], fix: str) -> CheckResult:
     if not file.is_file():
         if len(cases) < 5:
-            return Finding("FAIL", f"nnU-Net cannot draw five folds from {len(cases)} cases",
+            return CheckResult("FAIL", f"nnU-Net cannot draw five folds from {len(cases)} cases",
                            f"write {file}, or train fold all")
-        return Finding("ok", "no splits_final.json: nnU-Net will draw five folds")
+        return CheckResult("ok", "no splits_final.json: nnU-Net will draw five folds")
     try:
         splits = read_json(file)
         named = {case for split in splits for part in ("train", "val") for case in split[part]}
     except (OSError, ValueError, KeyError, TypeError):
-        return Finding("FAIL", f"{file} is not a list of folds with train and val", f"rm {file}, nnU-Net draws folds")
+        return CheckResult("FAIL", f"{file} is not a list of folds with train and val",
+                           f"rm {file}, nnU-Net draws folds")
     unknown = sorted(named - cases)
     if unknown:
-        return Finding("FAIL", f"{file} names cases that are not preprocessed: {listed(unknown)}",
-                       f"{mend}, or rm {file}")
-    return Finding("ok", f"splits_final.json: {len(splits)} folds")
+        return CheckResult("FAIL", f"{file} names cases that are not preprocessed: {listed(unknown)}",
+                       f"{fix}, or rm {file}")
+    return CheckResult("ok", f"splits_final.json: {len(splits)} folds")
 
 
 def check_settings(block: dict[str, Any] | None) -> Settings:
     """The settings that a training of this configuration would use.
 
     Raises:
-        CheckFailed: an unknown key, a wrong type or value.
+        UserError: an unknown key, a wrong type or value.
     """
     try:
         return resolve_settings((block or {}).get("cfcl"))
     except SettingsError as error:
         file = os.environ.get(CONFIG_VARIABLE)
-        raise CheckFailed(str(error), f"edit {file}" if file and file in str(error) else "edit the plan") from error
+        raise UserError(str(error), f"edit {file}" if file and file in str(error) else "edit the plan") from error
 
 
 def network_channels(dataset: str, plan: dict[str, Any], configuration: str | None) -> tuple[int, int]:

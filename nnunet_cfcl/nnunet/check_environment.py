@@ -11,8 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnunet_cfcl.errors import first_line
-from nnunet_cfcl.nnunet.finding import Finding
+from nnunet_cfcl.errors import CheckResult, first_line
 
 # from the oldest on, all that were tried do everything (docs/reference/compatibility.md); newer major versions may move
 # what this package relies on
@@ -32,20 +31,20 @@ def version_numbers(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def check_nnunet() -> Finding:
+def check_nnunet() -> CheckResult:
     """The installed nnU-Net is of a supported version."""
     low, high = (".".join(map(str, version)) for version in NNUNET_VERSIONS)
-    mend = f"pip install 'nnunetv2>={low},<{high}'"
+    fix = f"pip install 'nnunetv2>={low},<{high}'"
     try:
         version = importlib.metadata.version("nnunetv2")
     except importlib.metadata.PackageNotFoundError:
-        return Finding("FAIL", "nnU-Net is not installed for this Python", mend)
+        return CheckResult("FAIL", "nnU-Net is not installed for this Python", fix)
     if not NNUNET_VERSIONS[0] <= version_numbers(version) < NNUNET_VERSIONS[1]:
-        return Finding("FAIL", f"nnU-Net {version}, supported are {low} up to, not including, {high}", mend)
-    return Finding("ok", f"nnU-Net {version}, Python {platform.python_version()}")
+        return CheckResult("FAIL", f"nnU-Net {version}, supported are {low} up to, not including, {high}", fix)
+    return CheckResult("ok", f"nnU-Net {version}, Python {platform.python_version()}")
 
 
-def check_torch() -> Finding:
+def check_torch() -> CheckResult:
     """torch and torchvision work together; nnU-Net's look-up of trainers imports both."""
     try:
         import torch
@@ -54,12 +53,12 @@ def check_torch() -> Finding:
     # a broken pair fails in many ways: ImportError, OSError from the loader, RuntimeError from an unknown operator
     except Exception as error:
         versions = " with ".join(f"{name} {_version_of(name)}" for name in ("torchvision", "torch"))
-        return Finding("FAIL", f"{versions} does not work ({first_line(error)})", TORCH_MENDED)
+        return CheckResult("FAIL", f"{versions} does not work ({first_line(error)})", TORCH_MENDED)
     what = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
     builds = {version.partition("+")[2] for version in (str(torch.__version__), str(torchvision.__version__))}
     if len(builds) > 1:
-        return Finding("warn", f"{what} are of different builds", TORCH_MENDED)
-    return Finding("ok", what)
+        return CheckResult("warn", f"{what} are of different builds", TORCH_MENDED)
+    return CheckResult("ok", what)
 
 
 def _version_of(package: str) -> str:
@@ -69,26 +68,26 @@ def _version_of(package: str) -> str:
         return "(not installed)"
 
 
-def check_folders() -> Iterator[Finding]:
+def check_folders() -> Iterator[CheckResult]:
     """nnU-Net's three folders are named by environment variables, exist and are writable."""
     yield _check_folder("nnUNet_raw", "planning and preprocessing", is_needed=False, is_made_by_nnunet=False)
     yield _check_folder("nnUNet_preprocessed", "training", is_needed=True, is_made_by_nnunet=False)
     yield _check_folder("nnUNet_results", "training and prediction", is_needed=True, is_made_by_nnunet=True)
 
 
-def _check_folder(variable: str, purpose: str, is_needed: bool, is_made_by_nnunet: bool) -> Finding:
+def _check_folder(variable: str, purpose: str, is_needed: bool, is_made_by_nnunet: bool) -> CheckResult:
     value = os.environ.get(variable)
     if not value:
-        return Finding("FAIL" if is_needed else "warn", f"{variable} is not set, {purpose} needs it",
+        return CheckResult("FAIL" if is_needed else "warn", f"{variable} is not set, {purpose} needs it",
                        f"export {variable}=/path/to/{variable}")
     folder = Path(value)
     if not folder.is_dir():
         is_fatal = folder.exists() or (is_needed and not is_made_by_nnunet)
-        return Finding("FAIL" if is_fatal else "warn", f"{variable}={value} is not an existing folder",
+        return CheckResult("FAIL" if is_fatal else "warn", f"{variable}={value} is not an existing folder",
                        f"mkdir -p {value}, or export {variable}=/path/to/{variable}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        return Finding("FAIL" if is_needed else "warn", f"{variable}={value} is not writable", f"chmod u+w {value}")
-    return Finding("ok", f"{variable}={value}")
+        return CheckResult("FAIL" if is_needed else "warn", f"{variable}={value} is not writable", f"chmod u+w {value}")
+    return CheckResult("ok", f"{variable}={value}")
 
 
 def look_up_trainer(name: str) -> type | None:

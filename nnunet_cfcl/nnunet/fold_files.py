@@ -79,14 +79,14 @@ def locate_fold(folder: Path) -> FoldPlace:
     place = folder.resolve()
     if not place.is_dir():
         raise UserError(f"{folder} is {'a file' if place.is_file() else 'not there'}, expected the folder of a fold, "
-                        f"{EXPECTED}; mend the path")
+                        f"{EXPECTED}", "mend the path")
     parts = convert_identifier_to_trainer_plans_config(str(place.parent))
     if not place.name.startswith("fold_") or len(parts) != 3:
         near = sorted(str(one.relative_to(place)) for depth in ("fold_*", "*/fold_*", "*/*/fold_*")
                       for one in place.glob(depth) if one.is_dir())
         found = f"it holds {listed(near, 4)}: name one of them" if near else (
             f"it holds {listed(sorted(one.name for one in place.iterdir()), 4) or 'nothing'}")
-        raise UserError(f"{folder} is no folder of a fold, expected {EXPECTED}; {found}")
+        raise UserError(f"{folder} is no folder of a fold, expected {EXPECTED}", f"{found}")
     trainer, plans, configuration = parts
     return FoldPlace(place, place.parent.parent.name, trainer, plans, configuration, place.name.removeprefix("fold_"))
 

@@ -57,7 +57,7 @@ def trainers_path() -> Path:
     spec = importlib.util.find_spec("nnunet_cfcl._dropin")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{Path(nnunet_cfcl.__file__).parent} is importable but not installed, so that its drop-in "
-                        "folder cannot be found; pip install -e . in the checkout mends it")
+                        "folder cannot be found", "pip install -e . in the checkout mends it")
     return Path(next(iter(spec.submodule_search_locations))).resolve()
 
 
@@ -69,10 +69,10 @@ def shim_folder() -> Path:
     """
     spec = importlib.util.find_spec("nnunetv2")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("nnU-Net is not installed for this Python; pip install nnunetv2 mends it")
+        raise UserError("nnU-Net is not installed for this Python", "pip install nnunetv2 mends it")
     variants = Path(next(iter(spec.submodule_search_locations))) / "training" / "nnUNetTrainer" / "variants"
     if not variants.is_dir():
-        raise UserError(f"this nnU-Net has no folder {variants}; {EXPORT_COMMAND} works without it")
+        raise UserError(f"this nnU-Net has no folder {variants}", f"{EXPORT_COMMAND} works without it")
     return variants / SHIM_FOLDER
 
 
@@ -98,7 +98,7 @@ def install(trainers: Sequence[str]) -> Path:
     except OSError as error:
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)
-        raise UserError(f"cannot write {folder} ({error.strerror}); run this with the rights of the installation's "
+        raise UserError(f"cannot write {folder} ({error.strerror})", "run this with the rights of the installation's "
                         f"owner, or {_way_without_install()}") from error
     return folder
 
@@ -125,11 +125,11 @@ def uninstall() -> Path | None:
     ours = (*_SHIM_NAMES, "__pycache__")
     foreign = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(ours))
     if foreign:
-        raise UserError(f"{folder} also holds {', '.join(foreign)}, not written by nnunet_cfcl; move it away first")
+        raise UserError(f"{folder} also holds {', '.join(foreign)}, not written by nnunet_cfcl", "move it away first")
     try:
         shutil.rmtree(folder)
     except OSError as error:
-        raise UserError(f"cannot remove {folder} ({error.strerror}); run this with the rights of the installation's "
+        raise UserError(f"cannot remove {folder} ({error.strerror})", "run this with the rights of the installation's "
                         "owner") from error
     return folder
 

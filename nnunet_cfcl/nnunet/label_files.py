@@ -68,9 +68,9 @@ def read_label_file(file: Path) -> LabelFile:
     # SimpleITK raises RuntimeError, the natural-image reader whatever its library or an assertion raises
     except Exception as error:
         reason = " ".join(str(error).split())[-200:] or type(error).__name__
-        raise UserError(f"{file} cannot be read as a mask ({reason}); write it again") from error
+        raise UserError(f"{file} cannot be read as a mask ({reason})", "write it again") from error
     if len(voxels) != 1:
-        raise UserError(f"{file} has {len(voxels)} channels, expected one of whole-number labels; write it as a mask "
+        raise UserError(f"{file} has {len(voxels)} channels, expected one of whole-number labels", "write it as a mask "
                         "(for PNG: greyscale, not RGB)")
     _check_values(file, voxels)
     header = properties.get("sitk_stuff", {})

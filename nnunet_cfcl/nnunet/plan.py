@@ -21,7 +21,7 @@ def check_single_stage(name: str, configuration: ConfigurationManager) -> None:
     if configuration.previous_stage_name is not None:
         raise NotSupported(
             f"'{name}' takes the previous stage's segmentation as input, which pretraining has not: pretrain "
-            f"{configuration.previous_stage_name}; train this stage with pretrain.enabled set to false, and with the "
+            f"{configuration.previous_stage_name}", "train this stage with pretrain.enabled set to false, and with the "
             "same trainer, by whose name nnU-Net finds the masks"
         )
 

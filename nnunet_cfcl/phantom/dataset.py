@@ -75,7 +75,7 @@ def phantom_cases(
         UserError: If no or an unknown scanner is given, or the grid does not suit the phantom.
     """
     if not scanners:
-        raise UserError(f"No scanner to take images with; name at least one of {', '.join(SCANNERS)}.")
+        raise UserError("No scanner to take images with", f"name at least one of {', '.join(SCANNERS)}.")
     first = FIRST_TEST_INDEX if test else 0
     return [
         Case(
@@ -146,12 +146,12 @@ def _check_target(target: Path, dataset_id: int, overwrite: bool) -> None:
         raise UserError(f"A dataset number lies between 1 and 999; found {dataset_id}.")
     for other in sorted(target.parent.glob(f"Dataset{dataset_id:03d}_*")):
         if other != target:
-            raise UserError(f"Number {dataset_id} is taken by {other}; choose another --dataset-id.")
+            raise UserError(f"Number {dataset_id} is taken by {other}", "choose another --dataset-id.")
     if target.exists() and not overwrite:
-        raise UserError(f"{target} exists already; choose another number or name, or allow it with --overwrite.")
+        raise UserError(f"{target} exists already", "choose another number or name, or allow it with --overwrite.")
     # --overwrite deletes a folder: never one with somebody's real images
     if target.exists() and not _is_phantom(target):
-        raise UserError(f"{target} was not written by the phantom and is not overwritten; remove it yourself first.")
+        raise UserError(f"{target} was not written by the phantom and is not overwritten", "remove it yourself first.")
 
 
 def _replace_folder(new: Path, target: Path) -> None:

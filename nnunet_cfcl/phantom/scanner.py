@@ -155,7 +155,7 @@ def apply_scanner(
     spacing = tuple(spacing) if spacing is not None else (1.0,) * scene.ndim
     if scene.shape != noise.white.shape or len(spacing) != scene.ndim:
         raise UserError(
-            f"Scene {scene.shape}, acquisition noise {noise.white.shape} and spacing {spacing} do not fit together; "
+            f"Scene {scene.shape}, acquisition noise {noise.white.shape} and spacing {spacing} do not fit together",
             "draw the noise for the scene's shape and give one spacing per axis."
         )
     # tissue contrast arises before the point spread: blurring first would draw dark rims where the curve turns

@@ -26,7 +26,7 @@ from nnunet_cfcl.data.attributes import AttributeCoding, infer_attributes, is_mi
 from nnunet_cfcl.data.patients import read_patients, store_patients
 from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.files.atomic import WriteError, write_text_atomically
-from nnunet_cfcl.files.checksummed_json import read_sealed, sealed_text
+from nnunet_cfcl.files.checksummed_json import checksummed_text, read_checksummed
 from nnunet_cfcl.files.csv_table import check_case_names
 
 STORED = "cfcl_attributes.json"
@@ -86,7 +86,7 @@ def known_attributes(preprocessed: Path) -> KnownAttributes | None:
 
 def _keep_copy(file: Path, content: Mapping[str, Any]) -> None:
     """Writes the file where it differs; where nothing can be written, trainings beside the raw dataset go on."""
-    text = sealed_text(content)
+    text = checksummed_text(content)
     with suppress(OSError, WriteError):
         if file.parent.is_dir() and not (file.is_file() and file.read_bytes() == text.encode()):
             write_text_atomically(file, text)
@@ -94,7 +94,7 @@ def _keep_copy(file: Path, content: Mapping[str, Any]) -> None:
 
 def _read_stored(file: Path) -> KnownAttributes:
     try:
-        content = read_sealed(file)
+        content = read_checksummed(file)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, expected {FORMAT}")
         columns, declared = content["columns"], content["declared"]
@@ -103,7 +103,7 @@ def _read_stored(file: Path) -> KnownAttributes:
             raise TypeError("cells that are no texts")
         return KnownAttributes(columns, declared, f"{file}, the copy of {ATTRIBUTES}")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} is not a readable copy of {ATTRIBUTES} ({type(error).__name__}: {error}); delete it "
+        raise UserError(f"{file} is not a readable copy of {ATTRIBUTES} ({type(error).__name__}: {error})", "delete it "
                         "and run `nnunet_cfcl generator train` where the raw dataset is") from error
 
 
@@ -139,7 +139,7 @@ def coding_and_interventions(
     if not interventions:
         raise NothingToChange(
             f"no attribute of {known.table} can be changed: an intervention needs a binary or categorical attribute, "
-            f"two of whose values have {ENOUGH_CASES} cases each ({_described(coding, known.columns, cases)}); add "
+            f"two of whose values have {ENOUGH_CASES} cases each ({_described(coding, known.columns, cases)})", "add "
             f"cases or attributes, declare a kind in {DECLARATIONS}, name counterfactual.interventions, or set "
             "counterfactual.source to acquisition")
     _check_known(known, cases, interventions, log)
@@ -163,7 +163,7 @@ def _check_known(
         if len(unknown) > (1 - FEWEST_KNOWN) * len(cases):
             raise UserError(
                 f"{known.table} says nothing about '{attribute.name}' for {len(unknown)} of {len(cases)} cases: "
-                f"{listed(unknown, 5)}; at least half must be known to learn what it does: fill these rows in, leave "
+                f"{listed(unknown, 5)}", "at least half must be known to learn what it does: fill these rows in, leave "
                 "it out of counterfactual.interventions, or set counterfactual.source to acquisition")
         if unknown:
             log(f"{known.table} says nothing about '{attribute.name}' for {len(unknown)} of {len(cases)} cases, which "

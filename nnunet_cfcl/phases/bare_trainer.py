@@ -18,7 +18,6 @@ from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet import versions
 from nnunet_cfcl.nnunet.check_dataset import find_dataset, load_configuration, load_plan
 from nnunet_cfcl.nnunet.check_environment import check_folders
-from nnunet_cfcl.nnunet.finding import CheckFailed, refuse
 from nnunet_cfcl.nnunet.plan import settings_block
 
 
@@ -92,13 +91,10 @@ def bare_fold(
 def _find(dataset: str, configuration: str, plans: str) -> tuple[str, dict[str, Any]]:
     """The dataset's full name and its plan."""
     for finding in check_folders():
-        refuse(finding)
-    try:
-        name = find_dataset(dataset)
-        plan = load_plan(name, plans, configuration)
-        load_configuration(plan, plans, configuration)
-    except CheckFailed as failed:
-        refuse(failed.finding)
+        finding.raise_on_failure()
+    name = find_dataset(dataset)
+    plan = load_plan(name, plans, configuration)
+    load_configuration(plan, plans, configuration)
     return name, plan
 
 

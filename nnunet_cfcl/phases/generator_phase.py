@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from nnunet_cfcl.counterfactual.choice import wants_generator
 from nnunet_cfcl.counterfactual.gate.attribute_predictor import train_predictor
-from nnunet_cfcl.counterfactual.gate.evaluate import Bench, judge_with, set_up_bench
+from nnunet_cfcl.counterfactual.gate.evaluate import Judges, evaluate, train_judges
 from nnunet_cfcl.counterfactual.gate.report import write_report
 from nnunet_cfcl.counterfactual.gate.results import GateReport
 from nnunet_cfcl.counterfactual.generator.data import Patches, draw_patches
@@ -23,7 +23,7 @@ from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerat
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.counterfactual.generator.source import GeneratorSource
 from nnunet_cfcl.counterfactual.generator.training import GeneratorTask, GeneratorTraining
-from nnunet_cfcl.counterfactual.generator.whole_cases import BlendedChange
+from nnunet_cfcl.counterfactual.generator.whole_cases import SlidingWindowCounterfactuals
 from nnunet_cfcl.counterfactual.mixed import MixedSource
 from nnunet_cfcl.counterfactual.source import (
     AcquisitionSource,
@@ -35,15 +35,15 @@ from nnunet_cfcl.counterfactual.store import CounterfactualStore
 from nnunet_cfcl.data.pretraining_cases import PretrainingCases
 from nnunet_cfcl.errors import UserError, first_line, listed
 from nnunet_cfcl.files.atomic import replace_atomically, writable_folder, write_text_atomically
-from nnunet_cfcl.files.checksummed_json import read_sealed, sealed_text
+from nnunet_cfcl.files.checksummed_json import checksummed_text, read_checksummed
 from nnunet_cfcl.files.hashing import digest
-from nnunet_cfcl.files.names import stays_in_folder
+from nnunet_cfcl.files.names import is_safe_filename
 from nnunet_cfcl.nnunet.plan import fingerprint
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.phases.attributes_of_cases import NothingToChange
 from nnunet_cfcl.phases.generator_task import build_generator_task, has_attributes
-from nnunet_cfcl.phases.lazy_source import PromisedSource
-from nnunet_cfcl.runs.epoch_log import sparing
+from nnunet_cfcl.phases.lazy_source import LazySource
+from nnunet_cfcl.runs.epoch_log import best_effort
 from nnunet_cfcl.runs.lock import exclusive
 from nnunet_cfcl.runs.ranks import Ranks
 
@@ -55,7 +55,7 @@ PATCH_BYTES = 2 << 30
 TEACHER_SEED = 101
 
 
-def promised_source(trainer: Any, ranks: Ranks) -> PromisedSource | None:
+def lazy_generator_source(trainer: Any, ranks: Ranks) -> LazySource | None:
     """The counterfactuals of a generator where the settings and the dataset ask for one; None where they do not.
 
     Phase 0 is done when the promise is kept: whoever finds before that they are not needed, or cannot be used, has
@@ -64,7 +64,7 @@ def promised_source(trainer: Any, ranks: Ranks) -> PromisedSource | None:
     Raises:
         UserError: see `build_generator_task`.
     """
-    attributes = ranks.in_turn(lambda: has_attributes(trainer))
+    attributes = ranks.main_first(lambda: has_attributes(trainer))
     if not wants_generator(trainer.settings, trainer.preprocessed_dataset_folder, attributes):
         return None
     wanted = trainer.settings.counterfactual
@@ -77,21 +77,21 @@ def promised_source(trainer: Any, ranks: Ranks) -> PromisedSource | None:
                         "counterfactuals would be kept there: make it writable, or set counterfactual.store to false, "
                         "or counterfactual.source to acquisition")
     try:
-        phase = Phase0(trainer, ranks, tells_cases=False)
+        phase = GeneratorPhase(trainer, ranks, tells_cases=False)
     except NothingToChange as reason:
         if trainer.settings.counterfactual.source == "generator":
             raise
-        if ranks.leads:
+        if ranks.is_main:
             trainer.print_to_log_file(f"No generator is trained, acquisition is used instead: {reason}")
         return None
 
     def make() -> CounterfactualSource:
         source = phase.source()
-        if ranks.leads and not trainer.disable_checkpointing:
+        if ranks.is_main and not trainer.disable_checkpointing:
             phase.copy_report(Path(trainer.output_folder) / "cfcl" / "generator" / "report")
         return source
 
-    return PromisedSource(phase.identity(), make)
+    return LazySource(phase.identity(), make)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Judged:
     failed: tuple[Intervention, ...]
 
 
-class Phase0:
+class GeneratorPhase:
     """The generator of a trainer's fold.
 
     Args:
@@ -122,7 +122,7 @@ class Phase0:
 
     def __init__(self, trainer: Any, ranks: Ranks, tells_cases: bool = True) -> None:
         self.trainer, self.ranks = trainer, ranks
-        self.task: GeneratorTask = ranks.in_turn(lambda: build_generator_task(trainer, ranks, tells_cases))
+        self.task: GeneratorTask = ranks.main_first(lambda: build_generator_task(trainer, ranks, tells_cases))
         #: where the report on the generator that is used lies, once it is judged
         self.report_folder = self.task.folder / "report"
 
@@ -141,7 +141,7 @@ class Phase0:
         """The generator as its own training leaves it; trained, gone on with, or loaded."""
         training_file = GeneratorTraining.final_in(self.task.folder)
         with exclusive(self.task.folder, self._log, self.ranks):
-            if self.ranks.from_first(training_file.exists()):
+            if self.ranks.broadcast_object(training_file.exists()):
                 self._log(f"The generator was trained before, same settings, cases and attributes: {training_file}")
             else:
                 self._announce()
@@ -152,12 +152,12 @@ class Phase0:
         """The generator after the gate; fine-tuned first where an intervention does too little."""
         generator = trained = self.trained()
         # both generators have the same judges, which are trained where a verdict is not written down yet
-        bench = cache(lambda: self._bench(trained))
+        judges = cache(lambda: self._judges(trained))
         with exclusive(self.task.folder, self._log, self.ranks):
-            found = self.ranks.first_works(lambda: self._verdicts(trained, bench))
+            found = self.ranks.main_only(lambda: self._verdicts(trained, judges))
             if found["ineffective"] and self.task.settings.generator.finetune_epochs:
                 taught = self._finetuned(trained)
-                again = self.ranks.first_works(lambda: self._verdicts(taught, bench))
+                again = self.ranks.main_only(lambda: self._verdicts(taught, judges))
                 if len(again["passed"]) >= len(found["passed"]):
                     generator, found = taught, again
         self.report_folder = self.task.folder / found["report"]
@@ -171,7 +171,8 @@ class Phase0:
     def generated(self, judged: Judged) -> CounterfactualStore:
         """The store with the counterfactuals of all cases by the interventions that passed."""
         reader, settings = cast(PretrainingCases, self.task.reader), self.task.settings.counterfactual
-        blender = BlendedChange(judged.generator, reader, self._windows(judged), self._patches_per_pass, self._masked)
+        blender = SlidingWindowCounterfactuals(judged.generator, reader, self._windows(judged), self._patches_per_pass,
+                                               self._masked)
         wanted = Generation(
             digest(judged.generator.identity), judged.passed, self.task.settings.seed, settings.abduction,
             # images are part of the generator's own identity
@@ -182,8 +183,8 @@ class Phase0:
                 blender, self.task.cells, wanted, self.trainer.preprocessed_dataset_folder, self._log, reader.layout)
 
         # the first rank makes them all, which may take long; the others find everything there
-        store = self.ranks.first_works(generate)
-        return store if self.ranks.leads else generate()
+        store = self.ranks.main_only(generate)
+        return store if self.ranks.is_main else generate()
 
     def source(self) -> CounterfactualSource:
         """What phase 1 takes its counterfactuals from; acquisition if no intervention passed the gate."""
@@ -208,44 +209,44 @@ class Phase0:
 
     def copy_report(self, folder: Path) -> None:
         """The gate's report, into the fold's own folder; a file that cannot be copied costs a word in the log."""
-        with sparing(folder, self._log, "copy"):
+        with best_effort(folder, self._log, "copy"):
             folder.mkdir(parents=True, exist_ok=True)
             for file in sorted(self.report_folder.iterdir()):
                 copy = folder / file.name
-                with sparing(copy, self._log, "copy"):
+                with best_effort(copy, self._log, "copy"):
                     replace_atomically(copy, partial(shutil.copyfile, file))
 
-    def _bench(self, generator: CounterfactualGenerator) -> Bench:
+    def _judges(self, generator: CounterfactualGenerator) -> Judges:
         """With judges trained on the generator's training patients."""
         held_out, gate = self._held_out_patches(), self.task.settings.gate
         self._log(f"Gate: {len(held_out)} patches of {len(set(held_out.cases))} held-out cases are looked at")
-        return set_up_bench(generator, self._training_patches(), held_out, gate, self.task.settings.seed)
+        return train_judges(generator, self._training_patches(), held_out, gate, self.task.settings.seed)
 
-    def _verdicts(self, generator: CounterfactualGenerator, bench: Callable[[], Bench]) -> dict[str, Any]:
+    def _verdicts(self, generator: CounterfactualGenerator, judges: Callable[[], Judges]) -> dict[str, Any]:
         """Names that passed, names of those that do too little, words about each; from the report if it is there."""
         names = [one.name for one in self.task.interventions]
         key = digest([generator.identity, self.task.settings.to_dict()["gate"], names])
         file, report_folder = self.task.folder / f"gate_{key}.json", self.task.folder / f"report_{key}"
         if not (file.exists() and report_folder.exists()):
-            own = replace(bench(), generator=generator)
-            report = judge_with(own, self.task.interventions, self.task.settings.gate)
+            own = replace(judges(), generator=generator)
+            report = evaluate(own, self.task.interventions, self.task.settings.gate)
             write_report(report_folder, report, generator, own.held_out, self.task.interventions, self.task.spacing)
-            write_text_atomically(file, sealed_text({**_summary(report), "report": report_folder.name}))
+            write_text_atomically(file, checksummed_text({**_summary(report), "report": report_folder.name}))
         try:
-            found = read_sealed(file)
-            if not stays_in_folder(found["report"]):
+            found = read_checksummed(file)
+            if not is_safe_filename(found["report"]):
                 raise ValueError("its report lies elsewhere")
             if not {*found["passed"], *found["ineffective"]} <= set(names) or {*found["words"].keys()} != set(names):
                 raise ValueError(f"expected verdicts on {listed(names)}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{file} cannot be read ({first_line(error)})"
-            raise UserError(f"{reason}; delete it and start again, with --c") from error
+            raise UserError(f"{reason}", "delete it and start again, with --c") from error
         return found
 
     def _finetuned(self, generator: CounterfactualGenerator) -> CounterfactualGenerator:
         """After counterfactual fine-tuning, now or before."""
         file = CounterfactualFineTuning.final_in(self.task.folder)
-        if self.ranks.from_first(file.exists()):
+        if self.ranks.broadcast_object(file.exists()):
             taught = self._load(file)
             if digest(taught.identity) == digest(finetuned_identity(self.task)):
                 return taught
@@ -284,14 +285,15 @@ class Phase0:
             UserError: it cannot be read, or was made for another plan, other cases, attributes or settings.
         """
         # other machines need not see the file, and hear of it if the first rank cannot read it
-        state = self.ranks.first_works(lambda: CounterfactualGenerator.load(file).state())
+        state = self.ranks.main_only(lambda: CounterfactualGenerator.load(file).state())
         generator = CounterfactualGenerator.from_state(state, self.task.device)
         generator.zero_is_outside = self._masked
         found, expected = generator.identity, json.loads(json.dumps(dict(self.task.identity)))
         differing = [key for key in expected if json.loads(json.dumps(found.get(key))) != expected[key]]
         if differing:
             raise UserError(f"{file} was made with other {listed(differing)} than this run has: it was put there by "
-                            f"hand, or changed; delete {file.parent} and train anew with `nnunet_cfcl generator train`")
+                            "hand, or changed",
+                            f"delete {file.parent} and train anew with `nnunet_cfcl generator train`")
         return generator
 
     def _windows(self, judged: Judged) -> SlidingWindows:
@@ -322,7 +324,7 @@ class Phase0:
             f"{', '.join(one.name for one in task.interventions)}; its files are in {task.folder}")
 
     def _log(self, line: str) -> None:
-        if self.ranks.leads:
+        if self.ranks.is_main:
             self.trainer.print_to_log_file(line)
 
 

@@ -77,7 +77,7 @@ def build_generator_task(trainer: Any, ranks: Ranks, tells_cases: bool = True) -
     if len(validation) < fewest:
         raise NothingToChange(
             f"a generator is judged on at least {fewest} cases of patients it has not seen, but of the "
-            f"{len(reader.cases)} cases only {len(validation)} can be kept aside; add cases, raise "
+            f"{len(reader.cases)} cases only {len(validation)} can be kept aside", "add cases, raise "
             "generator.validation_share, or set counterfactual.source to acquisition")
     geometry = view_geometry(configuration)
     sizes, images_per_pass = plan_sizes(
@@ -112,7 +112,7 @@ def pooling_strides(configuration: ConfigurationManager) -> list[tuple[int, ...]
     strides = network.get("arch_kwargs", {}).get("strides")
     if not strides:
         name = network.get("network_class_name", "network")
-        raise NothingToChange(f"the plan's {name} names no strides, from which the generator takes its resolutions; "
+        raise NothingToChange(f"the plan's {name} names no strides, from which the generator takes its resolutions",
                               "set counterfactual.source to acquisition")
     dim = len(configuration.patch_size)
     return [tuple(stride) if not isinstance(stride, int) else (stride,) * dim for stride in strides]

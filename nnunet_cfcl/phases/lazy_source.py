@@ -11,8 +11,8 @@ from nnunet_cfcl.counterfactual.source import CounterfactualSource
 from nnunet_cfcl.views.crop_box import CropBox
 
 
-class PromisedSource:
-    """Stands for a source that is made by `keep`, and is that source from then on.
+class LazySource:
+    """Stands for a source that is made by `materialise`, and is that source from then on.
 
     Args:
         identity: all that decides about the counterfactuals, JSON-ready, with their kind under "source".
@@ -25,7 +25,7 @@ class PromisedSource:
         self._make: Callable[[], CounterfactualSource] | None = make
         self._made: CounterfactualSource | None = None
 
-    def keep(self) -> None:
+    def materialise(self) -> None:
         """Make the source, if it is not made yet; before it goes to data loading processes."""
         if self._make is not None:
             self._made = self._make()
@@ -46,5 +46,5 @@ class PromisedSource:
 
     def _source(self) -> CounterfactualSource:
         if self._made is None:
-            raise RuntimeError("these counterfactuals are promised, but not made: `keep` comes first")
+            raise RuntimeError("these counterfactuals are promised, but not made: `materialise` comes first")
         return self._made

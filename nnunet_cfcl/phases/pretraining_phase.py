@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_cfcl.errors import NotSupported, UserError, listed
-from nnunet_cfcl.files.atomic import free_name
+from nnunet_cfcl.files.atomic import backup_path
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.nnunet.decoder_tap import tapped
 from nnunet_cfcl.phases.config_file import write_config
-from nnunet_cfcl.phases.generator_phase import promised_source
+from nnunet_cfcl.phases.generator_phase import lazy_generator_source
 from nnunet_cfcl.phases.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.loop import Pretraining, check_same_identity
 from nnunet_cfcl.pretraining.methods import Method
@@ -23,7 +23,7 @@ from nnunet_cfcl.runs.ranks import Ranks
 
 
 @dataclass(frozen=True)
-class Phase1:
+class PretrainingPhase:
     """The pretraining in front of an nnU-Net trainer.
 
     Args:
@@ -50,14 +50,14 @@ class Phase1:
                 other settings is to be continued.
         """
         objective = build_objective(self.trainer, self.method)
-        promised = promised_source(self.trainer, self.ranks) if self.method.counterfactuals else None
+        lazy = lazy_generator_source(self.trainer, self.ranks) if self.method.counterfactuals else None
         with tapped(self.trainer.network, objective.tap) as part:
-            task = self.ranks.in_turn(lambda: build_task(
-                self.trainer, self.method, objective, self.ranks, promised))
+            task = self.ranks.main_first(lambda: build_task(
+                self.trainer, self.method, objective, self.ranks, lazy))
             # refuses what cannot be pretrained, before anything of an earlier run is touched
             pretraining = Pretraining(part.network, part.features, part.width, task)
             with exclusive(task.folder, self._log, self.ranks) if self._locks else nullcontext():
-                finished = self.ranks.from_first(self._finished(pretraining) if self.ranks.leads else None)
+                finished = self.ranks.broadcast_object(self._finished(pretraining) if self.ranks.is_main else None)
                 resume = finished is None and self._resumes(pretraining)
                 before()
                 self.write_config(task.identity, task.folder)
@@ -66,27 +66,27 @@ class Phase1:
                     self._log(f"Phase 1 was finished before, same settings: {pretraining.final} is reused.")
                 else:
                     # phase 0: nobody waits for a generator to hear that it is not needed, or of a mistake
-                    if promised is not None:
-                        promised.keep()
+                    if lazy is not None:
+                        lazy.materialise()
                     self._train(pretraining, resume)
         return task.folder
 
     def write_config(self, identity: Mapping[str, Any], pretraining_folder: Path | None = None) -> None:
         """See `trainers.config_file`; the first process writes."""
-        if self.ranks.leads:
+        if self.ranks.is_main:
             write_config(self.trainer, self.method.name, identity, pretraining_folder)
 
-    def set_aside(self, *files: Path) -> None:
+    def back_up(self, *files: Path) -> None:
         """Rename an earlier run's files, so that nothing goes on from them by mistake and nothing is lost."""
         for file in files:
             if self._writes and file.exists():
-                kept = file.replace(free_name(file, "previous"))
+                kept = file.replace(backup_path(file, "previous"))
                 self._log(f"{file.name} of an earlier run is kept as {kept.name}")
 
     def _train(self, pretraining: Pretraining, resume: bool) -> None:
         if not resume:
-            self.set_aside(pretraining.latest)
-        self.set_aside(pretraining.final)  # of other settings, or it would have been reused
+            self.back_up(pretraining.latest)
+        self.back_up(pretraining.final)  # of other settings, or it would have been reused
         self._announce(pretraining)
         pretraining.run(resume)
 
@@ -104,8 +104,8 @@ class Phase1:
     def _resumes(self, pretraining: Pretraining) -> bool:
         """Whether there is something to go on from; refuses what cannot be gone on from or trained here."""
         self._check_device()
-        found = self.ranks.in_turn(lambda: self._can_resume(pretraining) if self.ranks.leads else False)
-        return bool(self.ranks.from_first(found))
+        found = self.ranks.main_first(lambda: self._can_resume(pretraining) if self.ranks.is_main else False)
+        return bool(self.ranks.broadcast_object(found))
 
     def _can_resume(self, pretraining: Pretraining) -> bool:
         latest, identity = pretraining.latest, pretraining.task.identity
@@ -129,7 +129,7 @@ class Phase1:
 
     @property
     def _writes(self) -> bool:
-        return bool(self.ranks.leads and not self.trainer.disable_checkpointing)
+        return bool(self.ranks.is_main and not self.trainer.disable_checkpointing)
 
     def _check_device(self) -> None:
         if self.trainer.device.type not in ("cpu", "cuda"):
@@ -148,7 +148,7 @@ class Phase1:
         )
 
     def _log(self, line: str) -> None:
-        if self.ranks.leads:
+        if self.ranks.is_main:
             self.trainer.print_to_log_file(line)
 
 

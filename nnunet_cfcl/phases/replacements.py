@@ -10,7 +10,7 @@ from nnunet_cfcl.counterfactual.choice import choose_source
 from nnunet_cfcl.counterfactual.source import AcquisitionSource, CounterfactualSource
 from nnunet_cfcl.data.pretraining_cases import PretrainingCases, pretraining_cases
 from nnunet_cfcl.nnunet.plan import view_geometry
-from nnunet_cfcl.phases.generator_phase import promised_source
+from nnunet_cfcl.phases.generator_phase import lazy_generator_source
 from nnunet_cfcl.phases.replaced_images import ReplacedImages, Replacement
 from nnunet_cfcl.runs.ranks import Ranks
 
@@ -29,12 +29,12 @@ def with_replacements(trainer: Any, cases: Any, ranks: Ranks) -> Any:
         ranks: the processes that share every step.
 
     Raises:
-        UserError: see `pretraining_cases`, `choose_source` and `promised_source`.
+        UserError: see `pretraining_cases`, `choose_source` and `lazy_generator_source`.
     """
     chosen = trainer.settings.finetune
     if not (chosen.counterfactual_probability or chosen.acquisition_probability):
         return cases
-    reader = ranks.in_turn(lambda: pretraining_cases(trainer, _with_training_cases(trainer.settings), False))
+    reader = ranks.main_first(lambda: pretraining_cases(trainer, _with_training_cases(trainer.settings), False))
     configuration, geometry = trainer.configuration_manager, view_geometry(trainer.configuration_manager)
     replacements = []
     if chosen.counterfactual_probability:
@@ -44,7 +44,7 @@ def with_replacements(trainer: Any, cases: Any, ranks: Ranks) -> Any:
         acquisition = AcquisitionSource(reader, trainer.settings.acquisition, configuration.normalization_schemes,
                                         len(geometry.patch_size))
         replacements.append(Replacement(acquisition, chosen.acquisition_probability))
-    for one in replacements if ranks.leads else ():
+    for one in replacements if ranks.is_main else ():
         trainer.print_to_log_file(f"Fine-tuning: a training image is replaced with probability {one.probability:g} "
                                   f"(counterfactuals: {one.source.name})")
     return ReplacedImages(cases, replacements, geometry.spacing, reader.cases)
@@ -52,10 +52,10 @@ def with_replacements(trainer: Any, cases: Any, ranks: Ranks) -> Any:
 
 def _counterfactuals(trainer: Any, reader: PretrainingCases, ranks: Ranks) -> CounterfactualSource:
     """Those of a pretraining with the same settings."""
-    promised = promised_source(trainer, ranks)
-    if promised is not None:
-        promised.keep()
-        return promised
+    lazy = lazy_generator_source(trainer, ranks)
+    if lazy is not None:
+        lazy.materialise()
+        return lazy
     configuration = trainer.configuration_manager
     return choose_source(trainer.settings, reader, trainer.preprocessed_dataset_folder,
                          configuration.normalization_schemes, len(configuration.patch_size))

@@ -28,7 +28,7 @@ from nnunet_cfcl.pretraining.monitor import TITLES, collapse_warning, plot_progr
 from nnunet_cfcl.pretraining.objective import Objective
 from nnunet_cfcl.pretraining.render import Row, render_views
 from nnunet_cfcl.runs.checkpoint import load_body, load_checkpoint, save_checkpoint
-from nnunet_cfcl.runs.epoch_log import EpochLog, sparing
+from nnunet_cfcl.runs.epoch_log import EpochLog, best_effort
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.runs.schedule import learning_rate
 from nnunet_cfcl.runs.seeds import generator_for
@@ -105,7 +105,7 @@ class Pretraining:
         torch.manual_seed(task.settings.seed)
         self.network = network
         self.model = self.objective.build_model(task.compile(features), width, self.settings).to(task.device)
-        self.ranks.same_weights(self.model)
+        self.ranks.broadcast_parameters(self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self._parameter_groups(), lr=self.settings.initial_lr, weight_decay=self.settings.weight_decay
@@ -149,10 +149,10 @@ class Pretraining:
         for epoch in range(first_epoch, self.settings.epochs):
             started = time.perf_counter()
             steps = self._epoch(epoch, data)
-            self.ranks.same_weights(self.model)  # processors of different kinds round differently
+            self.ranks.broadcast_parameters(self.model)  # processors of different kinds round differently
             images = len(steps) * self.settings.images_per_step
             line = log.end_epoch(epoch, steps, time.perf_counter() - started, images)
-            if self.ranks.leads:
+            if self.ranks.is_main:
                 self._report(line)
                 self.task.track(line)
             self._save(self.latest, epoch + 1)
@@ -242,14 +242,14 @@ class Pretraining:
         views = self.render(batch, rows).cpu().unflatten(0, (images, -1))
         others = "view" if self.task.source.name == "none" else "counterfactual"
         picture = self.task.folder / "views.png"
-        with sparing(picture, self.task.log):
+        with best_effort(picture, self.task.log):
             replace_atomically(picture, lambda file: plot_views(batch, views, file, others))
 
     def _epoch(self, epoch: int, data: Iterator[Any]) -> list[dict[str, float]]:
         length = self.settings.iterations_per_epoch
         steps = []
         # disable=None: the bar is drawn on a terminal only
-        hidden = None if self.ranks.leads else True
+        hidden = None if self.ranks.is_main else True
         with (
             watched(f"pretraining epoch {epoch}", self.task.log) as beat,
             tqdm(total=length, desc=f"pretraining {epoch + 1}/{self.settings.epochs}", disable=hidden) as bar,
@@ -263,7 +263,8 @@ class Pretraining:
         searches = self.scaler.is_enabled() and self.scaler.get_scale() >= 1 and math.isfinite(steps[-1]["loss"])
         if all(step["skipped"] for step in steps) and not searches:
             raise UserError(
-                f"pretraining epoch {epoch}: no step had finite gradients (loss {steps[-1]['loss']}); look for extreme "
+                f"pretraining epoch {epoch}: no step had finite gradients (loss {steps[-1]['loss']})",
+                "look for extreme "
                 "intensities with `nnunet_cfcl doctor --data`, or lower pretrain.initial_lr"
             )
         return steps
@@ -283,7 +284,7 @@ class Pretraining:
 
     @property
     def _saves(self) -> bool:
-        return self.task.checkpoints and self.ranks.leads
+        return self.task.checkpoints and self.ranks.is_main
 
     def _save(self, file: Path, epoch: int) -> None:
         if not self._saves:
@@ -302,8 +303,8 @@ class Pretraining:
 
     def _restore(self) -> int:
         """The epoch to go on with, 0 without a checkpoint; only the first rank needs to see the file."""
-        found = load_checkpoint(self.latest) if self.ranks.leads and self.latest.exists() else None
-        content = self.ranks.from_first(found)
+        found = load_checkpoint(self.latest) if self.ranks.is_main and self.latest.exists() else None
+        content = self.ranks.broadcast_object(found)
         if content is None:
             return 0
         check_same_identity(content["identity"], self.task.identity, self.latest)
@@ -313,7 +314,7 @@ class Pretraining:
         if content["grad_scaler_state"] and self.scaler.is_enabled():  # empty where the run was begun on a CPU
             self.scaler.load_state_dict(content["grad_scaler_state"])
         epoch = int(content["epoch"])
-        if self.ranks.leads:
+        if self.ranks.is_main:
             self.task.log(f"Pretraining goes on after epoch {epoch - 1} ({self.latest})")
         return epoch
 

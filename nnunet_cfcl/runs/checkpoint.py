@@ -38,13 +38,13 @@ def load_checkpoint(file: str | os.PathLike[str]) -> dict[str, Any]:
     return read_plain(file, "checkpoint", "delete it, and start the command that wrote it again: it makes it anew")
 
 
-def read_plain(file: str | os.PathLike[str], what: str, mend: str) -> dict[str, Any]:
+def read_plain(file: str | os.PathLike[str], what: str, fix: str) -> dict[str, Any]:
     """A checkpoint of tensors, numbers and texts, on the CPU; nothing else in it is read, and nothing of it is run.
 
     Args:
         file: written by `torch.save`.
         what: it should be, for the message.
-        mend: what is to be done about one that cannot be read; ends the message.
+        fix: what is to be done about one that cannot be read; ends the message.
 
     Raises:
         UserError: the file is missing, cut short, changed since it was written, or holds anything else.
@@ -55,25 +55,25 @@ def read_plain(file: str | os.PathLike[str], what: str, mend: str) -> dict[str, 
         with torch.serialization.safe_globals(_PLAIN):
             content = torch.load(place, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"there is no {what} {file}; {mend}") from error
+        raise UserError(f"there is no {what} {file}", fix) from error
     except UnpicklingError as error:
         # torch's own words are a page, and end with the advice to trust the file
         raise UserError(f"{file} cannot be read as a {what} (it is no archive of PyTorch, or holds more than tensors, "
-                        f"numbers and texts, which could run code); {mend}") from error
+                        "numbers and texts, which could run code)", fix) from error
     # a damaged archive raises almost anything
     except Exception as error:
-        raise UserError(f"{file} cannot be read as a {what}, it is damaged ({first_line(error)}); {mend}") from error
+        raise UserError(f"{file} cannot be read as a {what}, it is damaged ({first_line(error)})", fix) from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} cannot be read as a {what}, it holds a {type(content).__name__}; {mend}")
+        raise UserError(f"{file} cannot be read as a {what}, it holds a {type(content).__name__}", fix)
     return content
 
 
-def check_checkpoint(file: str | os.PathLike[str], mend: str) -> None:
+def check_checkpoint(file: str | os.PathLike[str], fix: str) -> None:
     """Make sure that a checkpoint is as it was written, before nnU-Net, which does not look, loads it.
 
     Args:
         file: written by `torch.save`.
-        mend: what is to be done about a damaged one; ends the message.
+        fix: what is to be done about a damaged one; ends the message.
 
     Raises:
         UserError: the file is missing, cut short, or changed since it was written.
@@ -81,10 +81,10 @@ def check_checkpoint(file: str | os.PathLike[str], mend: str) -> None:
     try:
         _check_archive(Path(file))
     except FileNotFoundError as error:
-        raise UserError(f"there is no checkpoint {file}; {mend}") from error
+        raise UserError(f"there is no checkpoint {file}", fix) from error
     # a damaged archive raises almost anything
     except Exception as error:
-        raise UserError(f"the checkpoint {file} is damaged ({first_line(error)}); {mend}") from error
+        raise UserError(f"the checkpoint {file} is damaged ({first_line(error)})", fix) from error
 
 
 def _check_archive(file: Path) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from nnunet_cfcl.errors import reason
-from nnunet_cfcl.files.atomic import free_name, replace_atomically, writable_folder, write_text_atomically
+from nnunet_cfcl.files.atomic import backup_path, replace_atomically, writable_folder, write_text_atomically
 from nnunet_cfcl.files.lenient_json import json_object
 
 
@@ -60,14 +60,14 @@ class EpochLog:
         if self._folder is not None:
             self._write(self._folder)
             picture = self._folder / "progress.png"
-            with sparing(picture, self._say):
+            with best_effort(picture, self._say):
                 replace_atomically(picture, lambda file: self._plot(self.epochs, file))
         return line
 
     def _keep_damaged(self, file: Path, first_epoch: int) -> None:
         """Copy a log that holds more than could be read of it, and not all epochs before the first one."""
         if len(self.epochs) < first_epoch and len(lines := _texts(file)) > len(read_log(file)):
-            kept = free_name(file, "damaged")
+            kept = backup_path(file, "damaged")
             replace_atomically(kept, partial(shutil.copyfile, file))
             self._say(f"{file} is damaged in line {len(read_log(file)) + 1} of {len(lines)}: from there on it is left "
                       f"out of the log and its picture, and kept as {kept.name}")
@@ -78,7 +78,7 @@ class EpochLog:
 
 
 @contextmanager
-def sparing(file: Path, say: Callable[[str], object], what: str = "picture") -> Iterator[None]:
+def best_effort(file: Path, say: Callable[[str], object], what: str = "picture") -> Iterator[None]:
     """Within the block a picture is drawn, or another file made that can be done without; where that fails, or the disk
     is full, ``say`` is told, and all goes on."""
     try:

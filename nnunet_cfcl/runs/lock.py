@@ -39,12 +39,12 @@ def exclusive(folder: Path, log: Callable[[str], None], ranks: Ranks = Ranks()) 
     if sys.platform == "win32":
         yield
         return
-    file = ranks.in_turn(lambda: _open(folder) if ranks.leads else None)
+    file = ranks.main_first(lambda: _open(folder) if ranks.is_main else None)
     try:
         told = False
         # not one long wait: a rank that is kept waiting for the first one by torch.distributed gives up after minutes
-        while not ranks.from_first(file is not None and _locked(file, log)):
-            if not told and ranks.leads:
+        while not ranks.broadcast_object(file is not None and _locked(file, log)):
+            if not told and ranks.is_main:
                 log(f"Another run is at work in {folder}: waiting for it to finish.")
             told = True
             time.sleep(SECONDS_BETWEEN_TRIES)

@@ -26,7 +26,7 @@ class Ranks:
 
     Every rank holds the embeddings of the whole batch and computes the same loss, whose blocks the ranks share
     (`losses.share_blocks`). The gradient of `gather` is the rank's own part, so that the parameters' gradients add up
-    to those of one process with the whole batch. All methods but `images` and `leads` must be called by every rank.
+    to those of one process with the whole batch. All methods but `images` and `is_main` must be called by every rank.
     """
 
     rank: int = 0
@@ -40,7 +40,7 @@ class Ranks:
         return cls()
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this rank writes the files."""
         return self.rank == 0
 
@@ -94,7 +94,7 @@ class Ranks:
             return
         parameters, complete = list(parameters), {id(parameter) for parameter in whole}
         # what is complete everywhere is taken from the first rank
-        own = [None if id(p) in complete and not self.leads else p.grad for p in parameters]
+        own = [None if id(p) in complete and not self.is_main else p.grad for p in parameters]
         parts = [torch.zeros_like(p) if part is None else part for p, part in zip(parameters, own, strict=True)]
         reached = parts[0].new_tensor([part is not None for part in own])
         flat = torch.cat([*(part.detach().flatten() for part in parts), reached])
@@ -109,21 +109,21 @@ class Ranks:
             dist.all_reduce(value)
         return value
 
-    def same_weights(self, model: nn.Module) -> None:
+    def broadcast_parameters(self, model: nn.Module) -> None:
         """Everybody takes the first rank's parameters and buffers."""
         if self.count > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, 0)
 
-    def from_first(self, content: Any) -> Any:
+    def broadcast_object(self, content: Any) -> Any:
         """The first rank's object, which may be large; what the others give is ignored."""
         if self.count == 1:
             return content
-        box = [content if self.leads else None]
+        box = [content if self.is_main else None]
         dist.broadcast_object_list(box, 0)
         return box[0]
 
-    def in_turn(self, work: Callable[[], T]) -> T:
+    def main_first(self, work: Callable[[], T]) -> T:
         """What ``work`` returns; the first rank does it before the others, for work that may leave files behind.
 
         Raises:
@@ -131,17 +131,17 @@ class Ranks:
         """
         results: list[T] = []
         complaint: UserError | None = None
-        if self.leads:
+        if self.is_main:
             try:
                 results.append(work())
             except UserError as error:
                 complaint = error
-        complaint = self.from_first(complaint)
+        complaint = self.broadcast_object(complaint)
         if complaint is not None:
             raise complaint
-        return results[0] if self.leads else work()
+        return results[0] if self.is_main else work()
 
-    def first_works(self, work: Callable[[], T]) -> T:
+    def main_only(self, work: Callable[[], T]) -> T:
         """What ``work`` returns on the first rank, which alone does it and may take as long as it likes: the others ask
         again and again, for torch.distributed gives up on a rank that keeps it waiting for minutes.
 
@@ -153,10 +153,10 @@ class Ranks:
         """
         if self.count == 1:
             return work()
-        thread = _Working(work) if self.leads else None
-        while not self.from_first(thread is None or not thread.is_alive()):
+        thread = _Working(work) if self.is_main else None
+        while not self.broadcast_object(thread is None or not thread.is_alive()):
             time.sleep(SECONDS_BETWEEN_QUESTIONS)
-        result, complaint = self.from_first(None if thread is None else (thread.result, thread.complaint))
+        result, complaint = self.broadcast_object(None if thread is None else (thread.result, thread.complaint))
         if complaint is not None:
             raise complaint
         return cast(T, result)

@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_cfcl.config import Settings
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.atomic import write_text_atomically
-from nnunet_cfcl.phases.pretraining_phase import Phase1
+from nnunet_cfcl.phases.pretraining_phase import PretrainingPhase
 from nnunet_cfcl.pretraining import methods
 from nnunet_cfcl.pretraining.methods import Method
 from nnunet_cfcl.runs.ranks import Ranks
@@ -54,10 +54,10 @@ class CounterfactualPretraining(FineTuning):
     def _start(self) -> None:
         """Phase 1, from wherever ``--c`` finds it. Nobody tells a trainer of -pretrained_weights: its network is there
         already."""
-        phase = Phase1(self, self.method, self._continues, Ranks.current())
+        phase = PretrainingPhase(self, self.method, self._continues, Ranks.current())
         if self.was_initialized:
             self.print_to_log_file("Weights were given (-pretrained_weights): no pretraining, only fine-tuning.")
-            self._set_aside_earlier(phase)
+            self._back_up_earlier(phase)
             phase.write_config({})
             if self._writes_files:
                 self._skipped.parent.mkdir(parents=True, exist_ok=True)
@@ -69,19 +69,19 @@ class CounterfactualPretraining(FineTuning):
             self._pretrain(phase)
         self._save_start_of_phase_2()
 
-    def _pretrain(self, phase: Phase1) -> None:
+    def _pretrain(self, phase: PretrainingPhase) -> None:
         if not self.settings.pretrain.enabled:
-            self._set_aside_earlier(phase)
+            self._back_up_earlier(phase)
             phase.write_config({})
             return
-        folder = phase.run(before=lambda: self._set_aside_earlier(phase))
+        folder = phase.run(before=lambda: self._back_up_earlier(phase))
         empty_cache(self.device)
         self.print_to_log_file(f"Phase 1 done, its files are in {folder}. Phase 2: fine-tuning.")
 
-    def _set_aside_earlier(self, phase: Phase1) -> None:
+    def _back_up_earlier(self, phase: PretrainingPhase) -> None:
         """A new run must not be continued from the checkpoints of an older one."""
         if not self._continues:
-            phase.set_aside(self._skipped, *(Path(self.output_folder) / name for name in NNUNET_CHECKPOINTS))
+            phase.back_up(self._skipped, *(Path(self.output_folder) / name for name in NNUNET_CHECKPOINTS))
 
     @property
     def _skipped(self) -> Path:

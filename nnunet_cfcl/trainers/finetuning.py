@@ -209,8 +209,8 @@ class FineTuning(Trainer):
             UserError: the file is damaged.
         """
         if not isinstance(filename_or_checkpoint, dict):
-            mend = "delete it, and --c goes on from checkpoint_best.pth, if there is one"
-            check_checkpoint(filename_or_checkpoint, mend)
+            fix = "delete it, and --c goes on from checkpoint_best.pth, if there is one"
+            check_checkpoint(filename_or_checkpoint, fix)
         super().load_checkpoint(filename_or_checkpoint)
         self._holds_checkpoint = True
         before = self.my_init_kwargs.get("cfcl", {}).get("settings", {})

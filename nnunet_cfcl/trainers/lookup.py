@@ -9,9 +9,8 @@ from typing import Any
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_cfcl import trainers
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import CheckResult, UserError
 from nnunet_cfcl.nnunet.check_environment import look_up_trainer
-from nnunet_cfcl.nnunet.finding import Finding, refuse
 from nnunet_cfcl.nnunet.installation import EXPORT_COMMAND, INSTALL_COMMAND
 from nnunet_cfcl.nnunet.versions import reads_external_trainers
 
@@ -47,23 +46,24 @@ def find_trainer(name: str) -> Any:
     """
     found = pretraining_trainer(name)
     if found is None:
-        refuse(check_trainer(name))
+        check_trainer(name).raise_on_failure()
         raise UserError(f"{name} has no pretraining phase: name one of the plugin's trainers (`nnunet_cfcl trainers` "
                         "lists them), or give yours the base class CounterfactualPretraining")
     return found
 
 
-def check_trainer(name: str) -> Finding:
+def check_trainer(name: str) -> CheckResult:
     """The trainer is found by nnU-Net's own look-up, as ``nnUNetv2_train -tr`` would find it."""
     try:
         found = look_up_trainer(name)
     except AssertionError:
-        return Finding("FAIL", f"{name} is found, but is no trainer of nnU-Net", "derive the class from nnUNetTrainer")
+        return CheckResult("FAIL", f"{name} is found, but is no trainer of nnU-Net",
+                           "derive the class from nnUNetTrainer")
     if found is not None:
-        return Finding("ok", f"trainer {name} found ({found.__module__})")
+        return CheckResult("ok", f"trainer {name} found ({found.__module__})")
     missing = [path for path in _external_folders() if not os.path.exists(path)]
     where = f" (nnUNet_extTrainer names {', '.join(missing)}, which does not exist)" if missing else ""
-    return Finding("FAIL", f"nnU-Net finds no trainer {name}{where}", _way_to_trainer(name))
+    return CheckResult("FAIL", f"nnU-Net finds no trainer {name}{where}", _way_to_trainer(name))
 
 
 def _way_to_trainer(name: str) -> str:

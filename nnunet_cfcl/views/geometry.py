@@ -58,11 +58,11 @@ class ViewGeometry:
         if len(self.patch_size) not in (2, 3) or len(self.patch_size) != len(self.spacing):
             raise UserError(
                 f"views need a patch size and a spacing of 2 or 3 axes each, found patch {list(self.patch_size)} and "
-                f"spacing {list(self.spacing)}; check the plan's configuration")
+                f"spacing {list(self.spacing)}", "check the plan's configuration")
         if not all(0 < value < math.inf for value in (*self.patch_size, *self.spacing)):
             raise UserError(
                 f"patch size and spacing must be positive, found patch {list(self.patch_size)} and spacing "
-                f"{list(self.spacing)}; check the plan's configuration")
+                f"{list(self.spacing)}", "check the plan's configuration")
 
     @property
     def dimensions(self) -> int:
@@ -132,12 +132,12 @@ def check_patch(geometry: ViewGeometry, settings: ViewSettings) -> None:
     if not short:
         return
     covered = [round(n * share, 1) for n in geometry.patch_size]
-    mend = max(needed[axis] / geometry.patch_size[axis] for axis in short) ** geometry.dimensions
-    advice = (f"raise the lower end of views.crop_fraction to at least {math.ceil(mend * 1000) / 1000:g}" if mend <= 1
-              else "plan the configuration with a larger patch")
+    lowest = max(needed[axis] / geometry.patch_size[axis] for axis in short) ** geometry.dimensions
+    advice = (f"raise the lower end of views.crop_fraction to at least {math.ceil(lowest * 1000) / 1000:g}"
+              if lowest <= 1 else "plan the configuration with a larger patch")
     raise UserError(
         f"the patch {list(geometry.patch_size)} is too small for the views: with views.crop_fraction "
-        f"{list(settings.crop_fraction)} the smallest view covers {covered} voxels, at least {needed} are needed; "
+        f"{list(settings.crop_fraction)} the smallest view covers {covered} voxels, at least {needed} are needed",
         f"{advice}")
 
 

@@ -8,7 +8,7 @@ from nnunet_cfcl import cli
 from nnunet_cfcl.cli.attributes import discover_attributes
 from nnunet_cfcl.data.attribute_table import read_attribute_table
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.files.chunk_checksums import seal_file
+from nnunet_cfcl.files.chunk_checksums import add_checksums
 
 CASES = [*(f"toy_{n}" for n in range(6)), *(f"more{n:02d}" for n in range(18))]
 TABLE, PICTURE = "attributes.csv", "attributes_discovered.png"
@@ -48,7 +48,7 @@ def test_a_table_that_is_there_keeps_its_rows_and_columns(raw, two_scanners):
     assert table.cases[:2] == ("toy_1", "elsewhere") and sorted(table.cases[2:]) == sorted({*CASES} - {"toy_1"})
     assert table.columns["patient"][:3] == ("p1", "p2", "") and table.columns["note"][:2] == ("a, b", "")
     assert table.columns["acquisition_group"][:2] == ("A", "")
-    with pytest.raises(UserError, match="has the column acquisition_group already; rename or delete it"):
+    with pytest.raises(UserError, match="has the column acquisition_group already; fix: rename or delete it"):
         discover_attributes(7, "2d")
 
 
@@ -82,10 +82,10 @@ def test_a_damaged_case_is_named(raw, two_scanners, toy_cases):
     file = toy_cases / "more03.b2nd"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="more03.b2nd cannot be read, .*; run nnUNetv2_preprocess again"):
+    with pytest.raises(UserError, match="more03.b2nd cannot be read, .*; fix: run nnUNetv2_preprocess again"):
         discover_attributes(7)
     file.write_bytes(whole)
-    seal_file(file)
+    add_checksums(file)
     sealed = bytearray(file.read_bytes())
     sealed[len(whole) // 2] ^= 1
     file.write_bytes(sealed)

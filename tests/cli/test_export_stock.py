@@ -142,7 +142,7 @@ def test_a_stock_training_accepts_the_export_as_pretrained_weights(fold_folder, 
 
 def test_an_unfinished_training_is_an_error_that_says_how_to_go_on(toy):
     unfinished = trained_fold(names=("checkpoint_latest.pth",))
-    with pytest.raises(UserError, match=r"not finished; nnUNetv2_train with --c"):
+    with pytest.raises(UserError, match=r"not finished; fix: nnUNetv2_train with --c"):
         export_stock(unfinished, toy / "export")
     assert not (toy / "export").exists()
 

@@ -12,7 +12,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nn
 from nnunet_cfcl.data.cases import PreprocessedCases
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files import chunk_checksums
-from nnunet_cfcl.files.chunk_checksums import seal_file
+from nnunet_cfcl.files.chunk_checksums import add_checksums
 
 SHAPES = {"pat_c": (2, 6, 20, 18), "pat_a": (2, 5, 21, 17), "seg_pat": (2, 1, 9, 30), "pat_b": (2, 7, 16, 16)}
 USED = ["seg_pat", "pat_c", "pat_a"]
@@ -147,7 +147,7 @@ def test_a_file_that_cannot_be_opened_is_named_with_the_command_that_makes_it_ag
 
 
 def test_a_chunk_is_checked_once_and_only_where_it_is_read(folder, cases, arrays, monkeypatch):
-    seal_file(Path(folder, "pat_c.b2nd"))
+    add_checksums(Path(folder, "pat_c.b2nd"))
     box, other, summed = (slice(0, 4), slice(0, 8), slice(0, 16)), (slice(0, 1), slice(0, 1), slice(0, 1)), []
     cases.shape("pat_c")
     plain = chunk_checksums.zlib.crc32

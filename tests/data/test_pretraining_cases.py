@@ -231,7 +231,7 @@ def test_a_table_that_names_only_cases_unknown_is_refused_with_and_without_the_r
         pretraining_cases(trainer(0), settings(), needs_labels=False)
     store_patients(toy_cases.parent, {"toy_0_0000": "a"})
     monkeypatch.delenv("nnUNet_raw")
-    with pytest.raises(UserError, match="1 names of files .*: toy_0_0000; write them without _0000"):
+    with pytest.raises(UserError, match="1 names of files .*: toy_0_0000; fix: write them without _0000"):
         pretraining_cases(trainer(0), settings(), needs_labels=False)
 
 
@@ -291,14 +291,14 @@ def test_all_cases_in_both_pool_and_training_set_are_listed(trainer, save):
 def test_all_training_cases_without_preprocessed_files_are_listed(trainer, toy):
     split = {"train": ["toy_0", "lost_1", "lost_0"], "val": ["toy_3"]}
     (toy / "nnUNet_preprocessed" / DATASET / "splits_final.json").write_text(json.dumps([split]))
-    with pytest.raises(UserError, match="2 training cases .*lost_0, lost_1; run nnUNetv2_preprocess -d 7"):
+    with pytest.raises(UserError, match="2 training cases .*lost_0, lost_1; fix: run nnUNetv2_preprocess -d 7"):
         pretraining_cases(trainer(0), settings(), needs_labels=False)
 
 
 def test_a_dataset_that_is_not_preprocessed_is_an_error_that_names_the_command(trainer, toy):
     owner = trainer(0)
     shutil.rmtree(owner.preprocessed_dataset_folder)
-    with pytest.raises(UserError, match="no preprocessed cases in .*nnUNetPlans_2d; run nnUNetv2_preprocess -d 7"):
+    with pytest.raises(UserError, match="no preprocessed cases in .*nnUNetPlans_2d; fix: run nnUNetv2_preprocess -d 7"):
         pretraining_cases(owner, settings("pool"), needs_labels=False)
 
 

@@ -11,8 +11,7 @@ from skimage import io
 from nnunet_cfcl.counterfactual.store import CounterfactualStore, default_store_root
 from nnunet_cfcl.data.pool.run import preprocess_pool
 from nnunet_cfcl.doctor.run import Training, examine
-from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet.finding import Finding
+from nnunet_cfcl.errors import CheckResult, UserError
 from nnunet_cfcl.nnunet.installation import trainers_path
 from nnunet_cfcl.nnunet.plan import check_single_stage
 from nnunet_cfcl.trainers.lookup import plugin_trainers
@@ -50,12 +49,12 @@ def store(toy_cases) -> CounterfactualStore:
     return made
 
 
-def findings(status, trainer="nnUNetTrainerDVDCL", configuration="2d") -> list[Finding]:
+def findings(status, trainer="nnUNetTrainerDVDCL", configuration="2d") -> list[CheckResult]:
     asked = Training("7", configuration, trainer=trainer, device="cpu")
-    return [found for found in examine(asked) if found.status == status and "memory" not in found.what]
+    return [found for found in examine(asked) if found.status == status and "memory" not in found.message]
 
 
-def only(status, **named) -> Finding:
+def only(status, **named) -> CheckResult:
     found = findings(status, **named)
     assert len(found) == 1, [finding.line() for finding in found]
     return found[0]
@@ -67,7 +66,7 @@ def change_2d(change_plan, **keys):
 
 def test_a_sound_configuration_can_be_pretrained(toy):
     assert findings("FAIL") + findings("warn") == []
-    found = [finding.what for finding in findings("ok")]
+    found = [finding.message for finding in findings("ok")]
     assert "PlainConvUNet has the decoder to be pretrained" in found
     assert "32 patches per step of pretraining, at most 4 per pass" in found
     assert "counterfactuals for all cases" in found
@@ -76,8 +75,8 @@ def test_a_sound_configuration_can_be_pretrained(toy):
 def test_a_patch_too_small_for_the_views_is_refused_until_the_named_setting_is_changed(toy, change_plan, configure):
     change_2d(change_plan, patch_size=[8, 8])
     failure = only("FAIL")
-    assert failure.what.startswith("the patch [8, 8] is too small for the views")
-    assert failure.mend.startswith("set views.crop_fraction in a JSON file named by nnUNet_cfcl_config")
+    assert failure.message.startswith("the patch [8, 8] is too small for the views")
+    assert failure.fix.startswith("set views.crop_fraction in a JSON file named by nnUNet_cfcl_config")
     configure(views__crop_fraction=[0.25, 1.0])
     assert findings("FAIL") == []
 
@@ -94,26 +93,26 @@ def test_a_trainer_nnunet_does_not_find_yet_is_checked_all_the_same(toy, change_
     monkeypatch.delenv("nnUNet_extTrainer")
     change_2d(change_plan, patch_size=[8, 8])
     unknown, patch = findings("FAIL")
-    assert unknown.mend.startswith("export nnUNet_extTrainer=") and "too small" in patch.what
+    assert unknown.fix.startswith("export nnUNet_extTrainer=") and "too small" in patch.message
 
 
 def test_a_wrong_setting_is_reported_once(toy, configure):
     configure(pretrain__epoch=3)
-    assert "pretrain.epochs" in only("FAIL").what
+    assert "pretrain.epochs" in only("FAIL").message
 
 
 def test_a_cascades_second_stage_is_refused_and_the_first_named(toy, change_plan):
     change_plan(lambda plan: plan["configurations"].update(
         second={"inherits_from": "2d", "previous_stage": "2d"}))
     failure = only("FAIL", configuration="second")
-    assert failure.what.startswith("'second' takes the previous stage's segmentation as input")
+    assert failure.message.startswith("'second' takes the previous stage's segmentation as input")
     # another trainer would look for the first stage's masks in another folder
-    assert failure.mend.startswith("-c 2d, or set pretrain.enabled to false for this stage in ")
+    assert failure.fix.startswith("-c 2d, or set pretrain.enabled to false for this stage in ")
 
 
 def test_what_is_not_supported_is_an_error_of_users_and_of_what_is_not_implemented():
     stage = SimpleNamespace(previous_stage_name="3d_lowres")
-    with pytest.raises(NotImplementedError, match="pretrain 3d_lowres; train this stage with") as error:
+    with pytest.raises(NotImplementedError, match="pretrain 3d_lowres; fix: train this stage with") as error:
         check_single_stage("3d_cascade_fullres", stage)
     assert isinstance(error.value, UserError)
 
@@ -140,30 +139,30 @@ def test_a_plan_with_another_architecture_than_the_unets_is_refused(toy, change_
     monkeypatch.setattr(unet, "Strange", Strange, raising=False)
     change_plan(lambda plan: plan["configurations"]["2d"]["architecture"].update(
         network_class_name="dynamic_network_architectures.architectures.unet.Strange"))
-    failure = next(found for found in findings("FAIL") if "decoder" in found.what)
-    assert failure.what.startswith("Strange has no decoder of nnU-Net's U-Net kind")
-    assert failure.mend == "nnUNetv2_plan_and_preprocess -d 7 -c 2d, then -p nnUNetPlans"
+    failure = next(found for found in findings("FAIL") if "decoder" in found.message)
+    assert failure.message.startswith("Strange has no decoder of nnU-Net's U-Net kind")
+    assert failure.fix == "nnUNetv2_plan_and_preprocess -d 7 -c 2d, then -p nnUNetPlans"
 
 
 def test_a_trainer_that_builds_a_network_without_our_decoder_is_refused(toy, our_trainers):
     external(our_trainers, "Transformer", f"{NNUNET}nnUNetTrainer.nnUNetTrainer",
              "build_network_architecture = staticmethod(lambda *arguments: torch.nn.Linear(3, 4))")
     failure = only("FAIL", trainer="Transformer")
-    assert failure.what.startswith("Linear has no decoder of nnU-Net's U-Net kind")
-    assert failure.mend == "derive the trainer from one that builds the plan's own network"
+    assert failure.message.startswith("Linear has no decoder of nnU-Net's U-Net kind")
+    assert failure.fix == "derive the trainer from one that builds the plan's own network"
 
 
 def test_a_network_that_cannot_be_built_on_the_meta_device_is_a_warning(toy, our_trainers):
     external(our_trainers, "NeedsValues", f"{NNUNET}nnUNetTrainer.nnUNetTrainer",
              "build_network_architecture = staticmethod(lambda *arguments: torch.zeros(1).item())")
     assert findings("FAIL", trainer="NeedsValues") == []
-    assert only("warn", trainer="NeedsValues").what.startswith("decoder and norms not checked")
+    assert only("warn", trainer="NeedsValues").message.startswith("decoder and norms not checked")
 
 
 def test_batch_norm_with_cached_gradients_is_refused_and_accepted_in_one_pass(toy, our_trainers, configure):
     external(our_trainers, "WithBatchNorm", f"{NNUNET}variants.network_architecture.nnUNetTrainerBN.nnUNetTrainerBN")
     failure = only("FAIL", trainer="WithBatchNorm")
-    assert failure.what.startswith("BatchNorm2d at 'encoder.") and "patches_per_pass to 32" in failure.mend
+    assert failure.message.startswith("BatchNorm2d at 'encoder.") and "patches_per_pass to 32" in failure.fix
     configure(pretrain__patches_per_pass=32)
     assert findings("FAIL", trainer="WithBatchNorm") == []
 
@@ -171,7 +170,7 @@ def test_batch_norm_with_cached_gradients_is_refused_and_accepted_in_one_pass(to
 def test_batch_norm_of_the_plan_is_refused_too(toy, change_plan):
     change_plan(lambda plan: plan["configurations"]["2d"]["architecture"]["arch_kwargs"].update(
         norm_op="torch.nn.modules.batchnorm.BatchNorm2d"))
-    assert only("FAIL").what.startswith("BatchNorm2d at 'encoder.")
+    assert only("FAIL").message.startswith("BatchNorm2d at 'encoder.")
 
 
 # ---------------------------------------------------------------------------------------------- counterfactuals
@@ -179,9 +178,9 @@ def test_batch_norm_of_the_plan_is_refused_too(toy, change_plan):
 def test_precomputed_counterfactuals_without_a_store_are_mended_by_the_import(toy, configure):
     configure(counterfactual__source="precomputed")
     failure = only("FAIL")
-    assert "holds no store" in failure.what
-    assert failure.mend.startswith("nnunet_cfcl counterfactuals import -d 7 -c 2d -p nnUNetPlans -i ")
-    assert failure.mend.endswith(f"or set counterfactual.source to acquisition in {toy / 'mine.json'}")
+    assert "holds no store" in failure.message
+    assert failure.fix.startswith("nnunet_cfcl counterfactuals import -d 7 -c 2d -p nnUNetPlans -i ")
+    assert failure.fix.endswith(f"or set counterfactual.source to acquisition in {toy / 'mine.json'}")
 
 
 def test_a_sound_store_is_accepted(store):
@@ -190,29 +189,29 @@ def test_a_sound_store_is_accepted(store):
 
 def test_a_counterfactual_of_the_wrong_shape_is_named_and_no_fault_where_the_store_is_not_used(store, configure):
     store.write("toy_3", "vendorB", np.ones((1, 1, 24, 23), np.float32))
-    assert "toy_3__vendorB.b2nd has shape (1, 1, 24, 23), expected (1, 1, 24, 24)" in only("FAIL").what
+    assert "toy_3__vendorB.b2nd has shape (1, 1, 24, 23), expected (1, 1, 24, 24)" in only("FAIL").message
     configure(counterfactual__source="acquisition")
     assert findings("FAIL") == []
 
 
 def test_a_counterfactual_of_an_unknown_case_is_named(store):
     store.write("toy_9", "vendorB", np.ones(SHAPE, np.float32))
-    assert "toy_9__vendorB.b2nd" in only("FAIL").what
+    assert "toy_9__vendorB.b2nd" in only("FAIL").message
 
 
 def test_a_counterfactual_missing_in_some_folds_is_a_warning_that_names_the_others(store, toy_cases):
     store.path("toy_5", "vendorB").unlink()
-    assert "lacks 1 of 6 files: toy_5__vendorB.b2nd" in only("FAIL").what
+    assert "lacks 1 of 6 files: toy_5__vendorB.b2nd" in only("FAIL").message
     splits = [{"train": CASES[:5], "val": CASES[5:]}, {"train": CASES[1:], "val": CASES[:1]}]
     (toy_cases.parent / "splits_final.json").write_text(json.dumps(splits))
     assert findings("FAIL") == []
-    assert only("warn").what.startswith("only fold 0 can be pretrained: ")
+    assert only("warn").message.startswith("only fold 0 can be pretrained: ")
 
 
 def test_without_preprocessed_cases_only_these_are_missed(store, toy_cases):
     for file in toy_cases.iterdir():
         file.unlink()
-    assert "no preprocessed cases" in only("FAIL").what
+    assert "no preprocessed cases" in only("FAIL").message
 
 
 def test_an_unprocessed_pool_fails_with_the_command_that_processes_it(toy, configure):
@@ -220,7 +219,7 @@ def test_an_unprocessed_pool_fails_with_the_command_that_processes_it(toy, confi
     images.mkdir()
     (images / "new_1_0000.png").touch()
     finding = only("FAIL")
-    assert "imagesUn" in finding.what and "nnunet_cfcl pool -d 7 -c 2d" in finding.mend
+    assert "imagesUn" in finding.message and "nnunet_cfcl pool -d 7 -c 2d" in finding.fix
     configure(pretrain__data="training")
     assert not findings("FAIL")
 
@@ -247,15 +246,15 @@ def make_pool(toy):
 def test_with_a_pool_the_store_must_hold_its_cases_unless_the_pool_is_left_out(store, make_pool, configure):
     make_pool(["un_0", "un_1"])
     failure = only("FAIL")
-    assert "lacks 2 of 8 files: un_0__vendorB.b2nd, un_1__vendorB.b2nd" in failure.what
-    assert "pretrain.data to training" in failure.what and "counterfactuals import -d 7 -c 2d" in failure.mend
+    assert "lacks 2 of 8 files: un_0__vendorB.b2nd, un_1__vendorB.b2nd" in failure.message
+    assert "pretrain.data to training" in failure.message and "counterfactuals import -d 7 -c 2d" in failure.fix
     configure(pretrain__data="training")
     assert findings("FAIL") == []
     configure(pretrain__data="training_and_pool")
     for case in ("un_0", "un_1"):
         store.write(case, "vendorB", np.ones(SHAPE, np.float32))
     assert findings("FAIL") + findings("warn") == []
-    assert "fold all: phase 1 has 6 training cases and 2 cases of the pool" in [f.what for f in findings("ok")]
+    assert "fold all: phase 1 has 6 training cases and 2 cases of the pool" in [f.message for f in findings("ok")]
 
 
 def test_with_the_pool_alone_the_store_needs_no_training_cases(store, make_pool, configure):
@@ -266,22 +265,22 @@ def test_with_the_pool_alone_the_store_needs_no_training_cases(store, make_pool,
     configure(pretrain__data="pool")
     assert findings("FAIL") == []
     configure(pretrain__data="training_and_pool")
-    assert "lacks 6 of 7 files" in only("FAIL").what
+    assert "lacks 6 of 7 files" in only("FAIL").message
 
 
 def test_a_pool_that_is_wanted_alone_and_missing_is_a_failure(toy, configure):
     configure(pretrain__data="pool")
     failure = only("FAIL")
-    assert failure.what == "pretrain.data is 'pool', but there is none"
-    assert failure.mend == "put images into nnUNet_raw/Dataset007_Toy/imagesUn and run nnunet_cfcl pool -d 7 -c 2d"
+    assert failure.message == "pretrain.data is 'pool', but there is none"
+    assert failure.fix == "put images into nnUNet_raw/Dataset007_Toy/imagesUn and run nnunet_cfcl pool -d 7 -c 2d"
 
 
 def test_cases_in_both_pool_and_training_set_are_named(make_pool, save_case):
     make_pool(["un_0", "un_1"])
     save_case("un_1", np.random.default_rng(0).normal(size=SHAPE))
     failure = only("FAIL")
-    assert failure.what == "1 cases are in both the pool and the training set: un_1"
-    assert "rename them there, then run nnunet_cfcl pool -d 7 -c 2d" in failure.mend
+    assert failure.message == "1 cases are in both the pool and the training set: un_1"
+    assert "rename them there, then run nnunet_cfcl pool -d 7 -c 2d" in failure.fix
 
 
 def test_a_supervised_method_without_any_label_to_use_is_a_failure(make_pool, configure):
@@ -289,8 +288,8 @@ def test_a_supervised_method_without_any_label_to_use_is_a_failure(make_pool, co
     configure(pretrain__data="pool")
     assert findings("FAIL") == []
     failure = only("FAIL", trainer="nnUNetTrainerSDVDCL")
-    assert "none of the 1 cases of the pool has a silver label of quality 0.7 or more" in failure.what
-    assert "labelsSilver" in failure.mend and "nnunet_cfcl pool -d 7 -c 2d" in failure.mend
+    assert "none of the 1 cases of the pool has a silver label of quality 0.7 or more" in failure.message
+    assert "labelsSilver" in failure.fix and "nnunet_cfcl pool -d 7 -c 2d" in failure.fix
     configure(pretrain__data="training_and_pool")
     assert findings("FAIL", trainer="nnUNetTrainerSDVDCL") == []
 
@@ -299,18 +298,18 @@ def test_silver_labels_of_training_cases_that_are_wanted_must_be_there_and_prepr
     configure(silver__training_cases="silver", pretrain__data="training")
     assert findings("warn") == []
     warning = only("warn", trainer="nnUNetTrainerSDVDCL")
-    assert "no training case has a silver label to use" in warning.what and "nnunet_cfcl pool" in warning.mend
+    assert "no training case has a silver label to use" in warning.message and "nnunet_cfcl pool" in warning.fix
     labels = toy / "nnUNet_raw" / "Dataset007_Toy" / "labelsSilver"
     labels.mkdir()
     (labels / "toy_1.png").touch()
     failure = only("FAIL", trainer="nnUNetTrainerSDVDCL")
-    assert "labelsSilver has 1 cases that were never preprocessed" in failure.what
-    assert failure.mend == "run nnunet_cfcl pool -d 7 -c 2d"
+    assert "labelsSilver has 1 cases that were never preprocessed" in failure.message
+    assert failure.fix == "run nnunet_cfcl pool -d 7 -c 2d"
 
 
 def test_the_doctor_says_which_labels_a_supervised_method_would_learn_from(make_pool):
     make_pool(["un_0"], ["un_0"])
-    assert any(line.what.endswith("labels: 6 manual, 1 silver")
+    assert any(line.message.endswith("labels: 6 manual, 1 silver")
                for line in findings("ok", trainer="nnUNetTrainerSMVDCL"))
 
 
@@ -334,7 +333,7 @@ def test_a_patch_of_a_single_masked_block_is_refused_for_the_masked_autoencoder(
     configure(baseline__mask_block=16)
     assert findings("FAIL") == []
     failure = only("FAIL", trainer="nnUNetTrainerMAE")
-    assert "the patch [16, 16] is a single block" in failure.what and "mine.json" in failure.mend
+    assert "the patch [16, 16] is a single block" in failure.message and "mine.json" in failure.fix
     configure(baseline__mask_block=8)
     assert findings("FAIL", trainer="nnUNetTrainerMAE") == []
 
@@ -342,14 +341,14 @@ def test_a_patch_of_a_single_masked_block_is_refused_for_the_masked_autoencoder(
 def test_the_preset_decides_about_the_views_that_are_checked(toy, configure, change_plan):
     change_2d(change_plan, patch_size=[8, 8])
     configure(views__crop_fraction=[0.25, 1.0], preset="paper")
-    assert "too small for the views" in only("FAIL").what
+    assert "too small for the views" in only("FAIL").message
 
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerCFCLScratch", "nnUNetTrainer"])
 def test_a_trainer_without_pretraining_passes_and_that_is_said(toy, change_plan, trainer):
     change_2d(change_plan, patch_size=[8, 8])
     assert findings("FAIL", trainer) + findings("warn", trainer) == []
-    assert f"{trainer} has no pretraining, whose settings are not used" in [f.what for f in findings("ok", trainer)]
+    assert f"{trainer} has no pretraining, whose settings are not used" in [f.message for f in findings("ok", trainer)]
 
 
 @pytest.mark.parametrize("trainer", plugin_trainers())

@@ -13,8 +13,8 @@ from nnunet_cfcl.cli import main
 from nnunet_cfcl.doctor import device as check_device
 from nnunet_cfcl.doctor.cases import channel_fault
 from nnunet_cfcl.doctor.run import Training, examine
+from nnunet_cfcl.errors import CheckResult
 from nnunet_cfcl.nnunet import check_environment
-from nnunet_cfcl.nnunet.finding import Finding
 from nnunet_cfcl.nnunet.installation import trainers_path
 from nnunet_cfcl.trainers import lookup
 
@@ -25,7 +25,7 @@ def findings(status, configuration="2d", dataset="7", scan=False, **training):
     return [finding for finding in examine(asked, scan) if finding.status == status]
 
 
-def only_failure(*arguments, **named) -> Finding:
+def only_failure(*arguments, **named) -> CheckResult:
     failures = findings("FAIL", *arguments, **named)
     assert len(failures) == 1, [finding.line() for finding in failures]
     return failures[0]
@@ -33,12 +33,12 @@ def only_failure(*arguments, **named) -> Finding:
 
 def test_a_sound_dataset_has_nothing_wrong(toy):
     assert findings("FAIL", scan=True) == []
-    assert [finding.what for finding in findings("warn", scan=True) if "memory" not in finding.what] == []
+    assert [finding.message for finding in findings("warn", scan=True) if "memory" not in finding.message] == []
 
 
 @pytest.mark.parametrize("name", ["7", "007", "Dataset007_Toy"])
 def test_a_dataset_is_given_by_number_or_name_as_in_nnunet(toy, name):
-    assert "dataset Dataset007_Toy" in [finding.what for finding in findings("ok", dataset=name)]
+    assert "dataset Dataset007_Toy" in [finding.message for finding in findings("ok", dataset=name)]
 
 
 def test_the_exit_status_is_zero_if_nothing_failed_and_one_otherwise(toy, capsys):
@@ -56,13 +56,13 @@ def test_with_nothing_set_up_the_doctor_names_the_variables_instead_of_failing_i
     assert shown.returncode == 1
     assert "Traceback" not in shown.stderr
     for variable in ("nnUNet_preprocessed", "nnUNet_results"):
-        assert f"mend: export {variable}=" in shown.stdout
-    assert "mend: export nnUNet_extTrainer=$(nnunet_cfcl trainers-path)" in shown.stdout
+        assert f"fix: export {variable}=" in shown.stdout
+    assert "fix: export nnUNet_extTrainer=$(nnunet_cfcl trainers-path)" in shown.stdout
 
 
 def test_every_finding_is_one_line():
-    assert Finding("FAIL", "two\nlines", "a\ncommand").line() == "FAIL  two lines; mend: a command"
-    assert Finding("ok", "fine").line() == "ok    fine"
+    assert CheckResult("FAIL", "two\nlines", "a\ncommand").line() == "FAIL  two lines; fix: a command"
+    assert CheckResult("ok", "fine").line() == "ok    fine"
 
 
 def test_scanning_needs_a_dataset_and_a_configuration(capsys):
@@ -73,8 +73,8 @@ def test_scanning_needs_a_dataset_and_a_configuration(capsys):
 def test_a_check_that_breaks_is_a_finding_and_the_others_are_still_made(toy, monkeypatch):
     monkeypatch.setattr(lookup, "look_up_trainer", lambda name: 1 / 0)
     failure = only_failure()
-    assert "the trainer could not be checked (ZeroDivisionError" in failure.what
-    assert any(finding.what.startswith("6 preprocessed cases") for finding in findings("ok"))
+    assert "the trainer could not be checked (ZeroDivisionError" in failure.message
+    assert any(finding.message.startswith("6 preprocessed cases") for finding in findings("ok"))
 
 
 # ---------------------------------------------------------------------------------------------- versions
@@ -91,7 +91,7 @@ def test_nnunet_must_be_of_a_supported_version(version, status, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda package: version)
     found = check_environment.check_nnunet()
     assert found.status == status
-    assert status == "ok" or found.mend == "pip install 'nnunetv2>=2.6,<3'"
+    assert status == "ok" or found.fix == "pip install 'nnunetv2>=2.6,<3'"
 
 
 def test_a_torchvision_that_does_not_fit_torch_is_named_with_both_versions(monkeypatch):
@@ -103,9 +103,9 @@ def test_a_torchvision_that_does_not_fit_torch_is_named_with_both_versions(monke
     monkeypatch.setattr(torchvision.ops, "nms", fail)
     found = check_environment.check_torch()
     assert found.status == "FAIL"
-    assert "operator torchvision::nms does not exist" in found.what and "more" not in found.what
-    assert f"torch {importlib.metadata.version('torch')}" in found.what
-    assert "pip install --force-reinstall torch torchvision" in found.mend
+    assert "operator torchvision::nms does not exist" in found.message and "more" not in found.message
+    assert f"torch {importlib.metadata.version('torch')}" in found.message
+    assert "pip install --force-reinstall torch torchvision" in found.fix
 
 
 def test_torch_and_torchvision_of_different_builds_are_a_warning(monkeypatch):
@@ -124,20 +124,20 @@ def test_a_missing_torchvision_is_a_failure(monkeypatch):
 
 def test_a_results_folder_that_nnunet_will_make_is_only_a_warning(toy, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(toy / "new"))
-    warning, = (finding for finding in findings("warn") if "nnUNet_results" in finding.what)
-    assert f"mkdir -p {toy / 'new'}" in warning.mend
+    warning, = (finding for finding in findings("warn") if "nnUNet_results" in finding.message)
+    assert f"mkdir -p {toy / 'new'}" in warning.fix
 
 
 def test_a_file_in_the_place_of_a_folder_is_a_failure(toy, monkeypatch):
     (toy / "file").touch()
     monkeypatch.setenv("nnUNet_results", str(toy / "file"))
-    assert "is not an existing folder" in only_failure().what
+    assert "is not an existing folder" in only_failure().message
 
 
 def test_a_folder_that_cannot_be_written_is_a_failure(toy, monkeypatch):
     results = os.environ["nnUNet_results"]
     monkeypatch.setattr(os, "access", lambda folder, mode: str(folder) != results)
-    assert only_failure().mend == f"chmod u+w {results}"
+    assert only_failure().fix == f"chmod u+w {results}"
 
 
 # ---------------------------------------------------------------------------------------------- the trainer
@@ -146,28 +146,28 @@ def test_our_trainer_is_found_through_the_variable_and_named_by_its_installed_mo
     monkeypatch.setenv("nnUNet_extTrainer", str(trainers_path()))
     found = lookup.check_trainer("nnUNetTrainerDVDCL")
     assert found.status == "ok"
-    assert "nnunet_cfcl.trainers" in found.what
+    assert "nnunet_cfcl.trainers" in found.message
 
 
 def test_our_trainer_without_the_variable_is_mended_by_setting_it(toy):
-    assert only_failure(trainer="nnUNetTrainerDVDCL").mend == "export nnUNet_extTrainer=$(nnunet_cfcl trainers-path)"
+    assert only_failure(trainer="nnUNetTrainerDVDCL").fix == "export nnUNet_extTrainer=$(nnunet_cfcl trainers-path)"
 
 
 def test_folders_already_in_the_variable_are_kept_and_missing_ones_named(toy, monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", f"{toy}{os.pathsep}/nowhere")
     failure = only_failure(trainer="nnUNetTrainerDVDCL")
-    assert "names /nowhere, which does not exist" in failure.what
-    assert failure.mend == f"export nnUNet_extTrainer={toy}{os.pathsep}$(nnunet_cfcl trainers-path)"
+    assert "names /nowhere, which does not exist" in failure.message
+    assert failure.fix == f"export nnUNet_extTrainer={toy}{os.pathsep}$(nnunet_cfcl trainers-path)"
 
 
 @pytest.mark.parametrize(("misspelt", "nearest"), [("nnUNetTrainer_250epoch", "nnUNetTrainer_250epochs"),
                                                    ("nnUNetTrainerDA55", "nnUNetTrainerDA5")])
 def test_a_misspelt_trainer_is_answered_with_the_nearest(toy, misspelt, nearest):
-    assert only_failure(trainer=misspelt).mend == f"-tr {nearest}"
+    assert only_failure(trainer=misspelt).fix == f"-tr {nearest}"
 
 
 def test_a_misspelt_trainer_of_ours_is_answered_with_the_nearest_and_the_variable(toy):
-    assert only_failure(trainer="nnUNetTrainerDVDCl").mend == (
+    assert only_failure(trainer="nnUNetTrainerDVDCl").fix == (
         "-tr nnUNetTrainerDVDCL, after export nnUNet_extTrainer=$(nnunet_cfcl trainers-path)")
 
 
@@ -175,19 +175,19 @@ def test_a_class_that_is_no_trainer_is_a_failure(toy, monkeypatch):
     (toy / "external").mkdir()
     (toy / "external" / "no_trainer.py").write_text("class NoTrainer:\n    pass\n")
     monkeypatch.setenv("nnUNet_extTrainer", str(toy / "external"))
-    assert only_failure(trainer="NoTrainer").mend == "derive the class from nnUNetTrainer"
+    assert only_failure(trainer="NoTrainer").fix == "derive the class from nnUNetTrainer"
 
 
 # ---------------------------------------------------------------------------------------------- dataset and plan
 
 @pytest.mark.parametrize("name", ["8", "Dataset007_Toyy", "toy"])
 def test_an_unknown_dataset_is_answered_with_the_nearest(toy, name):
-    assert only_failure(dataset=name).mend == "-d Dataset007_Toy"
+    assert only_failure(dataset=name).fix == "-d Dataset007_Toy"
 
 
 def test_two_datasets_of_one_number_are_ambiguous_even_if_one_has_only_results(toy):
     (toy / "nnUNet_results" / "Dataset007_Other").mkdir()
-    assert "Dataset007_Other, Dataset007_Toy" in only_failure().what
+    assert "Dataset007_Other, Dataset007_Toy" in only_failure().message
     assert findings("FAIL", dataset="Dataset007_Toy") == []
 
 
@@ -196,37 +196,37 @@ def test_two_datasets_of_one_number_are_ambiguous_even_if_one_has_only_results(t
     ("nnUNetResEncUNetLPlans", "nnUNetv2_plan_and_preprocess -d 7 -c 2d -pl nnUNetPlannerResEncL")])
 def test_a_missing_plan_is_mended_by_nnunets_own_command(toy, toy_cases, plans, command):
     (toy_cases.parent / "nnUNetPlans.json").unlink()
-    assert only_failure(plans=plans).mend == command
+    assert only_failure(plans=plans).fix == command
 
 
 def test_the_planning_command_avoids_the_setting_that_breaks_nnunets_planner(toy, toy_cases, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     (toy_cases.parent / "nnUNetPlans.json").unlink()
-    assert only_failure().mend.startswith("env -u nnUNet_n_proc_DA nnUNetv2_plan_and_preprocess ")
+    assert only_failure().fix.startswith("env -u nnUNet_n_proc_DA nnUNetv2_plan_and_preprocess ")
 
 
 def test_a_misspelt_plan_is_answered_with_the_nearest(toy):
     failure = only_failure(plans="nnUNetPlan")
-    assert failure.mend == "-p nnUNetPlans"
-    assert failure.what.endswith("(nnUNetPlans)")
+    assert failure.fix == "-p nnUNetPlans"
+    assert failure.message.endswith("(nnUNetPlans)")
 
 
 @pytest.mark.parametrize("name", ["nnUNetPlans.json", "dataset.json"])
 def test_a_damaged_file_beside_the_cases_is_named(toy, toy_cases, name):
     (toy_cases.parent / name).write_text("{")
     failure = only_failure()
-    assert failure.what.endswith(f"{name} is missing or not readable")
-    assert failure.mend.startswith("nnUNetv2_plan_and_preprocess -d 7")
+    assert failure.message.endswith(f"{name} is missing or not readable")
+    assert failure.fix.startswith("nnUNetv2_plan_and_preprocess -d 7")
 
 
 def test_a_misspelt_configuration_is_answered_with_the_nearest(toy):
     failure = only_failure(configuration="2d_smal")
-    assert failure.mend == "-c 2d_small"
-    assert "2d, 2d_small" in failure.what
+    assert failure.fix == "-c 2d_small"
+    assert "2d, 2d_small" in failure.message
 
 
 def test_a_configuration_that_inherits_uses_the_inherited_cases_and_its_own_settings(toy):
-    found = [finding.what for finding in findings("ok", configuration="2d_small")]
+    found = [finding.message for finding in findings("ok", configuration="2d_small")]
     assert "configuration 2d_small, patch [16, 16], batch 2" in found
     assert any(what.startswith("settings: 3 epochs") for what in found)
     assert any(what.startswith("6 preprocessed cases") for what in found)
@@ -234,7 +234,7 @@ def test_a_configuration_that_inherits_uses_the_inherited_cases_and_its_own_sett
 
 def test_without_a_configuration_the_plans_configurations_are_listed(toy):
     assert "plan nnUNetPlans with configurations 2d, 2d_small" in [
-        finding.what for finding in findings("ok", configuration=None)]
+        finding.message for finding in findings("ok", configuration=None)]
 
 
 # ---------------------------------------------------------------------------------------------- preprocessed data
@@ -244,15 +244,15 @@ PREPROCESS = "nnUNetv2_preprocess -d 7 -plans_name nnUNetPlans -c 2d"
 
 def test_a_configuration_that_was_never_preprocessed_is_mended_by_nnunets_command(toy, toy_cases):
     toy_cases.rename(toy_cases.with_name("elsewhere"))
-    assert only_failure().mend == PREPROCESS
+    assert only_failure().fix == PREPROCESS
 
 
 def test_raw_cases_that_were_not_preprocessed_are_named(toy, toy_cases):
     for file in toy_cases.glob("toy_3*"):
         file.unlink()
     failure = only_failure()
-    assert failure.what.startswith("1 training cases are missing") and failure.what.endswith(": toy_3")
-    assert failure.mend == PREPROCESS
+    assert failure.message.startswith("1 training cases are missing") and failure.message.endswith(": toy_3")
+    assert failure.fix == PREPROCESS
 
 
 def test_training_without_the_raw_dataset_is_fine(toy, monkeypatch):
@@ -262,22 +262,22 @@ def test_training_without_the_raw_dataset_is_fine(toy, monkeypatch):
 
 def test_foreign_files_among_the_cases_are_named_by_type(toy, toy_cases):
     (toy_cases / "notes.txt").touch()
-    assert ".b2nd, .txt" in only_failure().what
+    assert ".b2nd, .txt" in only_failure().message
 
 
 def test_a_split_may_only_name_preprocessed_cases(toy, toy_cases):
     file = toy_cases.parent / "splits_final.json"
     file.write_text(json.dumps([{"train": ["toy_0", "toy_9"], "val": ["toy_1"]}]))
     failure = only_failure()
-    assert failure.what.endswith(": toy_9") and f"rm {file}" in failure.mend
+    assert failure.message.endswith(": toy_9") and f"rm {file}" in failure.fix
     file.write_text(json.dumps([{"train": ["toy_0"], "val": ["toy_1"]}]))
-    assert "splits_final.json: 1 folds" in [finding.what for finding in findings("ok")]
+    assert "splits_final.json: 1 folds" in [finding.message for finding in findings("ok")]
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"train": []}', '[{"train": []}]'])
 def test_a_malformed_split_is_a_failure(toy, toy_cases, content):
     (toy_cases.parent / "splits_final.json").write_text(content)
-    assert "not a list of folds" in only_failure().what
+    assert "not a list of folds" in only_failure().message
 
 
 def test_too_few_cases_for_nnunets_own_split_are_a_failure(toy, toy_cases, monkeypatch):
@@ -285,7 +285,7 @@ def test_too_few_cases_for_nnunets_own_split_are_a_failure(toy, toy_cases, monke
     for case in ("toy_4", "toy_5"):
         for file in toy_cases.glob(f"{case}*"):
             file.unlink()
-    assert "cannot draw five folds from 4 cases" in only_failure().what
+    assert "cannot draw five folds from 4 cases" in only_failure().message
 
 
 # ---------------------------------------------------------------------------------------------- settings
@@ -294,18 +294,18 @@ def test_an_unknown_key_in_the_settings_file_names_the_file_to_edit(toy, monkeyp
     (toy / "mine.json").write_text('{"pretrain": {"epoch": 3}}')
     monkeypatch.setenv("nnUNet_cfcl_config", str(toy / "mine.json"))
     failure = findings("FAIL")[0]
-    assert "pretrain.epoch'" in failure.what and "pretrain.epochs" in failure.what
-    assert failure.mend == f"edit {toy / 'mine.json'}"
+    assert "pretrain.epoch'" in failure.message and "pretrain.epochs" in failure.message
+    assert failure.fix == f"edit {toy / 'mine.json'}"
 
 
 def test_a_wrong_value_in_the_plans_block_is_mended_in_the_plan(toy, change_plan):
     change_plan(lambda plan: plan["configurations"]["2d"].update(cfcl={"pretrain.epochs": "many"}))
-    assert findings("FAIL")[0].mend == "edit the plan"
+    assert findings("FAIL")[0].fix == "edit the plan"
 
 
 def test_settings_are_checked_without_a_dataset_too(toy, monkeypatch):
     monkeypatch.setenv("nnUNet_cfcl_config", "/nowhere.json")
-    assert any("/nowhere.json" in finding.what for finding in findings("FAIL", dataset=None))
+    assert any("/nowhere.json" in finding.message for finding in findings("FAIL", dataset=None))
 
 
 # ---------------------------------------------------------------------------------------------- the scan
@@ -317,9 +317,9 @@ def test_one_voxel_that_is_not_finite_is_found_and_its_case_named(toy, save_case
     save_case("toy_2", image)
     assert findings("FAIL") == []
     bad, count = findings("FAIL", scan=True)
-    assert bad.what == "case toy_2: channel 0 1 voxels not finite (NaN or infinite)"
-    assert PREPROCESS in bad.mend
-    assert count.what == "6 cases scanned, 1 bad"
+    assert bad.message == "case toy_2: channel 0 1 voxels not finite (NaN or infinite)"
+    assert PREPROCESS in bad.fix
+    assert count.message == "6 cases scanned, 1 bad"
 
 
 def test_a_constant_image_is_a_failure_and_a_constant_channel_a_warning(toy, save_case):
@@ -327,17 +327,17 @@ def test_a_constant_image_is_a_failure_and_a_constant_channel_a_warning(toy, sav
     two_channels = np.random.default_rng(1).normal(size=(2, 1, 24, 24))
     two_channels[1] = 0
     save_case("toy_3", two_channels)
-    assert findings("FAIL", scan=True)[0].what == "case toy_1 is constant: channel 0 constant at 0.5"
-    assert "case toy_3: channel 1 constant at 0" in [finding.what for finding in findings("warn", scan=True)]
+    assert findings("FAIL", scan=True)[0].message == "case toy_1 is constant: channel 0 constant at 0.5"
+    assert "case toy_3: channel 1 constant at 0" in [finding.message for finding in findings("warn", scan=True)]
 
 
 def test_a_case_that_cannot_be_read_is_named_and_the_scan_goes_on(toy, toy_cases, save_case):
     (toy_cases / "toy_0.b2nd").write_bytes(b"damaged")
     save_case("toy_5", np.zeros((1, 1, 24, 24)))
     damaged, constant, count = findings("FAIL", scan=True)
-    assert damaged.what.startswith("case toy_0 cannot be read")
-    assert constant.what.startswith("case toy_5")
-    assert count.what == "6 cases scanned, 2 bad"
+    assert damaged.message.startswith("case toy_0 cannot be read")
+    assert constant.message.startswith("case toy_5")
+    assert count.message == "6 cases scanned, 2 bad"
 
 
 @pytest.mark.parametrize(("values", "fault"), [([1.0, 2.0], None), ([2.0, 2.0], "constant at 2"), ([], "no voxels"),
@@ -353,7 +353,7 @@ def test_a_device_that_is_not_there_is_a_failure(toy, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "-device cpu" in only_failure(device="cuda").mend
+    assert "-device cpu" in only_failure(device="cuda").fix
 
 
 @pytest.mark.parametrize(("free", "status"), [(1.0, "warn"), (1e6, "ok"), (None, "warn")])

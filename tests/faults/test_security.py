@@ -30,7 +30,7 @@ from nnunet_cfcl.evaluation.report.fold_folder import read_fold
 from nnunet_cfcl.evaluation.report.metrics import metrics_blocks, read_metrics
 from nnunet_cfcl.evaluation.report.page import render
 from nnunet_cfcl.files.atomic import write_text_atomically
-from nnunet_cfcl.files.names import stays_in_folder
+from nnunet_cfcl.files.names import is_safe_filename
 from nnunet_cfcl.phases.attributes_of_cases import KnownAttributes, coding_and_interventions
 from nnunet_cfcl.runs.checkpoint import load_checkpoint
 from tests.evaluation.report.fold_folders import Page, write_complete
@@ -165,12 +165,12 @@ def test_what_is_harmless_is_not_found():
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_name_that_is_a_path_is_none_of_a_file(name):
-    assert not stays_in_folder(name)
+    assert not is_safe_filename(name)
 
 
 @pytest.mark.parametrize("name", ["case_1", "Ärztehaus 3", "a..b", ".hidden", "2020-01-01T10:00", "x" * 200])
 def test_other_names_are(name):
-    assert stays_in_folder(name)
+    assert is_safe_filename(name)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.files.atomic import WriteError, free_name, replace_atomically, writable_folder, write_text_atomically
+from nnunet_cfcl.files.atomic import WriteError, backup_path, replace_atomically, writable_folder, write_text_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -44,7 +44,7 @@ def test_a_folder_is_made_and_nothing_is_left_in_it(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write .*file/sub .Not a directory.; take another"):
+    with pytest.raises(UserError, match="cannot write .*file/sub .Not a directory.; fix: take another"):
         writable_folder(tmp_path / "file" / "sub", "take another")
 
 
@@ -72,7 +72,7 @@ def test_a_disk_that_refuses_at_any_stage_leaves_the_old_file_and_an_error_that_
         replace_atomically(file, refuse if stage == "write" else lambda temporary: temporary.write_text("new"))
     monkeypatch.undo()
     message = str(error.value)
-    assert message.startswith(f"cannot write {file} ({os.strerror(code)}): ") and REFUSALS[code] in message
+    assert message.startswith(f"cannot write {file} ({os.strerror(code)}); ") and REFUSALS[code] in message
     assert "\n" not in message and "what was there before is as it was" in message
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
 
@@ -127,6 +127,6 @@ def test_a_file_that_is_written_anew_is_kept_beside_all_that_are_kept_already(tm
     names = []
     for number in range(4):
         file.write_text(str(number))
-        names.append(file.replace(free_name(file, "earlier")).name)
+        names.append(file.replace(backup_path(file, "earlier")).name)
     assert names == ["earlier_log.jsonl", *(f"earlier_{number}_log.jsonl" for number in (2, 3, 4))]
     assert [(tmp_path / name).read_text() for name in names] == ["0", "1", "2", "3"]

@@ -24,7 +24,6 @@ from nnunet_cfcl.counterfactual.store import MANIFEST, CounterfactualStore
 from nnunet_cfcl.data.attribute_table import read_attribute_table, read_declared_kinds
 from nnunet_cfcl.data.patients import known_patients, store_patients
 from nnunet_cfcl.data.pool.check import _quietly, _Unreadable, read_probabilities
-from nnunet_cfcl.data.pool.dataset import found_or_refused
 from nnunet_cfcl.data.pool.manifest import CaseRecord, Manifest, manifest_file, read_manifest, write_manifest
 from nnunet_cfcl.data.pool.sources import read_qualities
 from nnunet_cfcl.evaluation.masks.tables import find_labels, join_attributes
@@ -115,9 +114,9 @@ def _make_plan(folder: Path) -> None:
 
 def _read_plan(folder: Path) -> None:
     with mock.patch.dict(os.environ, {"nnUNet_preprocessed": str(folder)}):
-        plan = found_or_refused(lambda: check_dataset.load_plan(DATASET, "nnUNetPlans", "2d"))
-        block = found_or_refused(lambda: check_dataset.load_configuration(plan, "nnUNetPlans", "2d"))
-        found_or_refused(lambda: check_dataset.check_settings(block))
+        plan = check_dataset.load_plan(DATASET, "nnUNetPlans", "2d")
+        block = check_dataset.load_configuration(plan, "nnUNetPlans", "2d")
+        check_dataset.check_settings(block)
 
 
 def _make_store(folder: Path) -> None:

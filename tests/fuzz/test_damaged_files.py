@@ -157,7 +157,7 @@ def test_a_table_of_attributes_that_is_filled_up_with_zeros_or_is_no_text_is_nam
 
 
 def test_counterfactuals_without_checksums_are_read_as_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("nnunet_cfcl.counterfactual.store.seal", lambda array: None)
+    monkeypatch.setattr("nnunet_cfcl.counterfactual.store.write_checksums", lambda array: None)
     _, read = counterfactual(tmp_path)
     assert np.array_equal(read(), ARRAY)
 

@@ -50,6 +50,7 @@ def test_the_layout_is_nnunets_wherever_it_keeps_the_function(monkeypatch):
 
 def test_where_nnunet_reads_no_variable_stock_trainers_are_found_and_ours_need_install(toy, monkeypatch):
     monkeypatch.setattr(versions, "reads_external_trainers", lambda: False)
+    monkeypatch.setattr(lookup, "reads_external_trainers", lambda: False)
     assert versions.look_up("nnUNetTrainer_250epochs").__name__ == "nnUNetTrainer_250epochs"
     found = lookup.check_trainer("nnUNetTrainerDVDCL")
-    assert (found.status, found.mend) == ("FAIL", "nnunet_cfcl install")
+    assert (found.status, found.fix) == ("FAIL", "nnunet_cfcl install")

@@ -15,7 +15,7 @@ from nnunet_cfcl import trainers
 from nnunet_cfcl.cli import pretrain
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.phases.bare_trainer import bare_trainer
-from nnunet_cfcl.phases.pretraining_phase import Phase1
+from nnunet_cfcl.phases.pretraining_phase import PretrainingPhase
 from nnunet_cfcl.phases.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.data import PretrainingDataset
 from nnunet_cfcl.runs.ranks import Ranks
@@ -99,7 +99,7 @@ def test_phase_1_alone_runs_without_torchrun_and_the_real_trainer_reuses_it(toy,
     assert "-p nnUNetPlans -device cpu" in output
     trainer = real(toy)
     trainer.initialize()
-    folder = Phase1(trainer, type(trainer).method, False, Ranks()).run()
+    folder = PretrainingPhase(trainer, type(trainer).method, False, Ranks()).run()
     assert "is reused" in capsys.readouterr().out
     saved = torch.load(folder / "checkpoint_final.pth", weights_only=False)["network_weights"]
     own = trainer.network.state_dict()
@@ -116,7 +116,7 @@ MISTAKES = [
     (["99", "2d", "0"], {}, r"no dataset 99 .*Dataset007_Toy"),
     (["Dataset007_Tyo", "2d", "0"], {}, r"no dataset Dataset007_Tyo .*Dataset007_Toy"),
     (["7", "3d", "0"], {}, r"no configuration 3d \(it has 2d, 2d_small\)"),
-    (["7", "2d", "0", "-p", "nnUNetPlan"], {}, r"has no plan nnUNetPlan .*mend: -p nnUNetPlans"),
+    (["7", "2d", "0", "-p", "nnUNetPlan"], {}, r"has no plan nnUNetPlan .*fix: -p nnUNetPlans"),
     (["7", "2d", "first"], {}, r"fold must be a number from 0 or 'all', found 'first'"),
     (["7", "2d", "-1"], {}, r"fold must be a number from 0 or 'all', found '-1'"),
     (["7", "2d", "0", "-tr", "nnUNetTrainerDVD"], {}, r"finds no trainer nnUNetTrainerDVD.*-tr nnUNetTrainerDVDCL"),
@@ -185,4 +185,4 @@ def test_the_trainers_class_builds_the_network_and_divides_the_cases():
     assert trainer.do_split() == (["toy_1"], ["toy_2"])
     assert os.path.basename(trainer.output_folder_base) == "Mine__nnUNetPlans__2d"
     with pytest.raises(UserError, match="no decoder of nnU-Net's U-Net kind"):
-        Phase1(trainer, Mine.method, None, Ranks()).run()
+        PretrainingPhase(trainer, Mine.method, None, Ranks()).run()

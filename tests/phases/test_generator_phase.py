@@ -9,7 +9,7 @@ from nnunet_cfcl.counterfactual.generator.finetuning import finetuned_identity
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.phases import generator_phase as phase_0
-from nnunet_cfcl.phases.generator_phase import Phase0
+from nnunet_cfcl.phases.generator_phase import GeneratorPhase
 from nnunet_cfcl.runs.ranks import Ranks
 from tests.faults.test_full_disk import no_file_longer_than
 
@@ -18,7 +18,7 @@ from tests.faults.test_full_disk import no_file_longer_than
 def ineffective(monkeypatch):
     """A gate that lets nothing pass; the benches that it was given, and how many were set up."""
     seen = SimpleNamespace(judged=[], set_up=0)
-    set_up = phase_0.set_up_bench
+    set_up = phase_0.train_judges
 
     def counted(*arguments):
         seen.set_up += 1
@@ -29,14 +29,14 @@ def ineffective(monkeypatch):
         verdict = SimpleNamespace(passed=False, ineffective=True, words="does nothing")
         return SimpleNamespace(interventions=interventions, verdicts=[verdict for _ in interventions])
 
-    monkeypatch.setattr(phase_0, "set_up_bench", counted)
-    monkeypatch.setattr(phase_0, "judge_with", judge)
+    monkeypatch.setattr(phase_0, "train_judges", counted)
+    monkeypatch.setattr(phase_0, "evaluate", judge)
     monkeypatch.setattr(phase_0, "write_report", lambda folder, *others: folder.mkdir())
     return seen
 
 
 def test_both_generators_have_the_same_judges_which_are_trained_once(make_trainer, ineffective):
-    phase = Phase0(make_trainer(), Ranks())
+    phase = GeneratorPhase(make_trainer(), Ranks())
     judged = phase.judged()
     first, second = ineffective.judged
     assert ineffective.set_up == 1 and first.predictor is second.predictor and first.segmenter is second.segmenter
@@ -46,8 +46,8 @@ def test_both_generators_have_the_same_judges_which_are_trained_once(make_traine
 
 
 def test_verdicts_that_are_written_down_need_no_judges(make_trainer, ineffective):
-    Phase0(make_trainer(), Ranks()).judged()
-    again = Phase0(make_trainer(), Ranks())
+    GeneratorPhase(make_trainer(), Ranks()).judged()
+    again = GeneratorPhase(make_trainer(), Ranks())
     again.judged()
     assert ineffective.set_up == 1 and len(ineffective.judged) == 2 and again.report_folder.is_dir()
 
@@ -60,11 +60,11 @@ def without(*keys):
 def test_verdicts_that_are_damaged_are_refused_by_name_and_those_of_earlier_versions_read(
         make_trainer, ineffective, change_settings):
     change_settings(generator={"finetune_epochs": 0})
-    phase = Phase0(make_trainer(), Ranks())
+    phase = GeneratorPhase(make_trainer(), Ranks())
     phase.judged()
     file, = phase.task.folder.glob("gate_*.json")
     whole, unsealed = file.read_text(), without("checksum")(file.read_text())
-    again = Phase0(make_trainer(), Ranks())
+    again = GeneratorPhase(make_trainer(), Ranks())
     for text in (whole, unsealed):
         file.write_text(text)
         again.judged()
@@ -74,13 +74,13 @@ def test_verdicts_that_are_damaged_are_refused_by_name_and_those_of_earlier_vers
                  unsealed.replace("scanner", "rcanner"), whole[: len(whole) // 2], "[]",
                  *(without("checksum", key)(whole) for key in ("passed", "ineffective", "words", "report"))):
         file.write_text(text)
-        with pytest.raises(UserError, match=r"gate_\w+\.json cannot be read .*; delete it and start again"):
+        with pytest.raises(UserError, match=r"gate_\w+\.json cannot be read .*; fix: delete it and start again"):
             again.judged()
 
 
 def test_a_report_that_cannot_be_copied_costs_a_word_and_leaves_no_half_file(make_trainer, tmp_path):
     trainer = make_trainer()
-    phase, source, copy = Phase0(trainer, Ranks()), tmp_path / "report", tmp_path / "copy"
+    phase, source, copy = GeneratorPhase(trainer, Ranks()), tmp_path / "report", tmp_path / "copy"
     phase.report_folder = source
     phase.copy_report(copy)
     assert "No copy" in trainer.lines[-1] and str(copy) in trainer.lines[-1]
@@ -105,13 +105,13 @@ def test_where_the_gate_lets_nothing_pass_acquisition_takes_its_place(
         make_trainer, ineffective, change_settings, few_cases):
     change_settings(gate={"enabled": True})
     trainer = make_trainer()
-    assert Phase0(trainer, Ranks()).source().name == "acquisition"
+    assert GeneratorPhase(trainer, Ranks()).source().name == "acquisition"
     assert any("No intervention of the generator passed the gate" in line for line in trainer.lines)
 
 
 def identity_with(make_trainer, change_settings, **sections):
     change_settings(**sections)
-    phase = Phase0(make_trainer(), Ranks())
+    phase = GeneratorPhase(make_trainer(), Ranks())
     assert not phase.task.folder.exists()
     return phase.identity()
 

@@ -164,7 +164,7 @@ def test_without_two_patients_of_the_same_attributes_nobody_can_be_held_out(writ
 def test_a_patch_that_cannot_be_pooled_is_refused(write, settings):
     write()
     settings(generator={"patch_size": [18, 16]})
-    with pytest.raises(UserError, match=r"divisible by \[4, 4\].*found \[18, 16\]; set generator.patch_size"):
+    with pytest.raises(UserError, match=r"divisible by \[4, 4\].*found \[18, 16\]; fix: set generator.patch_size"):
         task_of()
 
 

@@ -11,8 +11,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunet_cfcl.counterfactual.source import OriginalSource
 from nnunet_cfcl.data.pool.manifest import CaseRecord, Manifest, pool_folder, pool_preprocessing, write_manifest
 from nnunet_cfcl.errors import NotSupported, UserError
-from nnunet_cfcl.phases.generator_phase import Phase0
-from nnunet_cfcl.phases.pretraining_phase import Phase1
+from nnunet_cfcl.phases.generator_phase import GeneratorPhase
+from nnunet_cfcl.phases.pretraining_phase import PretrainingPhase
 from nnunet_cfcl.runs.checkpoint import save_checkpoint
 from nnunet_cfcl.runs.ranks import Ranks
 from tests.toy_dataset import CASES
@@ -29,13 +29,13 @@ def begun(monkeypatch):
         times.append(phase)
         return OriginalSource()
 
-    monkeypatch.setattr(Phase0, "source", source)
-    monkeypatch.setattr(Phase0, "copy_report", lambda phase, folder: None)
+    monkeypatch.setattr(GeneratorPhase, "source", source)
+    monkeypatch.setattr(GeneratorPhase, "copy_report", lambda phase, folder: None)
     return times
 
 
 def pretrain(trainer, continues=None) -> Path:
-    return Phase1(trainer, type(trainer).method, continues, Ranks()).run()
+    return PretrainingPhase(trainer, type(trainer).method, continues, Ranks()).run()
 
 
 def test_a_finished_phase_1_is_reused_and_phase_0_not_begun(make_trainer, begun):

@@ -191,7 +191,7 @@ def take_weights(ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
     for value in model.state_dict().values():
         value.fill_(1 + ranks.rank)
     before = flat(model.state_dict().values())
-    ranks.same_weights(model)
+    ranks.broadcast_parameters(model)
     return before, flat(model.state_dict().values())
 
 
@@ -315,7 +315,7 @@ def write_in_turn(ranks: Ranks, file: Path) -> str:
         file.touch()
         return "first"
 
-    return ranks.in_turn(work)
+    return ranks.main_first(work)
 
 
 def fail_in_turn(ranks: Ranks, failing: int) -> str:
@@ -325,7 +325,7 @@ def fail_in_turn(ranks: Ranks, failing: int) -> str:
         return "done"
 
     try:
-        return ranks.in_turn(work)
+        return ranks.main_first(work)
     except UserError as error:
         return str(error)
 
@@ -386,7 +386,7 @@ def test_a_process_that_fails_ends_the_others_and_is_named(tmp_path, how, messag
 def test_the_first_process_works_alone_and_all_get_its_result_or_its_error(crews):
     assert crews(2)(let_the_first_work, "good") == [("good", [0]), ("good", [])]
     assert all("bad" in found for found in crews(2)(let_the_first_work, "bad"))
-    assert Ranks().first_works(lambda: 3) == 3
+    assert Ranks().main_only(lambda: 3) == 3
 
 
 def let_the_first_work(ranks: Ranks, word: str) -> Any:
@@ -401,6 +401,6 @@ def let_the_first_work(ranks: Ranks, word: str) -> Any:
         return word
 
     try:
-        return ranks.first_works(work), worked
+        return ranks.main_only(work), worked
     except UserError as error:
         return str(error)

@@ -46,13 +46,13 @@ def load_named(file: Path, network: nn.Module, identity: str) -> ColorSpace:
         UserError: there is no such file, or it is another model's.
     """
     if not file.is_file():
-        raise UserError(f"there is no colour space {file}; training writes fold_F/cfcl/{FILE}")
+        raise UserError(f"there is no colour space {file}", f"training writes fold_F/cfcl/{FILE}")
     space = ColorSpace.load(file)
     width = decoder_width(network)
     if space.features != width or space.identity != identity:
         raise UserError(
             f"{file} is the colour space of another model: it was fitted on {space.features} features of weights "
-            f"{space.identity or 'unknown'}, these are {width} features of weights {identity}; leave --space out to "
+            f"{space.identity or 'unknown'}, these are {width} features of weights {identity}", "leave --space out to "
             "use the model's own")
     return space
 

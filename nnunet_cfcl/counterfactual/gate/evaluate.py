@@ -64,7 +64,7 @@ BINS = 60
 
 
 @dataclass(frozen=True)
-class Bench:
+class Judges:
     """What all interventions are judged with.
 
     Attributes:
@@ -105,16 +105,16 @@ def judge(
     Raises:
         ValueError: a case is in both, one of them is empty, or no attribute is binary or categorical.
     """
-    return judge_with(set_up_bench(generator, training, held_out, settings, seed), interventions, settings)
+    return evaluate(train_judges(generator, training, held_out, settings, seed), interventions, settings)
 
 
-def set_up_bench(
+def train_judges(
     generator: JudgedGenerator, training: Patches, held_out: Patches, settings: GateSettings, seed: int
-) -> Bench:
+) -> Judges:
     """Train the judging networks and choose the held-out images; arguments and errors are those of `judge`.
 
-    Another generator of the same attributes and intensities is judged on the same bench by
-    ``dataclasses.replace(bench, generator=another)``, without new networks.
+    Another generator of the same attributes and intensities is judged on the same judges by
+    ``dataclasses.replace(judges, generator=another)``, without new networks.
     """
     if both := sorted(set(training.cases) & set(held_out.cases)):
         raise ValueError(f"held-out cases must be others than those of the training, found {listed(both)} in both")
@@ -126,76 +126,76 @@ def set_up_bench(
         training, generator.coding, "plain", settings.predictor_steps, own, generator.device, generator.scale)
     segmenter = None if chosen.labels is None else train_segmenter(
         training, settings.segmenter_steps, own, generator.device, generator.scale)
-    return Bench(generator, training, chosen, predictor, segmenter, channel_spread(chosen.images),
+    return Judges(generator, training, chosen, predictor, segmenter, channel_spread(chosen.images),
                  predictor.predictions(chosen.images), seed)
 
 
 @watched("the gate")
-def judge_with(bench: Bench, interventions: Sequence[Intervention], settings: GateSettings) -> GateReport:
-    """Judge every intervention on a bench.
+def evaluate(judges: Judges, interventions: Sequence[Intervention], settings: GateSettings) -> GateReport:
+    """Judge every intervention on a judges.
 
     Args:
-        bench: of `set_up_bench`.
+        judges: of `train_judges`.
         interventions: to judge.
         settings: the limits.
     """
-    held = bench.held_out
+    held = judges.held_out
     enough = len(set(held.cases)) >= FEWEST_CASES
-    figures = tuple(_figures(bench, one, number) for number, one in enumerate(interventions))
-    composition = _composition(bench) if enough else None
+    figures = tuple(_figures(judges, one, number) for number, one in enumerate(interventions))
+    composition = _composition(judges) if enough else None
     reconstructed = _number(mean_change(
-        reconstructions_of(bench.generator, held), held.images, bench.spread)) if enough else None
+        reconstructions_of(judges.generator, held), held.images, judges.spread)) if enough else None
     return GateReport(
         figures, tuple(verdict_on(one, composition, settings) for one in figures), composition, reconstructed,
-        {one.name: _real_accuracy(bench, one) for one in bench.predictor.attributes},
-        len(held), len(set(held.cases)), len(set(bench.training.cases)), asdict(settings), bench.seed)
+        {one.name: _real_accuracy(judges, one) for one in judges.predictor.attributes},
+        len(held), len(set(held.cases)), len(set(judges.training.cases)), asdict(settings), judges.seed)
 
 
-def _composition(bench: Bench) -> float | None:
-    held = bench.held_out
-    same = counterfactuals_of(bench.generator, held.images, held.cells, held.cells)
-    return _number(mean_change(same, held.images, bench.spread))
+def _composition(judges: Judges) -> float | None:
+    held = judges.held_out
+    same = counterfactuals_of(judges.generator, held.images, held.cells, held.cells)
+    return _number(mean_change(same, held.images, judges.spread))
 
 
-def _figures(bench: Bench, intervention: Intervention, number: int) -> InterventionFigures:
+def _figures(judges: Judges, intervention: Intervention, number: int) -> InterventionFigures:
     beat()
-    held = bench.held_out
+    held = judges.held_out
     known = [place for place, cells in enumerate(held.cells)
              if not any(is_missing(cells.get(one.name, "")) for one in intervention.attributes)]
     cases = len({held.cases[place] for place in known})
     empty = InterventionFigures(intervention.name, len(known), cases)
     if cases < FEWEST_CASES:
         return empty
-    changed = intervene(bench.generator, subset(held, known), intervention, (bench.seed, GATE_KEY, number))
+    changed = intervene(judges.generator, subset(held, known), intervention, (judges.seed, GATE_KEY, number))
     changed = changed._replace(places=torch.tensor(known)[changed.places])
-    back = counterfactuals_of(bench.generator, changed.counterfactuals, changed.cells, [held.cells[n] for n in known])
+    back = counterfactuals_of(judges.generator, changed.counterfactuals, changed.cells, [held.cells[n] for n in known])
     broken = ~(changed.counterfactuals.isfinite() & back.isfinite()).flatten(1).all(1)
     if broken.any():
         return replace(empty, not_finite=int(broken.sum()))
-    targets = tuple(_targets(bench, intervention, changed))
-    predicted = bench.predictor.predictions(changed.counterfactuals)
-    dice = _dice(bench, changed)
+    targets = tuple(_targets(judges, intervention, changed))
+    predicted = judges.predictor.predictions(changed.counterfactuals)
+    dice = _dice(judges, changed)
     edges = [edge_strength(images) for images in (changed.originals, changed.counterfactuals)]
     return replace(
         empty,
-        effectiveness=tuple(_effect(bench, one, changed, predicted[one.name]) for one in intervention.attributes),
-        kept=tuple(_kept(bench, one, changed, predicted[one.name]) for one in bench.predictor.attributes
+        effectiveness=tuple(_effect(judges, one, changed, predicted[one.name]) for one in intervention.attributes),
+        kept=tuple(_kept(judges, one, changed, predicted[one.name]) for one in judges.predictor.attributes
                    if one not in intervention.attributes),
-        reversibility=_reversibility(bench, changed, back),
+        reversibility=_reversibility(judges, changed, back),
         structure=_mean(structure_agreement(*edges)),
         structure_unrelated=_mean(structure_agreement(edges[0], edges[1].roll(1, 0))),
         dice_originals=dice[0], dice_counterfactuals=dice[1],
         distance_before=_average(targets, "distance_before"), distance_after=_average(targets, "distance_after"),
         distance_real=_average(targets, "distance_real"),
-        change=mean_change(changed.originals, changed.counterfactuals, bench.spread),
-        changed_share=changed_share(changed.originals, changed.counterfactuals, bench.spread), targets=targets)
+        change=mean_change(changed.originals, changed.counterfactuals, judges.spread),
+        changed_share=changed_share(changed.originals, changed.counterfactuals, judges.spread), targets=targets)
 
 
-def _effect(bench: Bench, attribute: Attribute, changed: Changed, predicted: Tensor) -> AttributeFigures:
+def _effect(judges: Judges, attribute: Attribute, changed: Changed, predicted: Tensor) -> AttributeFigures:
     """Effectiveness: every value that was given counts the same, as in the accuracy beside it."""
     name = attribute.name
-    given, real = value_indices(attribute, changed.cells), value_indices(attribute, bench.held_out.cells)
-    shares, right = accuracy_by_value(predicted, given), accuracy_by_value(bench.predicted[name], real)
+    given, real = value_indices(attribute, changed.cells), value_indices(attribute, judges.held_out.cells)
+    shares, right = accuracy_by_value(predicted, given), accuracy_by_value(judges.predicted[name], real)
     values = tuple(
         ValueFigures(attribute.values[value], share, int((given == value).sum()), right.get(value),
                      int((real == value).sum()))
@@ -206,46 +206,46 @@ def _effect(bench: Bench, attribute: Attribute, changed: Changed, predicted: Ten
         1 / len(attribute.values), values)
 
 
-def _kept(bench: Bench, attribute: Attribute, changed: Changed, predicted: Tensor) -> AttributeFigures:
-    before = bench.predicted[attribute.name][changed.places]
+def _kept(judges: Judges, attribute: Attribute, changed: Changed, predicted: Tensor) -> AttributeFigures:
+    before = judges.predicted[attribute.name][changed.places]
     return AttributeFigures(attribute.name, float((predicted == before).float().mean()),
-                            _real_accuracy(bench, attribute), 1 / len(attribute.values))
+                            _real_accuracy(judges, attribute), 1 / len(attribute.values))
 
 
-def _real_accuracy(bench: Bench, attribute: Attribute) -> float | None:
-    values = value_indices(attribute, bench.held_out.cells)
-    return balanced(accuracy_by_value(bench.predicted[attribute.name], values))
+def _real_accuracy(judges: Judges, attribute: Attribute) -> float | None:
+    values = value_indices(attribute, judges.held_out.cells)
+    return balanced(accuracy_by_value(judges.predicted[attribute.name], values))
 
 
-def _reversibility(bench: Bench, changed: Changed, back: Tensor) -> float | None:
+def _reversibility(judges: Judges, changed: Changed, back: Tensor) -> float | None:
     """Relative to the change, unlike the paper's, so that an intervention that does little does not look reversible."""
-    there = mean_change(changed.originals, changed.counterfactuals, bench.spread)
-    return None if there < NOTHING else mean_change(changed.originals, back, bench.spread) / there
+    there = mean_change(changed.originals, changed.counterfactuals, judges.spread)
+    return None if there < NOTHING else mean_change(changed.originals, back, judges.spread) / there
 
 
-def _dice(bench: Bench, changed: Changed) -> tuple[float | None, float | None]:
+def _dice(judges: Judges, changed: Changed) -> tuple[float | None, float | None]:
     """Of the segmenter on originals and counterfactuals, both with the originals' labels."""
-    if bench.segmenter is None or bench.held_out.labels is None:
+    if judges.segmenter is None or judges.held_out.labels is None:
         return None, None
-    truth = bench.held_out.labels[changed.places]
-    foreground = [label for label in bench.segmenter.labels if label > 0]
-    scores = [dice_scores(bench.segmenter.segment(images), truth, foreground)
+    truth = judges.held_out.labels[changed.places]
+    foreground = [label for label in judges.segmenter.labels if label > 0]
+    scores = [dice_scores(judges.segmenter.segment(images), truth, foreground)
               for images in (changed.originals, changed.counterfactuals)]
     return _mean(scores[0]), _mean(scores[1])
 
 
-def _targets(bench: Bench, intervention: Intervention, changed: Changed) -> list[TargetFigures]:
+def _targets(judges: Judges, intervention: Intervention, changed: Changed) -> list[TargetFigures]:
     """By the values that were given, sorted."""
     names = [attribute.name for attribute in intervention.attributes]
     given = [tuple(cells[name] for name in names) for cells in changed.cells]
-    return [_target(bench, dict(zip(names, values)), changed, torch.tensor([one == values for one in given]))
+    return [_target(judges, dict(zip(names, values)), changed, torch.tensor([one == values for one in given]))
             for values in sorted(set(given))]
 
 
-def _target(bench: Bench, values: Mapping[str, str], changed: Changed, which: Tensor) -> TargetFigures:
+def _target(judges: Judges, values: Mapping[str, str], changed: Changed, which: Tensor) -> TargetFigures:
     before, after = changed.originals[which], changed.counterfactuals[which]
-    real, learned = (_with_values(patches, values) for patches in (bench.held_out, bench.training))
-    distances = [intensity_distance(one, real, bench.spread) if len(real) and len(one) else None
+    real, learned = (_with_values(patches, values) for patches in (judges.held_out, judges.training))
+    distances = [intensity_distance(one, real, judges.spread) if len(real) and len(one) else None
                  for one in (before, after, learned)]
     histograms = [_histogram(*(images[:, channel] for images in (before, after, real)))
                   for channel in range(before.shape[1])]

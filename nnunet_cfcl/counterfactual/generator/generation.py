@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nnunet_cfcl.counterfactual.generator.data import Cells
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
-from nnunet_cfcl.counterfactual.generator.whole_cases import BlendedChange, CaseChange, Slab
+from nnunet_cfcl.counterfactual.generator.whole_cases import CaseChange, Slab, SlidingWindowCounterfactuals
 from nnunet_cfcl.counterfactual.store import GENERATED, CounterfactualStore, default_store_root
 from nnunet_cfcl.data.attributes import AttributeCoding, is_missing
 from nnunet_cfcl.errors import UserError
@@ -81,7 +81,7 @@ class Generation:
 
 
 def generate_counterfactuals(
-    blender: BlendedChange,
+    blender: SlidingWindowCounterfactuals,
     cells: Mapping[str, Cells],
     wanted: Generation,
     preprocessed_folder: str | os.PathLike[str],
@@ -124,7 +124,8 @@ def _case_change(case: str, values: Mapping[str, Values], wanted: Generation, co
 
 
 def _generate(
-    blender: BlendedChange, store: CounterfactualStore, asked: Mapping[str, CaseChange], names: Sequence[str],
+    blender: SlidingWindowCounterfactuals, store: CounterfactualStore, asked: Mapping[str, CaseChange],
+    names: Sequence[str],
     layout: Layout,
 ) -> None:
     """Cases that lack the same interventions are made together."""
@@ -185,7 +186,7 @@ def _read_record(file: Path) -> dict[str, Any]:
             raise ValueError("expected an object of objects")
         return content
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not valid JSON ({error}); delete it, and the counterfactuals beside it are made "
+        raise UserError(f"{file} is not valid JSON ({error})", "delete it, and the counterfactuals beside it are made "
                         "again") from error
 
 

@@ -17,7 +17,7 @@ from nnunet_cfcl.runs.checkpoint import read_plain
 
 FORMAT = 1
 #: About a file that is no generator.
-MEND = "delete it and run `nnunet_cfcl generator train` again"
+FIX = "delete it and run `nnunet_cfcl generator train` again"
 
 
 @dataclass(frozen=True)
@@ -196,12 +196,12 @@ class CounterfactualGenerator:
             UserError: the file cannot be read as one.
         """
         if not file.exists():
-            raise UserError(f"there is no generator {file}; `nnunet_cfcl generator train` makes one")
-        content = read_plain(file, "generator", MEND)
+            raise UserError(f"there is no generator {file}", "`nnunet_cfcl generator train` makes one")
+        content = read_plain(file, "generator", FIX)
         try:
             return cls.from_state(content["generator"], device)
         except Exception as error:  # whatever may be missing, or of another kind
-            raise UserError(f"{file} cannot be read as a generator of this version ({first_line(error)}); {MEND}"
+            raise UserError(f"{file} cannot be read as a generator of this version ({first_line(error)})", FIX
                             ) from error
 
 

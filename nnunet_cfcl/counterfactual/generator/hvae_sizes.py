@@ -54,7 +54,7 @@ def plan_sizes(
     if chosen is None:
         which = "the smallest generator" if models else f"a generator of width {width} and {blocks} blocks"
         raise UserError(f"{which} needs {per_image / 2**30:.2g} GB for a patch of {list(shapes[0])} voxels, but "
-                        f"generator.memory_gb is {settings.memory_gb:g}; raise it, or set a smaller "
+                        f"generator.memory_gb is {settings.memory_gb:g}", "raise it, or set a smaller "
                         "generator.patch_size")
     return chosen, fitting
 
@@ -72,7 +72,7 @@ def resolutions_of(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) 
         if any(n % s for n, s in zip(shapes[-1], stride)):
             total = [math.prod(stage[axis] for stage in strides) for axis in range(len(stride))]
             raise UserError(f"a generator's patch must be divisible by {total}, the plan's pooling, found "
-                            f"{list(shapes[0])}; set generator.patch_size")
+                            f"{list(shapes[0])}", "set generator.patch_size")
         if any(s > 1 for s in stride):
             shapes.append(tuple(n // s for n, s in zip(shapes[-1], stride)))
     return shapes if all(n == 1 for n in shapes[-1]) else [*shapes, (1,) * len(shapes[0])]

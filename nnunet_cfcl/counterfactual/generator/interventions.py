@@ -110,7 +110,7 @@ def named_interventions(names: Sequence[str], coding: AttributeCoding) -> tuple[
     repeated = Counter(frozenset(one.attributes) for one in found)
     faults += [f"'{one.name}' is asked for more than once" for one in found if repeated[frozenset(one.attributes)] > 1]
     if faults:
-        raise UserError(f"{len(faults)} interventions cannot be made: {listed(faults)}; change "
+        raise UserError(f"{len(faults)} interventions cannot be made: {listed(faults)}", "change "
                         "counterfactual.interventions in the settings, or attributes.csv")
     return tuple(found)
 

@@ -52,7 +52,7 @@ class GeneratorSource:
         windows: for the generator's patch.
         patches_per_pass: windows that the generator takes at once.
         abduction: see `config.CounterfactualSettings`.
-        zero_is_outside: see `blended_change.BlendedChange`.
+        zero_is_outside: see `blended_change.SlidingWindowCounterfactuals`.
     """
 
     name = "generator"

@@ -26,7 +26,7 @@ from nnunet_cfcl.data.reader import CaseReader
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.runs.checkpoint import load_checkpoint, save_checkpoint
-from nnunet_cfcl.runs.epoch_log import EpochLog, sparing
+from nnunet_cfcl.runs.epoch_log import EpochLog, best_effort
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.runs.watchdog import watched
@@ -101,7 +101,7 @@ class GeneratorTraining:
         self.model = HVAE(task.sizes).to(task.device)
         self.adversaries = Adversaries(task.sizes, task.coding, task.changed, self._parents()).to(task.device)
         for part in (self.model, self.adversaries):
-            self.ranks.same_weights(part)
+            self.ranks.broadcast_parameters(part)
         self.average = AveragedModel(self.model, avg_fn=self._averaged)
         # Ribeiro et al. 2023 use betas (0.9, 0.9): the likelihood's gradients change fast
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.peak_lr, betas=(0.9, 0.9),
@@ -142,15 +142,15 @@ class GeneratorTraining:
 
     def _run(self, resume: bool) -> CounterfactualGenerator:
         first = self._restore() if resume else 0
-        log = EpochLog(self.task.folder / self.log_folder if self.ranks.leads else None, first,
+        log = EpochLog(self.task.folder / self.log_folder if self.ranks.is_main else None, first,
                        plot_generator_progress, self.task.log)
         data = self._batches(first)
         for epoch in range(first, self.epochs):
             started = time.perf_counter()
             steps = self._epoch(epoch, data)
             for part in (self.model, self.adversaries):
-                self.ranks.same_weights(part)  # processors of different kinds round differently
-            if self.ranks.leads:
+                self.ranks.broadcast_parameters(part)  # processors of different kinds round differently
+            if self.ranks.is_main:
                 images = len(steps) * self.settings.images_per_step
                 line = log.end_epoch(epoch, steps, time.perf_counter() - started, images, self._validate())
                 # what is reported is not lost by a kill
@@ -269,7 +269,7 @@ class GeneratorTraining:
 
     def _epoch(self, epoch: int, data: Iterator[Sample]) -> list[dict[str, float]]:
         length, steps = self.settings.iterations_per_epoch, []
-        hidden = None if self.ranks.leads else True  # None: the bar is drawn on a terminal only
+        hidden = None if self.ranks.is_main else True  # None: the bar is drawn on a terminal only
         with (
             watched(f"{self.title} epoch {epoch}", self.task.log) as beat,
             tqdm(total=length, desc=f"{self.title} {epoch + 1}/{self.epochs}", disable=hidden) as bar,
@@ -282,11 +282,11 @@ class GeneratorTraining:
         if all(step["skipped"] for step in steps):
             if steps[-1]["gradient_norm"] <= self.settings.skip_norm:
                 raise UserError(
-                    f"{self.title} epoch {epoch}: no step was done, the gradients of the adversaries are not finite; "
+                    f"{self.title} epoch {epoch}: no step was done, the gradients of the adversaries are not finite",
                     "look for extreme intensities with `nnunet_cfcl doctor --data`, or lower generator.adversary_lr")
             raise UserError(
                 f"{self.title} epoch {epoch}: no step had gradients of a norm below {self.settings.skip_norm:g} (last "
-                f"{steps[-1]['gradient_norm']}); look for extreme intensities with `nnunet_cfcl doctor --data`, or "
+                f"{steps[-1]['gradient_norm']})", "look for extreme intensities with `nnunet_cfcl doctor --data`, or "
                 "lower generator.initial_lr")
         return steps
 
@@ -330,7 +330,7 @@ class GeneratorTraining:
         last = epoch + 1 == self.epochs
         if last or (epoch + 1) % self.settings.samples_every == 0:
             file = self.task.folder / self.log_folder / f"samples_epoch_{epoch + 1:04d}.png"
-            with sparing(file, self.task.log):
+            with best_effort(file, self.task.log):
                 draw_samples(self.generator(), self.task, file)
 
     def _state(self, epoch: int) -> dict[str, Any]:
@@ -343,15 +343,15 @@ class GeneratorTraining:
 
     def _restore(self) -> int:
         """The epoch to go on with, 0 without a checkpoint; only the first rank needs to see the file."""
-        found = load_checkpoint(self.latest) if self.ranks.leads and self.latest.exists() else None
-        content = self.ranks.from_first(found)
+        found = load_checkpoint(self.latest) if self.ranks.is_main and self.latest.exists() else None
+        content = self.ranks.broadcast_object(found)
         if content is None:
             return 0
         if content["hash"] != digest(self.task.identity):
-            raise UserError(f"{self.latest} was made with other settings, cases or another plan; delete this file to "
+            raise UserError(f"{self.latest} was made with other settings, cases or another plan", "delete this file to "
                             "train anew")
         self._load(content)
-        if self.ranks.leads:
+        if self.ranks.is_main:
             self.task.log(f"The generator's training goes on after epoch {content['epoch'] - 1} ({self.latest})")
         return int(content["epoch"])
 
@@ -363,7 +363,7 @@ class GeneratorTraining:
 
     def _finish(self) -> CounterfactualGenerator:
         generator = self.generator()
-        if self.ranks.leads:
+        if self.ranks.is_main:
             save_generator(generator, self.final)
             self.latest.unlink(missing_ok=True)
         self.ranks.wait()

@@ -55,7 +55,7 @@ class Slab(NamedTuple):
     images: Tensor
 
 
-class BlendedChange:
+class SlidingWindowCounterfactuals:
     """Makes the counterfactuals of whole cases.
 
     Memory: on the device that of one pass of the generator, and of the fields it gave; on the CPU, for K interventions
@@ -166,7 +166,7 @@ class BlendedChange:
         images = torch.from_numpy(self.reader.read(case.asked.case, box))[None]
         changed = change_images(images, fields.unbind(1), self._scale)
         if not changed.isfinite().all():
-            raise UserError(f"the generator gives intensities that are not finite for case '{case.asked.case}'; "
+            raise UserError(f"the generator gives intensities that are not finite for case '{case.asked.case}'",
                             "train it again, with a lower generator.initial_lr")
         if self._zero_is_outside:
             changed.masked_fill_((images == 0).all(1, keepdim=True), 0)

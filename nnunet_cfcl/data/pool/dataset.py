@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from nnunet_cfcl.data.pool.manifest import pool_command, pool_preprocessing
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet import check_dataset
-from nnunet_cfcl.nnunet.finding import CheckFailed
 
 Found = TypeVar("Found")
 
@@ -70,21 +68,13 @@ def open_pool_dataset(dataset: str, configuration: str, plans: str) -> PoolDatas
     Raises:
         UserError: one of them is missing; the nearest name or the command that makes it is given.
     """
-    name = found_or_refused(lambda: check_dataset.find_dataset(dataset))
-    plan = found_or_refused(lambda: check_dataset.load_plan(name, plans, configuration))
-    block = found_or_refused(lambda: check_dataset.load_configuration(plan, plans, configuration))
-    folder = found_or_refused(lambda: check_dataset.preprocessed_folder(name, block))
+    name = check_dataset.find_dataset(dataset)
+    plan = check_dataset.load_plan(name, plans, configuration)
+    block = check_dataset.load_configuration(plan, plans, configuration)
+    folder = check_dataset.preprocessed_folder(name, block)
     if not os.environ.get("nnUNet_raw") or not (raw := Path(os.environ["nnUNet_raw"]) / name).is_dir():
         raise UserError(f"no folder {name} in nnUNet_raw ({os.environ.get('nnUNet_raw') or 'not set'}), where "
-                        "imagesUn, labelsSilver and attributes.csv are looked for; export "
+                        "imagesUn, labelsSilver and attributes.csv are looked for", "export "
                         "nnUNet_raw=/path/to/nnUNet_raw")
     dataset_json = load_json(str(folder.parent / "dataset.json"))
     return PoolDataset(name, raw, folder, PlansManager(plan), plans, configuration, dataset_json)
-
-
-def found_or_refused(look_up: Callable[[], Found]) -> Found:
-    """The result of one of the doctor's look-ups; its failure as a `UserError`."""
-    try:
-        return look_up()
-    except CheckFailed as failed:
-        raise UserError(f"{failed.finding.what}; {failed.finding.mend}") from failed

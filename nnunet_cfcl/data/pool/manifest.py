@@ -20,9 +20,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_cfcl.data.pool.sources import POOL_IMAGES, SILVER_LABELS, pool_names, silver_names
 from nnunet_cfcl.errors import UserError, first_line, listed, shown
 from nnunet_cfcl.files.atomic import write_text_atomically
-from nnunet_cfcl.files.checksummed_json import read_sealed, sealed_text
+from nnunet_cfcl.files.checksummed_json import checksummed_text, read_checksummed
 from nnunet_cfcl.files.hashing import digest
-from nnunet_cfcl.files.names import stays_in_folder
+from nnunet_cfcl.files.names import is_safe_filename
 
 FORMAT = 1
 POOL_SUFFIX, SILVER_SUFFIX = "_cfcl_pool", "_cfcl_silver"
@@ -117,16 +117,16 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not file.is_file():
         return None
     try:
-        content = read_sealed(file)
+        content = read_checksummed(file)
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}, expected {FORMAT}")
         cases = {case: _record(entry) for case, entry in sorted(content["cases"].items())}
         names = (*cases, *(name for record in cases.values() for name in record.files))
-        if outside := [name for name in names if not stays_in_folder(name)]:
+        if outside := [name for name in names if not is_safe_filename(name)]:
             raise ValueError(f"names that are no names of files: {listed(outside)}")
         return Manifest(str(content["preprocessing"]), bool(content["complete"]), cases)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} is not a readable manifest ({first_line(error)}); delete it and {folder}, "
+        raise UserError(f"{file} is not a readable manifest ({first_line(error)})", f"delete it and {folder}, "
                         "then run nnunet_cfcl pool again") from error
 
 
@@ -140,7 +140,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest beside ``folder``, atomically."""
     cases = {case: dataclasses.asdict(record) for case, record in sorted(manifest.cases.items())}
     content = {"format": FORMAT, "preprocessing": manifest.preprocessing, "complete": manifest.complete, "cases": cases}
-    write_text_atomically(manifest_file(folder), sealed_text(content))
+    write_text_atomically(manifest_file(folder), checksummed_text(content))
 
 
 def preprocessing_digest(plans: PlansManager, configuration: ConfigurationManager) -> str:
@@ -201,7 +201,7 @@ def check_pool_is_current(
     faults += _raw_faults(folder.parent.name, dataset_json["file_ending"], pool, silver)
     if found := [fault for fault in faults if fault]:
         command = pool_command(folder.parent.name, configuration, plans.plans_name)
-        raise UserError(f"{'; '.join(found)}; run {command}")
+        raise UserError(f"{'; '.join(found)}", f"run {command}")
 
 
 def _manifest_fault(folder: Path, manifest: Manifest, preprocessing: str) -> str | None:

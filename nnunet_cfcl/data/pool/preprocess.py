@@ -21,7 +21,7 @@ from nnunet_cfcl.data.pool.silver_labels import silver_channels, to_preprocessed
 from nnunet_cfcl.data.pool.sources import RawCase, SilverSource
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.atomic import refusals_named
-from nnunet_cfcl.files.chunk_checksums import seal_file
+from nnunet_cfcl.files.chunk_checksums import add_checksums
 from nnunet_cfcl.nnunet.versions import block_layout
 
 
@@ -95,7 +95,8 @@ class CasePreprocessing:
 
     def _check(self, case: RawCase, image: NDArray[np.float32], properties: Mapping[str, Any]) -> None:
         if not np.isfinite(image).all():
-            raise UserError(f"case {case.name} ({case.images[0]}) is not finite after normalisation; mend the image or "
+            raise UserError(f"case {case.name} ({case.images[0]}) is not finite after normalisation",
+                            "mend the image or "
                             "take it away, and run the command again")
         if case.training:
             data, _, _, original = self._training_storage()(str(self.dataset.preprocessed), [case.name]).load_case(
@@ -103,7 +104,7 @@ class CasePreprocessing:
             box = [[list(map(int, bounds)) for bounds in found["bbox_used_for_cropping"]]
                    for found in (properties, original) if "bbox_used_for_cropping" in found]
             if tuple(data.shape) != tuple(image.shape) or any(found != box[0] for found in box):
-                raise UserError(f"the raw image of training case {case.name} changed since it was preprocessed; run "
+                raise UserError(f"the raw image of training case {case.name} changed since it was preprocessed", "run "
                                 f"{self.dataset.preprocess_command}, then this command again")
 
     def _training_storage(self) -> Any:
@@ -123,7 +124,7 @@ class CasePreprocessing:
             else:
                 self._save_case(str(scratch / case.name), image.astype(np.float32, copy=False), channels, properties)
             for file in scratch.glob("*.b2nd"):
-                seal_file(file)
+                add_checksums(file)
             return _publish(scratch, folder)
 
     def _save_case(

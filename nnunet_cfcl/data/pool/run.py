@@ -142,8 +142,8 @@ def _check(cases: Sequence[RawCase], problems: Sequence[str], workers: PoolWorke
     found = {case.name: faults for case, faults in workers.each(CaseCheck, cases, "checking")}
     lines = [*problems, *(fault for case in cases for fault in found[case.name])]
     if lines:
-        raise UserError(f"{len(lines)} problems in {workers.dataset.raw}; nothing was written; mend these files or "
-                        f"take them away, then run {workers.dataset.command}:", lines)
+        raise UserError(f"{len(lines)} problems in {workers.dataset.raw}; nothing was written",
+                        f"correct these files or remove them, then run {workers.dataset.command}", lines)
 
 
 def _patients(target: PoolDataset, raw: RawPool) -> dict[str, str] | None:

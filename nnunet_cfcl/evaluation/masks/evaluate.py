@@ -37,7 +37,7 @@ def evaluate(
         UserError: see `tables`, `measure`; a tolerance or seed below 0; ``out`` cannot be written to.
     """
     if not (math.isfinite(tolerance) and tolerance >= 0 and seed >= 0):
-        raise UserError(f"--tolerance and --seed must be 0 or more, found {tolerance:g} and {seed}; mend them")
+        raise UserError(f"--tolerance and --seed must be 0 or more, found {tolerance:g} and {seed}", "mend them")
     named = tables.named_folders([predictions, *against])
     true_masks = tables.read_folder(truth, "truth")
     methods = [tables.read_folder(folder, name) for name, folder in named.items()]
@@ -62,6 +62,6 @@ def evaluate(
 def _make_folder(out: Path, inputs: Sequence[Path]) -> None:
     # a metrics.png there would be taken for a mask by whoever reads the folder next
     if out.resolve() in {folder.resolve() for folder in inputs}:
-        raise UserError(f"-o {out} is a folder of masks, expected another one; name a folder of its own, such as "
+        raise UserError(f"-o {out} is a folder of masks, expected another one", "name a folder of its own, such as "
                         f"{out / 'evaluation'}")
     writable_folder(out, "name another with -o")

@@ -100,7 +100,7 @@ def measure(truth: MaskFolder, methods: Sequence[MaskFolder], scheme: LabelSchem
     if len({result.in_pixels for result in results}) > 1:
         odd = next(result.case for result in results if result.in_pixels != results[0].in_pixels)
         raise UserError(f"{truth.folder} has files with millimetres and files with only pixels, such as "
-                        f"{results[0].case} and {odd}; evaluate them one by one")
+                        f"{results[0].case} and {odd}", "evaluate them one by one")
     present = frozenset().union(*(result.present for result in results)) - {0, scheme.ignore}
     labels = tuple(sorted(present if scheme.names is None else scheme.names))
     if not labels:
@@ -116,7 +116,7 @@ def _jobs(truth: MaskFolder, methods: Sequence[MaskFolder], scheme: LabelScheme,
             if not set(method.files) & set(wanted.files) & set(truth.files):
                 names = [listed(sorted(folder.files), 3) for folder in (method, wanted)]
                 raise UserError(f"{method.folder} and {wanted.folder} have no case in common: found {names[0]}, "
-                                f"expected {names[1]}; give the files of a case the same name")
+                                f"expected {names[1]}", "give the files of a case the same name")
     labels = None if scheme.names is None else tuple(scheme.names)
     jobs = [_Job(case, file, {method.name: method.files[case] for method in methods if case in method.files},
                  labels, scheme.ignore, tolerance) for case, file in sorted(truth.files.items())]
@@ -138,7 +138,7 @@ def _run(job: _Job) -> _Result:
 
 def _check_grids(truth: LabelFile, prediction: LabelFile) -> None:
     if different := geometry_difference(truth, prediction):
-        raise UserError(f"{truth.file} and {prediction.file} must lie on the same voxels, found {different}; predict "
+        raise UserError(f"{truth.file} and {prediction.file} must lie on the same voxels, found {different}", "predict "
                         "again from the image of this truth, or resample one of them")
 
 

@@ -48,14 +48,14 @@ def read_folder(folder: Path, name: str) -> MaskFolder:
         UserError: there is no such folder, it has no masks, or two files of one case.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder, expected a folder of masks ({listed(READERS)}); mend the path")
+        raise UserError(f"{folder} is no folder, expected a folder of masks ({listed(READERS)})", "mend the path")
     found = sorted((case, path) for path in folder.iterdir()
                    if path.is_file() and (case := case_of(path.name)) is not None)
     if not found:
-        raise UserError(f"{folder} has no masks, expected files of {listed(READERS)}; name the folder in which they "
+        raise UserError(f"{folder} has no masks, expected files of {listed(READERS)}", "name the folder in which they "
                         "are")
     if twice := [case for case, count in Counter(case for case, _ in found).items() if count > 1]:
-        raise UserError(f"{folder} has more than one file of {len(twice)} cases: {listed(twice)}; keep one of "
+        raise UserError(f"{folder} has more than one file of {len(twice)} cases: {listed(twice)}", "keep one of "
                         "each")
     return MaskFolder(name, folder, dict(found))
 
@@ -68,7 +68,8 @@ def named_folders(texts: Sequence[str]) -> dict[str, Path]:
     """
     named = [_named_folder(text) for text in texts]
     if twice := [name for name, count in Counter(name.casefold() for name, _ in named).items() if count > 1]:
-        raise UserError(f"two folders are called {twice[0]}, expected a name for each; write other names before them, "
+        raise UserError(f"two folders are called {twice[0]}, expected a name for each",
+                        "write other names before them, "
                         f"as in --against other={named[-1][1]}")
     return dict(named)
 
@@ -81,7 +82,7 @@ def _named_folder(text: str) -> tuple[str, Path]:
     # the name becomes part of a file name, which must stay in its folder
     if not re.fullmatch(r"\w[\w .+()-]*", name):
         raise UserError(f"'{name}' is no name for a method: expected letters, digits, spaces and . _ + - ( ) from "
-                        f"{text}; write NAME=FOLDER")
+                        f"{text}", "write NAME=FOLDER")
     return name, folder
 
 
@@ -118,7 +119,7 @@ def find_labels(truth: Path, predictions: Path) -> LabelScheme:
                   for name, value in declared.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} has no readable labels ({type(error).__name__}: {error}), expected "
-                        '"labels": {"background": 0, "organ": 1}; mend it or take it away') from error
+                        '"labels": {"background": 0, "organ": 1}', 'mend it or take it away') from error
     ignore = next(iter(values.pop("ignore", [])), None)
     plain: dict[int, str] = {}
     # a label that is a region by itself is called as that; parts of larger regions have no name of their own
@@ -173,12 +174,12 @@ class CaseAttributes:
     def _cells(self, name: str, cases: Sequence[str]) -> dict[str, str]:
         if name not in self.columns:
             near = difflib.get_close_matches(name, self.columns, n=1, cutoff=0.0)
-            mend = f"did you mean --by {near[0]}?" if near else "name the table with --attributes attributes.csv"
-            raise UserError(f"there is no column '{name}' to group by, found {listed(self.columns) or 'none'}; {mend}")
+            fix = f"did you mean --by {near[0]}?" if near else "name the table with --attributes attributes.csv"
+            raise UserError(f"there is no column '{name}' to group by, found {listed(self.columns) or 'none'}", fix)
         cells = {case: UNKNOWN if is_missing(self.columns[name][case]) else self.columns[name][case] for case in cases}
         if (count := len(set(cells.values()))) > MOST_GROUPS:
             raise UserError(f"column '{name}' has {count} different values in {len(cases)} cases, expected at most "
-                            f"{MOST_GROUPS} groups; add a column with ranges (such as age_group) to {self.file}")
+                            f"{MOST_GROUPS} groups", f"add a column with ranges (such as age_group) to {self.file}")
         return cells
 
     @staticmethod
@@ -213,7 +214,7 @@ def join_attributes(file: Path | None, cases: Sequence[str], ending: str) -> Cas
 def _read_rows(file: Path) -> list[dict[str, str]]:
     header, rows = read_csv_table(file)
     if CASE not in header:
-        raise UserError(f"{file} must have one column '{CASE}', found the columns {listed(header) or 'none'}; the "
+        raise UserError(f"{file} must have one column '{CASE}', found the columns {listed(header) or 'none'}", "the "
                         "first row names them, separated by commas")
     # spreadsheets leave columns without a name behind
     names = [name for name in header if name]
@@ -226,7 +227,7 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
     faults += [f"line {line} names no case" for line, row in whole.items() if not row[CASE]]
     faults += [f"case {case} in more than one row" for case, count in _counts(whole.values()) if count > 1]
     if faults:
-        raise UserError(f"{file} has {len(faults)} faults: {listed(faults)}; mend them")
+        raise UserError(f"{file} has {len(faults)} faults: {listed(faults)}", "mend them")
     return [{name: row[name] for name in names} for row in whole.values()]
 
 

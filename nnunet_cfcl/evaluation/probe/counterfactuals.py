@@ -62,9 +62,9 @@ def _generated(trainer: Any, validation: Sequence[str]) -> CounterfactualSource:
         UserError: there is none yet, or no intervention passed.
     """
     # trainers are built on this room
-    from nnunet_cfcl.phases.generator_phase import Phase0
+    from nnunet_cfcl.phases.generator_phase import GeneratorPhase
 
-    phase = Phase0(trainer, Ranks(), tells_cases=False)
+    phase = GeneratorPhase(trainer, Ranks(), tells_cases=False)
     if not _is_judged(phase.task.folder, trainer.settings.generator.finetune_epochs > 0):
         raise NothingToChange("the generator that the settings ask for is not trained and judged yet (`nnunet_cfcl "
                               "generator report` does both)")

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from nnunet_cfcl.chromap.nnunet.spaces import weights_digest
 from nnunet_cfcl.errors import UserError, listed
-from nnunet_cfcl.nnunet.finding import refuse
 from nnunet_cfcl.runs.checkpoint import load_body, read_plain
 from nnunet_cfcl.trainers.lookup import check_trainer, known_trainer
 
@@ -41,8 +40,8 @@ def find_any_trainer(name: str | None) -> Any:
     """
     found = known_trainer(name or TRAINER)
     if found is None:
-        refuse(check_trainer(name or TRAINER))
-        raise UserError(f"{name} cannot be used; `nnunet_cfcl doctor` looks for the reason")
+        check_trainer(name or TRAINER).raise_on_failure()
+        raise UserError(f"{name} cannot be used", "`nnunet_cfcl doctor` looks for the reason")
     return found
 
 
@@ -56,10 +55,11 @@ def fold_checkpoint(fold_folder: Path, checkpoint: str) -> Path:
     if not file.is_file():
         there = sorted(one.name for one in fold_folder.glob("*.pth"))
         trainer, plans, configuration = fold_folder.parent.name.split("__")
-        mend = f"name one of them with -chk ({listed(there)})" if there else (
+        fix = f"name one of them with -chk ({listed(there)})" if there else (
             f"train it: nnUNetv2_train {fold_folder.parent.parent.name} {configuration} "
             f"{fold_folder.name.removeprefix('fold_')} -tr {trainer} -p {plans}")
-        raise UserError(f"there is no {checkpoint} in {fold_folder}, which is written at the end of a training; {mend}")
+        raise UserError(f"there is no {checkpoint} in {fold_folder}, which is written at the end of a training",
+                        f"{fix}")
     return file
 
 
@@ -78,7 +78,7 @@ def named_files(texts: Sequence[str]) -> list[ProbedModel]:
         is_named = bool(before and equals and after) and not path.exists()
         file = Path(after) if is_named else path
         if not file.is_file():
-            raise UserError(f"there is no file {file}, expected a checkpoint with {WEIGHTS} (.pth); mend --weights")
+            raise UserError(f"there is no file {file}, expected a checkpoint with {WEIGHTS} (.pth)", "fix --weights")
         models.append(ProbedModel(before if is_named else _short_name(file, paths), file))
     return models
 
@@ -110,12 +110,13 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     Raises:
         UserError: it cannot be read, has no ``network_weights``, or holds what could run code (see `read_plain`).
     """
-    content = read_plain(file, "checkpoint", "expected one of nnU-Net or of a pretraining: name another, or save its "
-                         f"{{'{WEIGHTS}': ...}} alone, if you trust it, with torch.save")
+    content = read_plain(file, "checkpoint of nnU-Net or of a pretraining",
+                         "name another, or, if you trust it, save its "
+                         f"{{'{WEIGHTS}': ...}} alone with torch.save")
     weights = content.get(WEIGHTS)
     if not isinstance(weights, Mapping) or not all(isinstance(one, Tensor) for one in weights.values()):
         raise UserError(f"{file} has no {WEIGHTS} (found: {listed(content, 5)}), expected a checkpoint of nnU-Net or "
-                        "of a pretraining; name another")
+                        "of a pretraining", "name another")
     return dict(weights)
 
 

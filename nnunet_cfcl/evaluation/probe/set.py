@@ -131,19 +131,19 @@ def _split(trainer: Any, folder: Path, patients: Patients) -> tuple[list[str], l
     """Training and validation cases of the fold, sorted, patients kept apart."""
     if trainer.fold == "all":
         raise UserError("fold all has no validation cases of its own, expected a fold with some: name one with -f 0")
-    mend = preprocess_command(folder.parent.name, trainer.configuration_name, trainer.plans_manager.plans_name)
+    fix = preprocess_command(folder.parent.name, trainer.configuration_name, trainer.plans_manager.plans_name)
     if not folder.is_dir() or not any(folder.iterdir()):
-        raise UserError(f"there are no preprocessed cases in {folder}; run {mend}")
+        raise UserError(f"there are no preprocessed cases in {folder}", f"run {fix}")
     training, validation = (sorted(cases) for cases in trainer.do_split())
     known = set(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
     if missing := sorted({*training, *validation} - known):
-        raise UserError(f"the fold has {len(missing)} cases that are not in {folder}: {listed(missing)}; run {mend}, "
+        raise UserError(f"the fold has {len(missing)} cases that are not in {folder}: {listed(missing)}", f"run {fix}, "
                         "or mend splits_final.json")
     held_out = {patients.of(case) for case in validation}
     kept = [case for case in training if patients.of(case) not in held_out]
     if not kept or not validation:
         raise UserError(f"fold {trainer.fold} has {len(kept)} training cases of patients who are not in the "
-                        f"validation, and {len(validation)} validation cases, expected some of both; look at "
+                        f"validation, and {len(validation)} validation cases, expected some of both", "look at "
                         f"splits_final.json{f' and at {patients.table}' if patients.table else ''}")
     return kept, validation
 

@@ -99,7 +99,7 @@ def evaluate_folds(
     truth = truth_folder(first.place.dataset)
     if truth is None:
         raise UserError(f"the true masks of {first.place.dataset} are neither in nnUNet_preprocessed "
-                        "(gt_segmentations) nor in nnUNet_raw (labelsTr); set these variables as for the training")
+                        "(gt_segmentations) nor in nnUNet_raw (labelsTr)", "set these variables as for the training")
     attributes, columns, remarks = _grouping(first.place.dataset, sorted(first.validation), by)
     masks = {name: {case: _state(file) for case, file in fold.validation.items()} for name, fold in folds.items()}
     inputs = digest({"masks": masks, "truth": {file.name: _state(file) for file in sorted(truth.iterdir())},
@@ -123,7 +123,7 @@ def read_metrics(folder: Path, remarks: Sequence[str] = ()) -> Metrics:
     problems: list[str] = []
     content = read_json_object(folder / NUMBERS, problems)
     if not as_list(content.get("summaries")):
-        raise UserError(f"{folder} holds no evaluation ({listed(problems) or f'no figures in {NUMBERS}'}); "
+        raise UserError(f"{folder} holds no evaluation ({listed(problems) or f'no figures in {NUMBERS}'})",
                         "`nnunet_cfcl evaluate -o` writes one")
     small = dict.fromkeys(
         f"{one.get('group')} ({one.get('grouping')})" for one in as_list(content["summaries"])

@@ -109,13 +109,14 @@ def read_folds(folders: Sequence[Path], options: ReportOptions) -> dict[str, Fol
     for key in ("dataset", "configuration"):
         found = dict.fromkeys(getattr(fold.place, key) for fold in folds)
         if len(found) > 1:
-            raise UserError(f"the folders are of different {key}s: found {listed(found)}, expected one; only trainings "
+            raise UserError(f"the folders are of different {key}s: found {listed(found)}, expected one",
+                            "only trainings "
                             f"on the same {key} can be compared, write a report of each")
     if len({fold.place.folder for fold in folds}) < len(folds):
-        raise UserError("a folder is named twice, expected different ones; name each once")
+        raise UserError("a folder is named twice, expected different ones", "name each once")
     if options.chromap_folders and len(options.chromap_folders) != len(folds):
         raise UserError(f"found {len(options.chromap_folders)} folders of CHRO-maps for {len(folds)} folds, expected "
-                        "one for each, in the same order; name them with --chromap, or leave it out")
+                        "one for each, in the same order", "name them with --chromap, or leave it out")
     _check_columns(folds[0].place.dataset, options.by or ())
     return method_names(folds)
 
@@ -126,7 +127,7 @@ def _check_columns(dataset: str, by: Sequence[str]) -> None:
     known = attributes.columns if attributes is not None else {}
     if missing := [name for name in by if name not in known]:
         raise UserError(f"there is no column '{missing[0]}' to group by in the attributes.csv of {dataset}, found "
-                        f"{listed(known) or 'none'}; mend --by")
+                        f"{listed(known) or 'none'}", "mend --by")
 
 
 @contextmanager

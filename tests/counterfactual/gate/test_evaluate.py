@@ -10,7 +10,7 @@ from nnunet_cfcl.config import GateSettings
 from nnunet_cfcl.counterfactual.gate import evaluate as gate
 from nnunet_cfcl.counterfactual.gate.attribute_predictor import train_predictor
 from nnunet_cfcl.counterfactual.gate.cases import subset
-from nnunet_cfcl.counterfactual.gate.evaluate import Bench, judge, judge_with, set_up_bench
+from nnunet_cfcl.counterfactual.gate.evaluate import Judges, evaluate, judge, train_judges
 from nnunet_cfcl.counterfactual.generator.data import Patches
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.data.attributes import Attribute, AttributeCoding
@@ -49,7 +49,7 @@ def held_out():
 def bench(training, held_out):
     torch.set_num_threads(1)
     generator = TrueCounterfactuals(held_out.every, scale_of(training.patches))
-    return set_up_bench(generator, training.patches, held_out.patches, SETTINGS, 0)
+    return train_judges(generator, training.patches, held_out.patches, SETTINGS, 0)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def judged(bench, held_out):
 
     def judge_class(kind, **changes):
         generator = kind(held_out.every, bench.generator.scale)
-        report = judge_with(replace(bench, generator=generator, **changes), INTERVENTIONS, SETTINGS)
+        report = evaluate(replace(bench, generator=generator, **changes), INTERVENTIONS, SETTINGS)
         return {one.name: (one, verdict) for one, verdict in zip(report.interventions, report.verdicts)}
 
     return judge_class
@@ -134,7 +134,7 @@ def test_another_patient_of_the_right_group_is_no_counterfactual(judged):
 
 def test_a_generator_that_cannot_leave_images_alone_fails_by_composition(bench, held_out):
     generator = Restless(held_out.every, bench.generator.scale)
-    report = judge_with(replace(bench, generator=generator), INTERVENTIONS[:1], SETTINGS)
+    report = evaluate(replace(bench, generator=generator), INTERVENTIONS[:1], SETTINGS)
     assert report.composition == pytest.approx(0.2 / float(bench.spread), rel=1e-3)
     assert "composition" in report.verdicts[0].words
 
@@ -149,14 +149,14 @@ class Broken(TrueCounterfactuals):
 
 def test_values_that_are_no_numbers_never_pass(bench, held_out):
     generator = Broken(held_out.every, bench.generator.scale)
-    report = judge_with(replace(bench, generator=generator), INTERVENTIONS, SETTINGS)
+    report = evaluate(replace(bench, generator=generator), INTERVENTIONS, SETTINGS)
     assert report.passed == ("scanner",)
     assert report.verdicts[1].words == "not passed: 24 of 24 counterfactuals have values that are no numbers"
     json.dumps(report.to_json(), allow_nan=False)
 
 
 def test_the_report_names_what_passed_and_is_plain_json(bench):
-    report = judge_with(bench, INTERVENTIONS, SETTINGS)
+    report = evaluate(bench, INTERVENTIONS, SETTINGS)
     content = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert content["passed"] == ["scanner", "disease", "scanner+disease"] == list(report.passed)
     assert content["interventions"][0]["verdict"]["passed"] is True
@@ -194,13 +194,13 @@ def with_cells(patches: Patches, **changes) -> Patches:
                                         for n, cells in enumerate(patches.cells)))
 
 
-def on(bench: Bench, patches: Patches) -> Bench:
+def on(bench: Judges, patches: Patches) -> Judges:
     """With other held-out patches."""
     return replace(bench, held_out=patches, predicted=bench.predictor.predictions(patches.images))
 
 
 def test_few_cases_leave_every_figure_unknown_and_the_intervention_unused(bench, held_out):
-    report = judge_with(on(bench, subset(held_out.patches, range(5))), INTERVENTIONS, SETTINGS)
+    report = evaluate(on(bench, subset(held_out.patches, range(5))), INTERVENTIONS, SETTINGS)
     assert report.composition is None and report.reconstruction is None and not report.passed
     assert all("only 5 held-out cases" in verdict.words for verdict in report.verdicts)
     assert report.interventions[0].structure is None and report.interventions[0].effectiveness == ()
@@ -208,7 +208,7 @@ def test_few_cases_leave_every_figure_unknown_and_the_intervention_unused(bench,
 
 def test_cases_whose_value_is_unknown_are_left_out_of_that_intervention_only(bench):
     patches = with_cells(bench.held_out, scanner=lambda n, cells: "" if n < 10 else cells["scanner"])
-    report = judge_with(on(bench, patches), INTERVENTIONS, SETTINGS)
+    report = evaluate(on(bench, patches), INTERVENTIONS, SETTINGS)
     assert [one.images for one in report.interventions] == [14, 24, 14]
     scanner = report.interventions[0].effectiveness[0]
     assert sum(value.real for value in scanner.values) == 14 == sum(value.counterfactuals for value in scanner.values)
@@ -219,7 +219,7 @@ def test_cases_whose_value_is_unknown_are_left_out_of_that_intervention_only(ben
 def test_a_group_without_a_held_out_case_cannot_be_judged(bench, held_out):
     only_a = [n for n, cells in enumerate(held_out.patches.cells) if cells["scanner"] == "A"]
     patches = subset(held_out.patches, only_a)
-    report = judge_with(on(bench, patches), INTERVENTIONS, SETTINGS)
+    report = evaluate(on(bench, patches), INTERVENTIONS, SETTINGS)
     figures, verdict = report.interventions[0], report.verdicts[0]
     assert "no held-out case has scanner B" in verdict.reasons[0] and not verdict.passed and not verdict.ineffective
     assert figures.effectiveness[0].accuracy is None and figures.effectiveness[0].share > 0.9
@@ -290,7 +290,7 @@ def test_one_value_without_a_real_case_leaves_the_accuracy_of_the_whole_attribut
 def test_the_predictor_of_the_gate_is_not_one_that_another_part_trains_with_its_seed(bench, training):
     other = train_predictor(training.patches, CODING, "plain", 1, 0, "cpu", bench.generator.scale)
     quick = GateSettings(predictor_steps=1, segmenter_steps=1)
-    own = set_up_bench(bench.generator, training.patches, bench.held_out, quick, 0)
+    own = train_judges(bench.generator, training.patches, bench.held_out, quick, 0)
     assert not torch.allclose(other.head.weight, own.predictor.head.weight, atol=1e-3)
     assert own.predictor.attributes == (SCANNER, DISEASE)
 
@@ -298,5 +298,5 @@ def test_the_predictor_of_the_gate_is_not_one_that_another_part_trains_with_its_
 def test_the_gate_is_watched_and_every_intervention_is_progress(bench, monkeypatch):
     noted = []
     monkeypatch.setattr(gate, "beat", lambda: noted.append(is_watched()))
-    judge_with(bench, INTERVENTIONS, SETTINGS)
+    evaluate(bench, INTERVENTIONS, SETTINGS)
     assert noted == [True] * len(INTERVENTIONS)

@@ -17,7 +17,7 @@ import torch
 from nnunet_cfcl.counterfactual.generator import generation
 from nnunet_cfcl.counterfactual.generator.generation import RECORD, Generation, generate_counterfactuals
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
-from nnunet_cfcl.counterfactual.generator.whole_cases import BlendedChange
+from nnunet_cfcl.counterfactual.generator.whole_cases import SlidingWindowCounterfactuals
 from nnunet_cfcl.counterfactual.store import CounterfactualStore, find_store
 from nnunet_cfcl.data.attributes import Attribute
 from nnunet_cfcl.errors import UserError
@@ -48,7 +48,7 @@ def generate(folder):
 
     def make(images=None, cells=CELLS, wanted=WANTED, generator=None, **more) -> CounterfactualStore:
         generator = generator or random_generator()
-        blender = BlendedChange(
+        blender = SlidingWindowCounterfactuals(
             generator, CasesInMemory(images or arrays()), SlidingWindows(generator.patch_size), 4, False)
         return generate_counterfactuals(blender, cells, wanted, folder, print, **more)
 
@@ -191,7 +191,8 @@ def _killed_at_the_fifth_file(folder):
 
     os.replace = replace_or_die
     generator = random_generator()
-    blender = BlendedChange(generator, CasesInMemory(arrays()), SlidingWindows(generator.patch_size), 4, False)
+    blender = SlidingWindowCounterfactuals(generator, CasesInMemory(arrays()), SlidingWindows(generator.patch_size), 4,
+                                           False)
     generate_counterfactuals(blender, CELLS, WANTED, folder, print)
 
 
@@ -212,7 +213,8 @@ def test_a_killed_run_is_taken_up_where_it_stopped(generate, folder):
 def test_a_second_run_waits_and_finds_everything_there(generate, folder, monkeypatch):
     monkeypatch.setattr(lock, "SECONDS_BETWEEN_TRIES", 0.05)
     told: queue.Queue[str] = queue.Queue()
-    blender = BlendedChange(random_generator(), CasesInMemory(arrays()), SlidingWindows((16, 12)), 4, False)
+    blender = SlidingWindowCounterfactuals(random_generator(), CasesInMemory(arrays()), SlidingWindows((16, 12)), 4,
+                                           False)
     second = threading.Thread(target=generate_counterfactuals, args=(blender, CELLS, WANTED, folder, told.put))
     with lock.exclusive(WANTED.folder(folder), print):
         second.start()
@@ -263,14 +265,14 @@ def test_a_record_that_cannot_be_read_is_named(generate):
 def test_the_generation_is_watched_and_every_slab_is_progress(generate, monkeypatch):
     slabs, beats = [], []
     monkeypatch.setattr(generation, "beat", lambda: beats.append(len(slabs)))
-    make = BlendedChange.slabs
+    make = SlidingWindowCounterfactuals.slabs
 
     def noted(*given):
         for slab in make(*given):
             slabs.append(is_watched())
             yield slab
 
-    monkeypatch.setattr(BlendedChange, "slabs", noted)
+    monkeypatch.setattr(SlidingWindowCounterfactuals, "slabs", noted)
     generate()
     assert len(slabs) > 3 and all(slabs)
     assert beats == [0, 0, 0, *range(1, len(slabs) + 1)]

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 from nnunet_cfcl.counterfactual.generator.source import DrawnInterventions, GeneratorSource
-from nnunet_cfcl.counterfactual.generator.whole_cases import BlendedChange, CaseChange
+from nnunet_cfcl.counterfactual.generator.whole_cases import CaseChange, SlidingWindowCounterfactuals
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.views import CropBox, draw_crop_box
 from tests.conftest import CasesInMemory
@@ -134,7 +134,7 @@ def test_other_crops_are_blended_as_whole_cases_are(size, learned_scale):
     found = source.apply(images, drawn, (1.0,) * dim)
     shape = whole(size).shape
     arrays = {str(n): images[n].view(1, *shape).numpy() for n in range(len(images))}
-    blend = BlendedChange(random_generator(dim, learned_scale=learned_scale), CasesInMemory(arrays),
+    blend = SlidingWindowCounterfactuals(random_generator(dim, learned_scale=learned_scale), CasesInMemory(arrays),
                           SlidingWindows(SIZES[dim][0]), 5, False)
     asked = (CaseChange(str(n), drawn.parents[n], drawn.others[n][None]) for n in range(len(images)))
     parts: dict[str, list] = {}

@@ -389,7 +389,7 @@ def test_fewer_images_than_processes_are_refused(tmp_path):
 class _Pretended(Ranks):
     """One of many processes, alone."""
 
-    def same_weights(self, model):
+    def broadcast_parameters(self, model):
         pass
 
 

@@ -9,7 +9,7 @@ import torch
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 from nnunet_cfcl.counterfactual.generator import whole_cases as blended_change
-from nnunet_cfcl.counterfactual.generator.whole_cases import BlendedChange, CaseChange
+from nnunet_cfcl.counterfactual.generator.whole_cases import CaseChange, SlidingWindowCounterfactuals
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from tests.conftest import CasesInMemory
@@ -34,12 +34,12 @@ def asked(case="case", others=OTHERS, noise_seed=None) -> CaseChange:
     return CaseChange(case, encoded(CELLS)[0], others, noise_seed)
 
 
-def blender(generator, arrays, per_pass=4, zero_is_outside=False) -> BlendedChange:
-    return BlendedChange(
+def blender(generator, arrays, per_pass=4, zero_is_outside=False) -> SlidingWindowCounterfactuals:
+    return SlidingWindowCounterfactuals(
         generator, CasesInMemory(arrays), SlidingWindows(generator.patch_size), per_pass, zero_is_outside)
 
 
-def joined(blend: BlendedChange, cases) -> dict[str, torch.Tensor]:
+def joined(blend: SlidingWindowCounterfactuals, cases) -> dict[str, torch.Tensor]:
     """Case -> (K, C, Z, Y, X)."""
     found: dict[str, list] = {}
     for slab in blend.slabs(cases):
@@ -173,7 +173,7 @@ def test_neither_reads_nor_what_is_held_grow_with_the_case():
     reader = CasesInMemory({"case": images((1, 100, 9, 10))})
     original = reader.read
     reader.read = lambda case, box: boxes.append(box) or original(case, box)
-    blend = BlendedChange(generator, reader, SlidingWindows(generator.patch_size), 4, False)
+    blend = SlidingWindowCounterfactuals(generator, reader, SlidingWindows(generator.patch_size), 4, False)
     zeros = torch.zeros
     with (mock.patch.object(blended_change, "PLANES", 2),
           mock.patch.object(torch, "zeros", side_effect=lambda *a, **k: held.append(a[0]) or zeros(*a, **k))):

@@ -139,7 +139,7 @@ def test_new_and_vanished_files_are_named(raw, check):
     (raw / "imagesUn" / "a_0000.png").rename(raw / "imagesUn" / "new_0000.png")
     (raw / "labelsSilver" / "b.png").unlink()
     with pytest.raises(UserError, match=r"imagesUn changed since it was preprocessed: 1 new \(new\) and 1 gone \(a\); "
-                                        r".*labelsSilver changed .*: 1 gone \(b\); run nnunet_cfcl pool"):
+                                        r".*labelsSilver changed .*: 1 gone \(b\); fix: run nnunet_cfcl pool"):
         check()
 
 

@@ -392,7 +392,7 @@ def test_the_ignore_label_may_be_used_and_region_labels_are_known(raw, toy, prep
 @pytest.mark.parametrize(("arguments", "message"), [
     (("8", "2d"), "no dataset 8 in nnUNet_raw or nnUNet_preprocessed"),
     (("7", "3d"), "the plan nnUNetPlans has no configuration 3d"),
-    (("7", "2d", "nnUNetPlan"), "has no plan nnUNetPlan .*; -p nnUNetPlans"),
+    (("7", "2d", "nnUNetPlan"), "has no plan nnUNetPlan .*; fix: -p nnUNetPlans"),
 ])
 def test_an_unknown_dataset_plan_or_configuration_names_the_nearest(raw, arguments, message):
     with pytest.raises(UserError, match=message):

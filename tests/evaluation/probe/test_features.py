@@ -185,7 +185,8 @@ def test_a_generator_is_used_where_it_is_trained_and_judged(
     (tmp_path / "generator").mkdir()
     for name, text in files.items():
         (tmp_path / "generator" / name).write_text(text)
-    monkeypatch.setattr("nnunet_cfcl.phases.generator_phase.Phase0", judged_phase(tmp_path / "generator", passed))
+    monkeypatch.setattr("nnunet_cfcl.phases.generator_phase.GeneratorPhase",
+                        judged_phase(tmp_path / "generator", passed))
     trainer, said = fold(), []
     drawn = draw_probe_set(trainer, 0, 9)
     source = probe_source(trainer, drawn.reader, drawn.validation, said.append)
