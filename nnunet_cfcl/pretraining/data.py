@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, Sampler
 
 from nnunet_cfcl.config import Settings
 from nnunet_cfcl.counterfactual.source import CounterfactualSource
 from nnunet_cfcl.data.reader import CaseReader, require_finite
 from nnunet_cfcl.pretraining.objective import ImageViews, Objective
+from nnunet_cfcl.runs.loading import batches as batches
 from nnunet_cfcl.runs.seeds import generator_for
-from nnunet_cfcl.runs.watchdog import show_stacks_when_asked
 from nnunet_cfcl.views import (
     CropBox,
     ViewGeometry,
@@ -141,17 +140,3 @@ class StepOrder(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self._steps) * len(self._images)
-
-
-def batches(dataset: PretrainingDataset, order: StepOrder, batch_size: int, workers: int) -> Iterator[Any]:
-    """Collated batches of ``batch_size`` images in the given order, whatever the number of worker processes.
-
-    The processes hand over single images: whole batches, prefetched by every one of them, would fill the memory.
-    """
-    samples = DataLoader(
-        dataset, batch_size=None, sampler=order, num_workers=workers, prefetch_factor=2 if workers else None,
-        worker_init_fn=show_stacks_when_asked,
-    )
-    stream = iter(samples)
-    while batch := list(islice(stream, batch_size)):
-        yield default_collate(batch)
