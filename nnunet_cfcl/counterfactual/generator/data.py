@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset
 
 from nnunet_cfcl.config import GeneratorSettings
 from nnunet_cfcl.counterfactual.acquisition.quantiles import intensity_quantiles
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.data.attributes import AttributeCoding
 from nnunet_cfcl.data.reader import CaseReader, require_finite
+from nnunet_cfcl.runs.batches import shuffled
 from nnunet_cfcl.runs.seeds import generator_for
-from nnunet_cfcl.runs.watchdog import show_stacks_when_asked
 from nnunet_cfcl.views.crop_box import CropBox, crop_around
 
 Cells = Mapping[str, str]
@@ -168,21 +167,7 @@ class GeneratorDataset(Dataset[Sample]):
                 if float(torch.rand((), generator=generator)) >= self._settings.parents_dropped}
 
     def _case(self, index: int) -> str:
-        """Rounds through all cases in a new order each."""
-        round_, position = divmod(index, len(self._cases))
-        order = np.random.default_rng([self._seed, round_, 1]).permutation(len(self._cases))
-        return self._cases[order[position]]
-
-
-def batches(
-    dataset: GeneratorDataset, indices: Iterable[int], batch_size: int, workers: int
-) -> Iterator[Sample]:
-    """Collated samples in the given order, whatever the number of worker processes."""
-    loader = DataLoader(dataset, batch_size=None, sampler=list(indices), num_workers=workers,
-                        prefetch_factor=2 if workers else None, worker_init_fn=show_stacks_when_asked)
-    stream = iter(loader)
-    while batch := list(islice(stream, batch_size)):
-        yield default_collate(batch)
+        return self._cases[shuffled(index, len(self._cases), self._seed, 1)]
 
 
 def case_quantiles(reader: CaseReader, cases: Sequence[str]) -> list[Tensor]:
