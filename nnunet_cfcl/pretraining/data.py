@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from nnunet_cfcl.config import Settings
 from nnunet_cfcl.counterfactual.source import CounterfactualSource
 from nnunet_cfcl.data.reader import CaseReader, require_finite
 from nnunet_cfcl.pretraining.objective import ImageViews, Objective
-from nnunet_cfcl.runs.loading import batches as batches
+from nnunet_cfcl.runs.batches import shuffled
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.views import (
     CropBox,
@@ -95,11 +95,7 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
         return torch.cat([box.pad(labels[None], -1), box.pad(confidence[None], 0)]).to(torch.int16)
 
     def _case(self, index: int) -> str:
-        """Rounds through all cases in a new order each, so that the images of a step differ where they can."""
-        count = len(self._cases)
-        round_, position = divmod(index, count)
-        order = np.random.default_rng([self._settings.seed, round_]).permutation(count)
-        return self._cases[order[position]]
+        return self._cases[shuffled(index, len(self._cases), self._settings.seed)]
 
     def _crop(self, generator: Generator, case: str) -> tuple[CropBox, Tensor]:
         """A random crop. One without any contrast teaches nothing, and for a supervised method a share of the crops
@@ -121,22 +117,3 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
 
 def _no_labels(crop_size: Sequence[int]) -> Tensor:
     return torch.stack([torch.full(tuple(crop_size), value, dtype=torch.int16) for value in (-1, 0)])
-
-
-class StepOrder(Sampler[int]):
-    """Indices of some of the images of every step, step after step.
-
-    Args:
-        steps: numbers of the steps.
-        images_per_step: all images of a step.
-        images: those wanted, of ``range(images_per_step)``.
-    """
-
-    def __init__(self, steps: range, images_per_step: int, images: range) -> None:
-        self._steps, self._per_step, self._images = steps, images_per_step, images
-
-    def __iter__(self) -> Iterator[int]:
-        return (step * self._per_step + image for step in self._steps for image in self._images)
-
-    def __len__(self) -> int:
-        return len(self._steps) * len(self._images)

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.runs.loading import batches
+from nnunet_cfcl.runs.batches import batches
 from nnunet_cfcl.runs.watchdog import LIMIT_VARIABLE, hang_seconds, watched
 from nnunet_cfcl.runs.workers import PoolWorkers
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from nnunet_cfcl.counterfactual.acquisition.quantiles import intensity_quantiles
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.data.attributes import AttributeCoding
 from nnunet_cfcl.data.reader import CaseReader, require_finite
-from nnunet_cfcl.runs import loading
+from nnunet_cfcl.runs.batches import shuffled
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.views.crop_box import CropBox, crop_around
 
@@ -167,17 +167,7 @@ class GeneratorDataset(Dataset[Sample]):
                 if float(torch.rand((), generator=generator)) >= self._settings.parents_dropped}
 
     def _case(self, index: int) -> str:
-        """Rounds through all cases in a new order each."""
-        round_, position = divmod(index, len(self._cases))
-        order = np.random.default_rng([self._seed, round_, 1]).permutation(len(self._cases))
-        return self._cases[order[position]]
-
-
-def batches(
-    dataset: GeneratorDataset, indices: Iterable[int], batch_size: int, workers: int
-) -> Iterator[Sample]:
-    """Collated samples in the given order, whatever the number of worker processes."""
-    yield from loading.batches(dataset, list(indices), batch_size, workers)
+        return self._cases[shuffled(index, len(self._cases), self._seed, 1)]
 
 
 def case_quantiles(reader: CaseReader, cases: Sequence[str]) -> list[Tensor]:

@@ -15,7 +15,8 @@ from nnunet_cfcl.counterfactual.generator.code_adversary import value_targets
 from nnunet_cfcl.counterfactual.generator.data import Sample
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator
 from nnunet_cfcl.counterfactual.generator.hvae import Evidence
-from nnunet_cfcl.counterfactual.generator.training import GeneratorTask, GeneratorTraining
+from nnunet_cfcl.counterfactual.generator.task import GeneratorTask
+from nnunet_cfcl.counterfactual.generator.training import GeneratorTraining
 
 #: Weight of the evidence at the start, and how fast it follows the violation of its bound.
 FIRST_MULTIPLIER, MULTIPLIER_RATE = 10.0, 0.5
@@ -46,7 +47,7 @@ class CounterfactualFineTuning(GeneratorTraining):
     """
 
     latest_name, final_name = "finetuning_latest.pth", "generator_finetuned.pth"
-    log_folder, title = "finetuning", "fine-tuning"
+    log_folder, title = "finetuning", "generator fine-tuning"
 
     def __init__(self, task: GeneratorTask, generator: CounterfactualGenerator, predictor: AttributePredictor) -> None:
         super().__init__(replace(task, identity=finetuned_identity(task)))
@@ -108,11 +109,13 @@ class CounterfactualFineTuning(GeneratorTraining):
         self._evidence = MEMORY * self._evidence + (1 - MEMORY) * evidence
         self.multiplier = max(0.0, self.multiplier + MULTIPLIER_RATE * (self._evidence - self.bound))
 
-    def _state(self, epoch: int) -> dict[str, Any]:
-        return {**super()._state(epoch), "constraint": self._constraint()}
+    def state(self) -> dict[str, Any]:
+        """The training's state and that of the constraint."""
+        return {**super().state(), "constraint": self._constraint()}
 
-    def _load(self, content: dict[str, Any]) -> None:
-        super()._load(content)
+    def load_state(self, content: dict[str, Any]) -> None:
+        """Restore `state`."""
+        super().load_state(content)
         self.multiplier, self.bound, self._evidence, self._steps_seen = content["constraint"]
 
     def _constraint(self) -> tuple[float, float, float, int]:

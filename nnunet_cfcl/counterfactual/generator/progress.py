@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,9 +13,7 @@ from matplotlib.figure import Figure
 from nnunet_cfcl.counterfactual.gate.contact_sheet import contact_sheet, sheet_of
 from nnunet_cfcl.counterfactual.generator.data import draw_patches
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator
-
-if TYPE_CHECKING:
-    from nnunet_cfcl.counterfactual.generator.training import GeneratorTask
+from nnunet_cfcl.counterfactual.generator.task import GeneratorTask
 
 #: Cases in a picture of samples.
 SAMPLES = 4
