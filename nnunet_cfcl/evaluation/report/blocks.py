@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunet_cfcl.errors import reason
+from nnunet_cfcl.errors import isolated, reason
 from nnunet_cfcl.evaluation.report.pictures import BrokenPicture, Picture, embed
 from nnunet_cfcl.files.lenient_json import as_number
 
@@ -213,8 +213,7 @@ def duration(seconds: float) -> str:
 
 def attempt(work: Callable[[], Sequence[Block]], sorry: str) -> Sequence[Block]:
     """Blocks, or a sentence that says why there are none: a page is made all the same."""
-    try:
-        return work()
-    # whatever it is: a report of a broken folder is what one needs most
-    except Exception as error:
-        return [Note(f"{sorry}: {reason(error)}", "bad")]
+    blocks: list[Block] = []
+    with isolated(lambda error: blocks.append(Note(f"{sorry}: {reason(error)}", "bad"))):
+        blocks.extend(work())
+    return blocks
