@@ -111,16 +111,17 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def isolated(report: Callable[[Exception], object]) -> Iterator[None]:
+def isolated() -> Iterator[list[Exception]]:
     """Context in which one case, section or check may fail without ending the others.
 
-    Args:
-        report: receives the error, whatever it is.
+    Yields:
+        A list that holds the error, whatever it is, after the block; empty where there was none.
     """
+    errors: list[Exception] = []
     try:
-        yield
+        yield errors
     except Exception as error:
-        report(error)
+        errors.append(error)
 
 
 @contextmanager

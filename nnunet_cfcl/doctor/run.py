@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunet_cfcl.doctor import cases as check_cases
 from nnunet_cfcl.doctor import device as check_device
-from nnunet_cfcl.errors import CheckResult, UserError, first_line
+from nnunet_cfcl.errors import CheckResult, UserError, first_line, isolated
 from nnunet_cfcl.nnunet import check_dataset, check_environment
 
 
@@ -43,15 +43,14 @@ def examine(training: Training, scan_data: bool = False) -> Iterator[CheckResult
 
 
 def _guarded(what: str, check: Callable[[], CheckResult | Iterable[CheckResult]]) -> Iterator[CheckResult]:
-    try:
+    # in a broken installation anything may fail: the other checks are still of use
+    with isolated() as errors:
         found = check()
         yield from [found] if isinstance(found, CheckResult) else found
-    except UserError as error:
-        yield CheckResult.of(error)
-    # the doctor looks at broken installations: one check that breaks must not keep the others from being made
-    except Exception as error:
-        yield CheckResult("FAIL", f"{what} could not be checked ({first_line(error)})",
-                      "see the lines above; if they are all ok, report this as a bug")
+    for error in errors:
+        yield CheckResult.of(error) if isinstance(error, UserError) else CheckResult(
+            "FAIL", f"{what} could not be checked ({first_line(error)})",
+            "see the lines above; if they are all ok, report this as a bug")
 
 
 def _check_trainer(name: str) -> CheckResult:

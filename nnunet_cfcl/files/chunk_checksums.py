@@ -81,6 +81,11 @@ def check_seal(array: blosc2.NDArray, region: Sequence[slice], sound: set[int]) 
         sound.add(number)
 
 
+def damage(file: Path, fix: str, error: Exception) -> UserError:
+    """Error about a file that cannot be read."""
+    return UserError(f"{file} cannot be read, it is damaged or not there ({first_line(error)})", fix)
+
+
 @contextmanager
 def damage_named(file: Path, fix: str) -> Iterator[None]:
     """What goes wrong with a file within the block is told of it, with what mends it.
@@ -88,8 +93,7 @@ def damage_named(file: Path, fix: str) -> Iterator[None]:
     Raises:
         UserError: anything went wrong.
     """
-    with foreign_errors_as(lambda error: UserError(
-            f"{file} cannot be read, it is damaged or not there ({first_line(error)})", fix)):
+    with foreign_errors_as(lambda error: damage(file, fix, error)):
         yield
 
 

@@ -21,10 +21,12 @@ def offer_chromaps() -> None:
     is being prepared. Never raises: without maps there are still masks."""
     if os.environ.get(VARIABLE, "").lower() not in ("1", "true", "t", "yes"):
         return
-    with isolated(lambda error: print(f"{VARIABLE}: no CHRO-maps ({reason(error)})", file=sys.stderr)):
+    with isolated() as errors:
         frame = _preparing_predictor()
         if frame is not None:
             _give_maps(frame.f_locals)
+    for error in errors:
+        print(f"{VARIABLE}: no CHRO-maps ({reason(error)})", file=sys.stderr)
 
 
 def _preparing_predictor() -> FrameType | None:

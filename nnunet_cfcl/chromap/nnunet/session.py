@@ -102,12 +102,10 @@ class ChromapSession:
     def prepare(self) -> bool:
         """Folder, settings and colour space, before the first case; False: no maps can be made."""
         if self._writer is None and not self._broken:
-            with isolated(self._give_up):
+            with isolated() as errors:
                 self._prepare()
+            self._broken = reason(errors[0]) if errors else ""
         return not self._broken
-
-    def _give_up(self, error: Exception) -> None:
-        self._broken = reason(error)
 
     def describe(self, name: str, properties: Mapping[str, Any]) -> None:
         """The case at hand is this one."""
@@ -144,8 +142,10 @@ class ChromapSession:
 
     def attempt(self, name: str, work: Callable[[], object]) -> None:
         """Do something for a case's map; where it fails, that is the case's failure."""
-        with isolated(lambda error: self.failures.setdefault(name, reason(error))):
+        with isolated() as errors:
             work()
+        for error in errors:
+            self.failures.setdefault(name, reason(error))
 
     def missing(self) -> list[str]:
         """Cases whose mask is there from an earlier run, but not their map."""
@@ -253,11 +253,13 @@ class ChromapSession:
 
     def _cases_at_hand(self, names: Sequence[str]) -> Iterator[SampledCase]:
         for name in names:
-            found: list[SampledCase] = []
-            # nnU-Net's own prediction reports the error of this case in full
-            with isolated(lambda error: print(f"{name} cannot be read to fit the colour space ({reason(error)})")):
-                found.append(CaseInMemory(name, self.preprocess(name)[0]))
-            yield from found
+            with isolated() as errors:
+                data = self.preprocess(name)[0]
+            if errors:
+                # nnU-Net's own prediction reports the error in full
+                print(f"{name} cannot be read to fit the colour space ({reason(errors[0])})")
+            else:
+                yield CaseInMemory(name, data)
 
     def _begin_windows(self, shape: tuple[int, ...], slicers: Sequence[Any], on_device: bool) -> None:
         predictor = self.predictor
@@ -287,8 +289,7 @@ class ChromapSession:
 
     def _try(self, work: Callable[[], object]) -> bool:
         """Whether it succeeds; the reason is kept until the case's name is known."""
-        errors: list[Exception] = []
-        with isolated(errors.append):
+        with isolated() as errors:
             work()
         for error in errors:
             self._case.failure = self._case.failure or reason(error)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,13 @@ class ChromapWriter:
                 # now: after a kill the files are not drawn again, and nothing else tells of them
                 self._write_summary()
 
-    def _isolated(self, name: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def _isolated(self, name: str) -> Iterator[None]:
         """Context in which a case may fail; the others get their maps."""
-        return isolated(lambda error: self.failures.setdefault(name, reason(error)))
+        with isolated() as errors:
+            yield
+        for error in errors:
+            self.failures.setdefault(name, reason(error))
 
     def _write(self, case: MappedCase) -> float | None:
         contrast = seam_contrast(case.coordinates, case.borders)

@@ -213,7 +213,6 @@ def duration(seconds: float) -> str:
 
 def attempt(work: Callable[[], Sequence[Block]], sorry: str) -> Sequence[Block]:
     """Blocks, or a sentence that says why there are none: a page is made all the same."""
-    blocks: list[Block] = []
-    with isolated(lambda error: blocks.append(Note(f"{sorry}: {reason(error)}", "bad"))):
-        blocks.extend(work())
-    return blocks
+    with isolated() as errors:
+        blocks = work()
+    return [Note(f"{sorry}: {reason(errors[0])}", "bad")] if errors else blocks

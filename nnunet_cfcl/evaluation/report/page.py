@@ -172,14 +172,18 @@ def _measured(
     first = next(iter(folds))
     joint = [name for name, fold in folds.items() if set(fold.validation) & set(folds[first].validation)]
     if len(joint) > 1:
-        with isolated(lambda error: print(f"the trainers cannot be compared case by case: {reason(error)}")):
+        with isolated() as errors:
             together = evaluate_folds({name: folds[name] for name in joint}, caches[first] / "comparison", options.by,
                                       options.processes)
             found |= dict.fromkeys(joint, together)
+        for error in errors:
+            print(f"the trainers cannot be compared case by case: {reason(error)}")
     for name, fold in folds.items():
         if fold.validation and isinstance(found[name], str):
-            with isolated(lambda error: found.update({name: reason(error)})):
+            with isolated() as errors:
                 found[name] = evaluate_folds({name: fold}, caches[name] / "evaluation", options.by, options.processes)
+            for error in errors:
+                found[name] = reason(error)
     return found
 
 
