@@ -21,6 +21,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from nnunet_cfcl.errors import first_line, isolated
 from nnunet_cfcl.losses.ranks import Share
 
 #: Wider embeddings do not fit into a multiprocessor beside a second tile.
@@ -110,10 +111,10 @@ def _working_launch(device: torch.device, width: int, precision: Precision) -> L
     problems = []
     for tile in _tiles(device, precision):
         launch = Launch(*tile, precision=precision)
-        try:
+        with isolated() as errors:  # a compiler or a driver may raise anything
             difference = _difference(device, width, launch)
-        except Exception as error:  # whatever a compiler or a driver may say
-            problems.append(f"{type(error).__name__}: {error}".splitlines()[0])
+        if errors:
+            problems.append(first_line(errors[0]))
             continue
         if difference <= _TOLERANCE[precision]:
             return launch

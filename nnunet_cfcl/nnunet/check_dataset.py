@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_cfcl.config import CONFIG_VARIABLE, Settings, SettingsError, resolve_settings
-from nnunet_cfcl.errors import CheckResult, UserError, first_line, listed
+from nnunet_cfcl.errors import CheckResult, UserError, first_line, foreign_errors_as, listed
 from nnunet_cfcl.files.json_files import read_json
 from nnunet_cfcl.files.lenient_json import as_object, read_json_object
 
@@ -100,12 +100,11 @@ def load_configuration(plan: dict[str, Any], plans: str, configuration: str) -> 
         near = difflib.get_close_matches(configuration, known, n=1, cutoff=0.0)
         raise UserError(f"the plan {plans} has no configuration {configuration} (it has {listed(known)})",
                           f"-c {near[0]}" if near else "plan again")
-    try:
+    # nnU-Net checks nothing before it uses it
+    with foreign_errors_as(lambda error: UserError(
+            f"nnU-Net cannot use the configuration {configuration} of the plan {plans} ({first_line(error)})",
+            "plan again")):
         block: dict[str, Any] = PlansManager(plan).get_configuration(configuration).configuration
-    # nnU-Net looks at nothing before it uses it
-    except Exception as error:
-        raise UserError(f"nnU-Net cannot use the configuration {configuration} of the plan {plans} "
-                          f"({first_line(error)})", "plan again") from error
     return block
 
 

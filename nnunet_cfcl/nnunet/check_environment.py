@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnunet_cfcl.errors import CheckResult, first_line
+from nnunet_cfcl.errors import CheckResult, first_line, isolated
 
 # from the oldest on, all that were tried do everything (docs/reference/compatibility.md); newer major versions may move
 # what this package relies on
@@ -46,14 +46,14 @@ def check_nnunet() -> CheckResult:
 
 def check_torch() -> CheckResult:
     """torch and torchvision work together; nnU-Net's look-up of trainers imports both."""
-    try:
+    # a broken pair fails in many ways: ImportError, OSError from the loader, RuntimeError from an unknown operator
+    with isolated() as errors:
         import torch
         import torchvision
         torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
-    # a broken pair fails in many ways: ImportError, OSError from the loader, RuntimeError from an unknown operator
-    except Exception as error:
+    if errors:
         versions = " with ".join(f"{name} {_version_of(name)}" for name in ("torchvision", "torch"))
-        return CheckResult("FAIL", f"{versions} does not work ({first_line(error)})", TORCH_MENDED)
+        return CheckResult("FAIL", f"{versions} does not work ({first_line(errors[0])})", TORCH_MENDED)
     what = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
     builds = {version.partition("+")[2] for version in (str(torch.__version__), str(torchvision.__version__))}
     if len(builds) > 1:

@@ -10,7 +10,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from numpy.typing import NDArray
 
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, foreign_errors_as
 
 #: Reader for the files of an ending; natural images have no spacing of their own.
 READERS = {**dict.fromkeys(NaturalImage2DIO.supported_file_endings, NaturalImage2DIO),
@@ -63,12 +63,12 @@ def read_label_file(file: Path) -> LabelFile:
         UserError: it cannot be read, has several channels, or values that are no labels.
     """
     ending = max((one for one in READERS if file.name.lower().endswith(one)), key=len)
-    try:
-        voxels, properties = READERS[ending]().read_seg(str(file))
-    # SimpleITK raises RuntimeError, the natural-image reader whatever its library or an assertion raises
-    except Exception as error:
+    def translate(error: Exception) -> UserError:
         reason = " ".join(str(error).split())[-200:] or type(error).__name__
-        raise UserError(f"{file} cannot be read as a mask ({reason})", "write it again") from error
+        return UserError(f"{file} cannot be read as a mask ({reason})", "write it again")
+
+    with foreign_errors_as(translate):
+        voxels, properties = READERS[ending]().read_seg(str(file))
     if len(voxels) != 1:
         raise UserError(f"{file} has {len(voxels)} channels, expected one of whole-number labels", "write it as a mask "
                         "(for PNG: greyscale, not RGB)")

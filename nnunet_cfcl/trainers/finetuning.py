@@ -12,7 +12,7 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_cfcl.config import Settings, resolve_settings
-from nnunet_cfcl.errors import reason
+from nnunet_cfcl.errors import isolated, reason
 from nnunet_cfcl.files.atomic import replace_atomically
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.nnunet.experiment_loggers import put_after_pretraining
@@ -146,14 +146,13 @@ class FineTuning(Trainer):
         super().on_train_end()
         if not self.settings.chromap.fit or self.local_rank != 0 or self.disable_checkpointing:
             return
-        try:
+        with isolated() as errors:
             # not before it is needed: nnU-Net imports this module whenever it looks a trainer up
             from nnunet_cfcl.chromap.nnunet.spaces import fit_after_training
 
             file = fit_after_training(self)
             self.print_to_log_file(f"Colour space of CHRO-maps: {file}")
-        # whatever it is, the model is trained
-        except Exception as error:
+        for error in errors:
             self.print_to_log_file(f"No colour space of CHRO-maps ({reason(error)}); they get one from "
                                    "the images that are predicted")
 
