@@ -67,8 +67,8 @@ FAULTS = (
            "data/pool/test_run.py::test_a_killed_worker_process_is_an_error_that_says_so",
            "cli/test_counterfactuals.py::test_a_killed_process_is_an_error_that_says_so"),
           "the epoch, or the case, that was begun"),
-    Fault("a process that hangs: data loading, main process, C code that holds Python's lock, pool, end of the pool, pool "
-          "after an error", 6,
+    Fault("a process that hangs: data loading, main process, C code that holds Python's lock, pool, end of the pool, "
+          "pool after an error", 6,
           "hanging data loading: one line with the fix; else the run is ended with the stack of its main process",
           (f"{_WATCHDOG}::test_a_hanging_data_loading_process_is_an_error_that_the_log_gets_too_and_is_ended",
            f"{_WATCHDOG}::test_a_main_process_that_hangs_is_ended_with_its_stack",
