@@ -33,7 +33,7 @@ from nnunet_cfcl.data.pool.manifest import pool_folder, read_manifest
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.atomic import replace_atomically, write_text_atomically
 from nnunet_cfcl.files.figure_text import names_as_they_are
-from nnunet_cfcl.nnunet import check_dataset
+from nnunet_cfcl.nnunet import lookup
 from nnunet_cfcl.runs.workers import PoolWorkers
 
 COLUMN, PICTURE = "acquisition_group", "attributes_discovered.png"
@@ -111,12 +111,12 @@ def discover_attributes(
 
 def _first_preprocessed(dataset: str, plans: str) -> str:
     """Name of a configuration with preprocessed cases, else of any: what is missing is said when it is opened."""
-    name = check_dataset.find_dataset(dataset)
-    plan = check_dataset.load_plan(name, plans, None)
+    name = lookup.find_dataset(dataset)
+    plan = lookup.load_plan(name, plans, None)
     known = sorted(plan["configurations"], key=lambda one: (not one.startswith("3d_fullres"), one))
     for configuration in known:
-        block = check_dataset.load_configuration(plan, plans, configuration)
-        if check_dataset.preprocessed_folder(name, block).is_dir():
+        block = lookup.load_configuration(plan, plans, configuration)
+        if lookup.preprocessed_folder(name, block).is_dir():
             return str(configuration)
     return str(known[0])
 
@@ -142,7 +142,7 @@ class _Case:
 
 def _cases(target: PoolDataset) -> list[_Case]:
     """The labelled cases, and those of the pool where it is preprocessed."""
-    labelled = check_dataset.preprocessed_cases(target.preprocessed, target.preprocess_command)
+    labelled = lookup.preprocessed_cases(target.preprocessed, target.preprocess_command)
     storage = infer_dataset_class(str(target.preprocessed))
     pool = pool_folder(target.preprocessed)
     manifest = read_manifest(pool)

@@ -16,7 +16,7 @@ from typing import Any
 from nnunet_cfcl.errors import UserError, first_line
 from nnunet_cfcl.files.atomic import replace_atomically
 from nnunet_cfcl.files.json_files import read_json
-from nnunet_cfcl.nnunet.check_environment import look_up_trainer
+from nnunet_cfcl.nnunet.lookup import look_up_trainer
 
 STOCK_TRAINER = "nnUNetTrainer"
 FINAL, BEST = "checkpoint_final.pth", "checkpoint_best.pth"

@@ -30,7 +30,7 @@ from nnunet_cfcl.data.pool.sources import POOL_IMAGES, SILVER_LABELS
 from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.files.csv_table import check_case_names
 from nnunet_cfcl.files.hashing import digest
-from nnunet_cfcl.nnunet.check_dataset import preprocess_command
+from nnunet_cfcl.nnunet.lookup import preprocess_command
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_cfcl.errors import CheckResult
-from nnunet_cfcl.nnunet.check_dataset import preprocessed_cases
+from nnunet_cfcl.nnunet.lookup import preprocessed_cases
 
 
 def scan_cases(folder: Path, preprocess: str) -> Iterator[CheckResult]:

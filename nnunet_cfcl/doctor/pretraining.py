@@ -23,7 +23,7 @@ from nnunet_cfcl.data.pool.sources import SILVER_LABELS
 from nnunet_cfcl.data.pretraining_cases import PretrainingCases, pretraining_cases
 from nnunet_cfcl.errors import CheckResult, UserError, first_line
 from nnunet_cfcl.files.json_files import read_json
-from nnunet_cfcl.nnunet import check_dataset
+from nnunet_cfcl.nnunet import lookup
 from nnunet_cfcl.nnunet.decoder_tap import decoder_width
 from nnunet_cfcl.nnunet.plan import check_single_stage, view_geometry
 from nnunet_cfcl.nnunet.versions import build_network
@@ -74,7 +74,7 @@ class PlannedPretraining:
         yield _checked(lambda: self._objective(manager), f"method {self.trainer.method.name}",
                        f"change the setting in {_settings_file()}")
         yield from self._network_findings(manager.batch_size)
-        yield from self._data_findings(check_dataset.preprocessed_folder(self.dataset, manager.configuration))
+        yield from self._data_findings(lookup.preprocessed_folder(self.dataset, manager.configuration))
 
     def _objective(self, manager: ConfigurationManager) -> Objective:
         context = MethodContext(self.trainer.method.adapt(self.settings), view_geometry(manager),
@@ -92,7 +92,7 @@ class PlannedPretraining:
                                   f"({first_line(error)})")
             return
         is_the_plans = self.trainer.build_network_architecture is nnUNetTrainer.build_network_architecture
-        plan_again = check_dataset.plan_command(self.dataset, self.configuration, "nnUNetPlans")
+        plan_again = lookup.plan_command(self.dataset, self.configuration, "nnUNetPlans")
         yield _checked(lambda: decoder_width(network), f"{type(network).__name__} has the decoder to be pretrained",
                        f"{plan_again}, then -p nnUNetPlans" if is_the_plans
                        else "derive the trainer from one that builds the plan's own network")
@@ -106,7 +106,7 @@ class PlannedPretraining:
     def _network(self) -> nn.Module:
         # some trainers change the plan they are given
         manager = PlansManager(copy.deepcopy(self.plan))
-        channels = check_dataset.network_channels(self.dataset, self.plan, self.configuration)
+        channels = lookup.network_channels(self.dataset, self.plan, self.configuration)
         with torch.device("meta"):
             network: nn.Module = build_network(
                 self.trainer, manager, manager.get_configuration(self.configuration), *channels, deep_supervision=True)
@@ -115,7 +115,7 @@ class PlannedPretraining:
     def _data_findings(self, folder: Path) -> Iterator[CheckResult]:
         """Of the cases and counterfactuals of fold "all"; where these fail, whether single folds can be pretrained."""
         try:
-            known = check_dataset.preprocessed_cases(folder, "")
+            known = lookup.preprocessed_cases(folder, "")
         except UserError:
             return  # a finding of `check_preprocessed` already
         found = list(self._fold_findings(folder, "all", known, known))

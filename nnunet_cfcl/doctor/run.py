@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from nnunet_cfcl.doctor import cases as check_cases
+from nnunet_cfcl.doctor import dataset as check_dataset
 from nnunet_cfcl.doctor import device as check_device
+from nnunet_cfcl.doctor import environment as check_environment
 from nnunet_cfcl.errors import CheckResult, UserError, first_line
-from nnunet_cfcl.nnunet import check_dataset, check_environment
+from nnunet_cfcl.nnunet import lookup
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ def examine(training: Training, scan_data: bool = False) -> Iterator[CheckResult
     """
     yield from _guarded("nnU-Net's version", check_environment.check_nnunet)
     yield from _guarded("torch", check_environment.check_torch)
-    yield from _guarded("nnU-Net's folders", check_environment.check_folders)
+    yield from _guarded("nnU-Net's folders", lookup.check_folders)
     yield from _guarded("the trainer", lambda: _check_trainer(training.trainer))
     yield from _guarded("the device", lambda: check_device.check_device(training.device))
     if training.dataset is None:
@@ -63,21 +65,21 @@ def _check_trainer(name: str) -> CheckResult:
 
 def _examine_dataset(training: Training, scan_data: bool) -> Iterator[CheckResult]:
     assert training.dataset is not None
-    dataset = check_dataset.find_dataset(training.dataset)
+    dataset = lookup.find_dataset(training.dataset)
     yield CheckResult("ok", f"dataset {dataset}")
-    plan = check_dataset.load_plan(dataset, training.plans, training.configuration)
+    plan = lookup.load_plan(dataset, training.plans, training.configuration)
     yield CheckResult("ok", f"plan {training.plans} with configurations {', '.join(plan['configurations'])}")
     if training.configuration is None:
         return
-    block = check_dataset.load_configuration(plan, training.plans, training.configuration)
+    block = lookup.load_configuration(plan, training.plans, training.configuration)
     yield CheckResult("ok", f"configuration {training.configuration}, patch {list(block['patch_size'])}, "
                         f"batch {block['batch_size']}")
     yield from _guarded("the pretraining", lambda: _pretraining_findings(training, dataset, plan, block))
     yield from _guarded("memory", lambda: _memory_findings(training, dataset, plan, block))
     yield from check_dataset.check_preprocessed(dataset, training.plans, training.configuration, block)
     if scan_data:
-        command = check_dataset.preprocess_command(dataset, training.configuration, training.plans)
-        yield from check_cases.scan_cases(check_dataset.preprocessed_folder(dataset, block), command)
+        command = lookup.preprocess_command(dataset, training.configuration, training.plans)
+        yield from check_cases.scan_cases(lookup.preprocessed_folder(dataset, block), command)
 
 
 def _settings_finding(block: dict[str, Any] | None) -> CheckResult:
@@ -104,5 +106,5 @@ def _pretraining_findings(
 
 def _memory_findings(training: Training, dataset: str, plan: dict[str, Any],
                      block: dict[str, Any]) -> list[CheckResult]:
-    channels = check_dataset.network_channels(dataset, plan, training.configuration)
+    channels = lookup.network_channels(dataset, plan, training.configuration)
     return list(check_device.check_memory(training.device, check_device.training_gib(block, *channels)))

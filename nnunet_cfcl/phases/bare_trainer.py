@@ -16,8 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet import versions
-from nnunet_cfcl.nnunet.check_dataset import find_dataset, load_configuration, load_plan
-from nnunet_cfcl.nnunet.check_environment import check_folders
+from nnunet_cfcl.nnunet.lookup import check_folders, find_dataset, load_configuration, load_plan
 from nnunet_cfcl.nnunet.plan import settings_block
 
 

@@ -10,8 +10,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_cfcl import trainers
 from nnunet_cfcl.errors import CheckResult, UserError
-from nnunet_cfcl.nnunet.check_environment import look_up_trainer
 from nnunet_cfcl.nnunet.installation import EXPORT_COMMAND, INSTALL_COMMAND
+from nnunet_cfcl.nnunet.lookup import look_up_trainer
 from nnunet_cfcl.nnunet.versions import reads_external_trainers
 
 

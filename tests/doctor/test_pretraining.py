@@ -98,7 +98,7 @@ def test_a_trainer_nnunet_does_not_find_yet_is_checked_all_the_same(toy, change_
 
 def test_a_wrong_setting_is_reported_once(toy, configure):
     configure(pretrain__epoch=3)
-    assert "pretrain.epochs" in only("FAIL").message
+    assert "pretrain.epochs" in only("FAIL").fix
 
 
 def test_a_cascades_second_stage_is_refused_and_the_first_named(toy, change_plan):

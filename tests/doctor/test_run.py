@@ -1,4 +1,4 @@
-"""Every fault the doctor knows, made on purpose in a toy dataset: the line it prints and what it says mends it."""
+"""Every fault that the doctor detects, provoked in a toy dataset: the line it prints and the fix it names."""
 
 import importlib.metadata
 import json
@@ -11,11 +11,12 @@ import pytest
 
 from nnunet_cfcl.cli import main
 from nnunet_cfcl.doctor import device as check_device
+from nnunet_cfcl.doctor import environment
 from nnunet_cfcl.doctor.cases import channel_fault
 from nnunet_cfcl.doctor.run import Training, examine
 from nnunet_cfcl.errors import CheckResult
-from nnunet_cfcl.nnunet import check_environment
 from nnunet_cfcl.nnunet.installation import trainers_path
+from nnunet_cfcl.nnunet.versions import version_numbers
 from nnunet_cfcl.trainers import lookup
 
 
@@ -82,14 +83,14 @@ def test_a_check_that_breaks_is_a_finding_and_the_others_are_still_made(toy, mon
 @pytest.mark.parametrize(("version", "numbers"), [("2.8.1", (2, 8, 1)), ("2.15.0+cu132", (2, 15, 0)),
                                                   ("3.0rc1", (3, 0)), ("2.9.dev3", (2, 9)), ("10", (10,))])
 def test_the_numbers_of_a_version(version, numbers):
-    assert check_environment.version_numbers(version) == numbers
+    assert version_numbers(version) == numbers
 
 
 @pytest.mark.parametrize(("version", "status"), [("2.5.9", "FAIL"), ("2.6", "ok"), ("2.10.1", "ok"), ("3.0.0", "FAIL"),
                                                  ("3", "FAIL")])
 def test_nnunet_must_be_of_a_supported_version(version, status, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda package: version)
-    found = check_environment.check_nnunet()
+    found = environment.check_nnunet()
     assert found.status == status
     assert status == "ok" or found.fix == "pip install 'nnunetv2>=2.6,<3'"
 
@@ -101,7 +102,7 @@ def test_a_torchvision_that_does_not_fit_torch_is_named_with_both_versions(monke
         raise RuntimeError("operator torchvision::nms does not exist\nmore")
 
     monkeypatch.setattr(torchvision.ops, "nms", fail)
-    found = check_environment.check_torch()
+    found = environment.check_torch()
     assert found.status == "FAIL"
     assert "operator torchvision::nms does not exist" in found.message and "more" not in found.message
     assert f"torch {importlib.metadata.version('torch')}" in found.message
@@ -112,12 +113,12 @@ def test_torch_and_torchvision_of_different_builds_are_a_warning(monkeypatch):
     import torchvision
 
     monkeypatch.setattr(torchvision, "__version__", "0.29.2+rocm7")
-    assert check_environment.check_torch().status == "warn"
+    assert environment.check_torch().status == "warn"
 
 
 def test_a_missing_torchvision_is_a_failure(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    assert check_environment.check_torch().status == "FAIL"
+    assert environment.check_torch().status == "FAIL"
 
 
 # ---------------------------------------------------------------------------------------------- folders
@@ -208,7 +209,7 @@ def test_the_planning_command_avoids_the_setting_that_breaks_nnunets_planner(toy
 def test_a_misspelt_plan_is_answered_with_the_nearest(toy):
     failure = only_failure(plans="nnUNetPlan")
     assert failure.fix == "-p nnUNetPlans"
-    assert failure.message.endswith("(nnUNetPlans)")
+    assert failure.message.endswith("(found: nnUNetPlans)")
 
 
 @pytest.mark.parametrize("name", ["nnUNetPlans.json", "dataset.json"])
@@ -271,7 +272,7 @@ def test_a_split_may_only_name_preprocessed_cases(toy, toy_cases):
     failure = only_failure()
     assert failure.message.endswith(": toy_9") and f"rm {file}" in failure.fix
     file.write_text(json.dumps([{"train": ["toy_0"], "val": ["toy_1"]}]))
-    assert "splits_final.json: 1 folds" in [finding.message for finding in findings("ok")]
+    assert "splits_final.json with 1 fold" in [finding.message for finding in findings("ok")]
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"train": []}', '[{"train": []}]'])
@@ -285,7 +286,7 @@ def test_too_few_cases_for_nnunets_own_split_are_a_failure(toy, toy_cases, monke
     for case in ("toy_4", "toy_5"):
         for file in toy_cases.glob(f"{case}*"):
             file.unlink()
-    assert "cannot draw five folds from 4 cases" in only_failure().message
+    assert "cannot split 4 cases into five folds" in only_failure().message
 
 
 # ---------------------------------------------------------------------------------------------- settings
@@ -294,8 +295,8 @@ def test_an_unknown_key_in_the_settings_file_names_the_file_to_edit(toy, monkeyp
     (toy / "mine.json").write_text('{"pretrain": {"epoch": 3}}')
     monkeypatch.setenv("nnUNet_cfcl_config", str(toy / "mine.json"))
     failure = findings("FAIL")[0]
-    assert "pretrain.epoch'" in failure.message and "pretrain.epochs" in failure.message
-    assert failure.fix == f"edit {toy / 'mine.json'}"
+    assert "pretrain.epoch'" in failure.message and "pretrain.epochs" in failure.fix
+    assert failure.fix.startswith(f"edit {toy / 'mine.json'}")
 
 
 def test_a_wrong_value_in_the_plans_block_is_mended_in_the_plan(toy, change_plan):
@@ -371,7 +372,7 @@ def test_free_memory_is_positive_and_no_more_than_the_machine_has():
 def test_the_need_of_a_training_is_that_of_nnunets_planner_and_grows_with_the_batch(toy, change_plan):
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-    from nnunet_cfcl.nnunet.check_dataset import load_configuration, load_plan
+    from nnunet_cfcl.nnunet.lookup import load_configuration, load_plan
 
     block = load_configuration(load_plan("Dataset007_Toy", "nnUNetPlans", "2d"), "nnUNetPlans", "2d")
     architecture = block["architecture"]

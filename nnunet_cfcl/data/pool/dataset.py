@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nnunet_cfcl.data.pool.manifest import pool_command, pool_preprocessing
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet import check_dataset
+from nnunet_cfcl.nnunet import lookup
 
 Found = TypeVar("Found")
 
@@ -55,7 +55,7 @@ class PoolDataset:
     @property
     def preprocess_command(self) -> str:
         """nnU-Net's command that preprocesses the training cases with this plan."""
-        return check_dataset.preprocess_command(self.name, self.configuration_name, self.plans_name)
+        return lookup.preprocess_command(self.name, self.configuration_name, self.plans_name)
 
     def transposed(self, array: NDArray[Any]) -> NDArray[Any]:
         """(C, *S) from the axes of the reader to those of the plan."""
@@ -68,10 +68,10 @@ def open_pool_dataset(dataset: str, configuration: str, plans: str) -> PoolDatas
     Raises:
         UserError: one of them is missing; the nearest name or the command that makes it is given.
     """
-    name = check_dataset.find_dataset(dataset)
-    plan = check_dataset.load_plan(name, plans, configuration)
-    block = check_dataset.load_configuration(plan, plans, configuration)
-    folder = check_dataset.preprocessed_folder(name, block)
+    name = lookup.find_dataset(dataset)
+    plan = lookup.load_plan(name, plans, configuration)
+    block = lookup.load_configuration(plan, plans, configuration)
+    folder = lookup.preprocessed_folder(name, block)
     if not os.environ.get("nnUNet_raw") or not (raw := Path(os.environ["nnUNet_raw"]) / name).is_dir():
         raise UserError(f"no folder {name} in nnUNet_raw ({os.environ.get('nnUNet_raw') or 'not set'}), where "
                         "imagesUn, labelsSilver and attributes.csv are looked for", "export "

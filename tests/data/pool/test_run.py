@@ -241,8 +241,8 @@ def test_an_error_in_the_middle_keeps_what_is_done_and_takes_nothing_unfinished_
 @pytest.mark.end_to_end
 def test_a_kill_leaves_no_case_in_the_manifest_whose_files_are_not_complete(raw, preprocessed):
     add(raw, *(f"case{index:02d}" for index in range(40)), silver=True, shape=(200, 220))
-    script = ("from nnunet_cfcl.nnunet import pool_command\npool_command.SAVE_EVERY_S = 0\n"
-              "pool_command.preprocess_pool('7', '2d')")
+    script = ("from nnunet_cfcl.data.pool import run\nrun.SAVE_EVERY_S = 0\n"
+              "run.preprocess_pool('7', '2d')")
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder, deadline = pool_folder(preprocessed), time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
