@@ -75,17 +75,17 @@ def _look_up_inside(name: str) -> type | None:
 def build_network(
     trainer: Any, plans: Any, configuration: Any, input_channels: int, output_channels: int, deep_supervision: bool
 ) -> Any:
-    """Build a trainer's network as nnU-Net's ``initialize`` does.
+    """A trainer's own network, as nnU-Net's `initialize` has it built.
 
     Args:
-        trainer: trainer class or instance.
+        trainer: the class or an object of it.
         plans, configuration: the plan's ``PlansManager`` and ``ConfigurationManager``.
-        input_channels, output_channels: number of image channels and of segmentation heads.
-        deep_supervision: whether the network also returns its lower resolutions.
+        input_channels, output_channels: of the network.
+        deep_supervision: whether it returns its lower resolutions too.
     """
     build = trainer.build_network_architecture
     channels = (input_channels, output_channels, deep_supervision)
-    # trainers written for an older nnU-Net keep its signature under a newer one
+    # trainers written for an older nnU-Net keep the older arguments under a newer one
     if "plans_manager" in inspect.signature(build).parameters:
         return build(plans, configuration, *channels)
     return build(configuration.network_arch_class_name, configuration.network_arch_init_kwargs,

@@ -107,6 +107,6 @@ def test_the_pool_is_grouped_with_the_labelled_cases(raw, two_scanners, toy_case
     y, x = np.indices((40, 48)) / 20 - 1
     image = np.exp(-(y**2 + x**2)) + np.random.default_rng(99).normal(0, 0.1, (40, 48))
     io.imsave(raw / "imagesUn" / "un_0_0000.png", (60 + 100 * image).astype(np.uint8), check_contrast=False)
-    preprocess_pool("7", "2d", say=lambda line: None)
+    preprocess_pool("7", "2d", log=lambda line: None)
     assert len(discover_attributes(7, say=lambda line: None).groups) == 25
     assert read_attribute_table(raw).attributes["acquisition_group"]["un_0"] == "B"

@@ -234,7 +234,7 @@ def make_pool(datasets):
             write_volume(silver, array, image.GetSpacing())
         else:
             shutil.copy(label, silver)
-        preprocess_pool(dataset, configuration, say=lambda line: None)
+        preprocess_pool(dataset, configuration, log=lambda line: None)
         return pool_folder(folder)
 
     yield make

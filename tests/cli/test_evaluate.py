@@ -222,8 +222,8 @@ def test_a_png_of_an_image_with_millimetres_is_refused(folders, write_mask, box,
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    (lambda labels: labels + 0.5, "values that are no labels, such as 0.5"),
-    (lambda labels: labels - 1.0, "values that are no labels, such as -1"),
+    (lambda labels: labels + 0.5, "values that are not labels, such as 0.5"),
+    (lambda labels: labels - 1.0, "values that are not labels, such as -1"),
     (lambda labels: np.arange(labels.size, dtype=np.float64).reshape(labels.shape), "1152 different values"),
 ])
 def test_images_and_probabilities_are_not_taken_for_masks(folders, write_mask, box, capsys, change, said):

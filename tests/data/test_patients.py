@@ -48,7 +48,7 @@ def test_a_case_without_a_patient_is_its_own(table):
     [("", "found the columns none"),
      ("case;patient\nc1;p1\n", "one column 'case', found the columns case;patient"),
      ("id,patient\nc1,p1\n", "one column 'case', found the columns id, patient"),
-     ("case,patient,patient\nc1,p1,p2\n", "each column once, found more than one 'patient'"),
+     ("case,patient,patient\nc1,p1,p2\n", "duplicate columns: 'patient'"),
      ("case,patient\nMüller,p1\n".encode("latin-1"), "UTF-8"),
      ("case,patient\nc1,p1\n".encode("utf-16"), "UTF-8"),
      ('case,patient\nc1,"p1\n', "comma-separated")])
@@ -69,15 +69,15 @@ def test_all_faulty_rows_are_listed_at_once(table):
     with pytest.raises(UserError) as error:
         read_patients(folder)
     message = str(error.value)
-    assert "5 faults" in message
-    for fault in ("line 3 has 1 cells, expected 2", "line 6 has 3 cells", "line 5 names no case",
-                  "case c1 is there more than once", "case c4 is there more than once"):
+    assert "5 errors" in message
+    for fault in ("line 3 has 1 cells, expected 2", "line 6 has 3 cells", "line 5 has no case",
+                  "case c1 has more than one row", "case c4 has more than one row"):
         assert fault in message
 
 
 def test_of_very_many_faults_the_first_ten_are_listed(table):
     rows = "".join(f"c{n}\n" for n in range(25))
-    with pytest.raises(UserError, match="25 faults: line 2 has.*line 11 has 1 cells, expected 2 and 15 more;"):
+    with pytest.raises(UserError, match="25 errors: line 2 has.*line 11 has 1 cells, expected 2 and 15 more;"):
         read_patients(table("case,patient\n" + rows))
 
 

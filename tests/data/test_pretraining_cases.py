@@ -317,7 +317,7 @@ def test_the_pool_that_the_command_makes_is_read(trainer, toy):
                                      str(raw / "imagesUn" / f"un_{n}_0000.png"), {})
     NaturalImage2DIO().write_seg(label, str(raw / "labelsSilver" / "un_1.png"), {})
     (raw / "labelsSilver" / "silver.csv").write_text("case,quality\nun_1,0.8\n")
-    preprocess_pool("7", "2d", processes=1, say=lambda line: None)
+    preprocess_pool("7", "2d", processes=1, log=lambda line: None)
     reader = pretraining_cases(trainer("all"), settings("pool"), needs_labels=True)
     assert reader.cases == ("un_0", "un_1") and reader.labelled == ("un_1",)
     assert reader.shape("un_0") == (1, 1, 24, 20)

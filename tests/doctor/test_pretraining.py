@@ -112,7 +112,7 @@ def test_a_cascades_second_stage_is_refused_and_the_first_named(toy, change_plan
 
 def test_what_is_not_supported_is_an_error_of_users_and_of_what_is_not_implemented():
     stage = SimpleNamespace(previous_stage_name="3d_lowres")
-    with pytest.raises(NotImplementedError, match="pretrain 3d_lowres; fix: train this stage with") as error:
+    with pytest.raises(NotImplementedError, match="fix: pretrain 3d_lowres first, then train this stage with") as error:
         check_single_stage("3d_cascade_fullres", stage)
     assert isinstance(error.value, UserError)
 
@@ -238,7 +238,7 @@ def make_pool(toy):
             for name in names:
                 pixels = random.integers(0, end, (24, 24)).astype(np.uint8)
                 io.imsave(raw / folder / f"{name}.png", pixels, check_contrast=False)
-        preprocess_pool("7", "2d", say=lambda line: None)
+        preprocess_pool("7", "2d", log=lambda line: None)
 
     return make
 
@@ -271,7 +271,7 @@ def test_with_the_pool_alone_the_store_needs_no_training_cases(store, make_pool,
 def test_a_pool_that_is_wanted_alone_and_missing_is_a_failure(toy, configure):
     configure(pretrain__data="pool")
     failure = only("FAIL")
-    assert failure.message == "pretrain.data is 'pool', but there is none"
+    assert failure.message == "pretrain.data is 'pool', but the dataset has no pool"
     assert failure.fix == "put images into nnUNet_raw/Dataset007_Toy/imagesUn and run nnunet_cfcl pool -d 7 -c 2d"
 
 
@@ -280,7 +280,8 @@ def test_cases_in_both_pool_and_training_set_are_named(make_pool, save_case):
     save_case("un_1", np.random.default_rng(0).normal(size=SHAPE))
     failure = only("FAIL")
     assert failure.message == "1 cases are in both the pool and the training set: un_1"
-    assert "rename them there, then run nnunet_cfcl pool -d 7 -c 2d" in failure.fix
+    assert failure.fix == ("remove or rename them in nnUNet_raw/Dataset007_Toy/imagesUn, then run nnunet_cfcl pool "
+                           "-d 7 -c 2d")
 
 
 def test_a_supervised_method_without_any_label_to_use_is_a_failure(make_pool, configure):

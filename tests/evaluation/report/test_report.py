@@ -372,11 +372,11 @@ def test_folds_of_other_datasets_or_configurations_are_refused(root, capsys):
 
 
 @pytest.mark.parametrize(("which", "words"), [
-    ("nowhere", ["is not there", "TRAINER__PLANS__CONFIGURATION/fold_F"]),
-    ("nnUNet_results", ["no folder of a fold", "fold_0: name one of them"]),
+    ("nowhere", ["does not exist", "TRAINER__PLANS__CONFIGURATION/fold_F"]),
+    ("nnUNet_results", ["is not the folder of a fold", "fold_0; fix: name one of these folds"]),
     ("file.txt", ["is a file"]),
     ("empty", ["it holds nothing"]),
-    ("nnUNet_results/fold_0", ["no folder of a fold"]),
+    ("nnUNet_results/fold_0", ["is not the folder of a fold"]),
 ])
 def test_a_folder_that_is_no_folds_is_refused_with_what_was_found(root, capsys, which, words):
     fold_folder(root)
