@@ -6,14 +6,14 @@ import copy
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import Tensor, nn
+from torch import nn
 
 from nnunet_cfcl.config import CONFIG_VARIABLE, Settings
 from nnunet_cfcl.counterfactual.choice import choose_source, wants_generator
@@ -25,6 +25,7 @@ from nnunet_cfcl.errors import CheckResult, UserError, first_line
 from nnunet_cfcl.files.json_files import read_json
 from nnunet_cfcl.nnunet import check_dataset
 from nnunet_cfcl.nnunet.decoder_tap import decoder_width
+from nnunet_cfcl.nnunet.fold import FoldContext, Split
 from nnunet_cfcl.nnunet.plan import check_single_stage, view_geometry
 from nnunet_cfcl.nnunet.versions import build_network
 from nnunet_cfcl.phases.attributes_of_cases import (
@@ -78,7 +79,7 @@ class PlannedPretraining:
 
     def _objective(self, manager: ConfigurationManager) -> Objective:
         context = MethodContext(self.trainer.method.adapt(self.settings), view_geometry(manager),
-                                len(manager.normalization_schemes), None, lambda: _untrained)
+                                len(manager.normalization_schemes), None, _no_loss)
         objective: Objective = self.trainer.method.build(context)
         return objective
 
@@ -132,38 +133,47 @@ class PlannedPretraining:
     def _fold_findings(
         self, folder: Path, fold: int | str, training: Iterable[str], validation: Iterable[str]
     ) -> Iterator[CheckResult]:
-        description = json.loads((folder.parent / "dataset.json").read_text())
-        asked = _Fold(str(folder), self.configuration, PlansManager(self.plan), description, fold, sorted(training),
-                      sorted(validation))
+        log: list[str] = []
+        context = self._context(folder, fold, (sorted(training), sorted(validation)), log)
         needs_labels, method = self.trainer.method.example().needs_labels, self.trainer.method
         try:
-            cases = pretraining_cases(asked, self.settings, needs_labels, unpack=False)
+            cases = pretraining_cases(context, self.settings, needs_labels, unpack=False)
         except UserError as error:
             yield CheckResult.of(error)
             return
-        yield CheckResult("ok", f"fold {fold}: {'; '.join(asked.log)}")
+        yield CheckResult("ok", f"fold {fold}: {'; '.join(log)}")
         if needs_labels:
             yield from self._silver_findings(folder)
         if method.counterfactuals:
-            yield self._counterfactual_finding(asked, cases, folder)
+            yield self._counterfactual_finding(context, cases, folder)
 
-    def _counterfactual_finding(self, asked: _Fold, cases: PretrainingCases, folder: Path) -> CheckResult:
+    def _context(self, folder: Path, fold: int | str, split: Split, log: list[str]) -> FoldContext:
+        """A fold whose cases are given, as nnU-Net's own split writes a file; nothing of it is trained."""
+        manager = PlansManager(self.plan)
+        return FoldContext(
+            trainer_class=self.trainer, plans=manager, configuration=manager.get_configuration(self.configuration),
+            configuration_name=self.configuration, fold=fold,
+            dataset_json=json.loads((folder.parent / "dataset.json").read_text()), preprocessed=folder,
+            folder=Path(), device=torch.device("cpu"), settings=self.settings, log=log.append, split=lambda: split,
+            loss=_no_loss, saves=False)
+
+    def _counterfactual_finding(self, asked: FoldContext, cases: PretrainingCases, folder: Path) -> CheckResult:
         """Of the table of attributes where a generator is to be trained on it, else of the source that is chosen."""
         try:
             known = known_attributes(folder.parent)
-            if wants_generator(self.settings, str(folder), known is not None and bool(known.columns)):
+            if wants_generator(self.settings, folder, known is not None and bool(known.columns)):
                 return self._attributes_finding(known, asked, cases)
         except UserError as error:
             return CheckResult("FAIL", error.message, error.fix or f"correct {ATTRIBUTES}")
-        block = asked.plans_manager.get_configuration(self.configuration)
         return _checked(
-            lambda: choose_source(self.settings, cases, str(folder), block.normalization_schemes,
-                                  len(block.patch_size)),
+            lambda: choose_source(self.settings, cases, folder, asked.schemes, len(asked.geometry.patch_size)),
             "counterfactuals for all cases",
             f"nnunet_cfcl counterfactuals import -d {int(self.dataset[7:10])} -c {self.configuration} "
             f"-p {self.plans} -i IMAGES, or set counterfactual.source to acquisition in {_settings_file()}")
 
-    def _attributes_finding(self, known: KnownAttributes | None, asked: _Fold, cases: PretrainingCases) -> CheckResult:
+    def _attributes_finding(
+        self, known: KnownAttributes | None, asked: FoldContext, cases: PretrainingCases
+    ) -> CheckResult:
         wanted = self.settings.counterfactual
         if known is None:
             return CheckResult("FAIL", f"counterfactual.source is 'generator', but nnUNet_raw/{self.dataset} has no "
@@ -171,7 +181,7 @@ class PlannedPretraining:
         try:
             coding, interventions = coding_and_interventions(
                 known, cases.cases, cases.known, asked.dataset_json["file_ending"], wanted.interventions,
-                asked.log.append)
+                asked.log)
         except NothingToChange as reason:
             if wanted.source == "generator":
                 raise
@@ -195,30 +205,8 @@ class PlannedPretraining:
                 f"{pool_command(self.dataset, self.configuration, self.plans)}")
 
 
-@dataclass(frozen=True)
-class _Fold:
-    """What `pretraining_cases` reads of a trainer, for a fold whose cases are given."""
-
-    preprocessed_dataset_folder: str
-    configuration_name: str
-    plans_manager: PlansManager
-    dataset_json: dict[str, Any]
-    fold: int | str
-    training: list[str]
-    validation: list[str]
-    log: list[str] = field(default_factory=list)
-
-    def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's own writes a file where there is none."""
-        return self.training, self.validation
-
-    def print_to_log_file(self, line: str) -> None:
-        """Kept for the finding."""
-        self.log.append(line)
-
-
-def _untrained(logits: Any, labels: Tensor) -> Tensor:
-    raise NotImplementedError("the doctor trains nothing")
+def _no_loss() -> Any:
+    """A method is built here, not trained."""
 
 
 def _checked(check: Callable[[], object], ok: str, fix: str) -> CheckResult:

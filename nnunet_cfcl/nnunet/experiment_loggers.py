@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
 PREFIX = "cfcl"
+#: Takes the metrics of one epoch of the pretraining.
+Track = Callable[[Mapping[str, float]], None]
 
 
 class LaterLogger:
@@ -30,7 +34,7 @@ class LaterLogger:
         return getattr(self.logger, name)
 
 
-def put_after_pretraining(trainer: Any, epochs: int) -> None:
+def put_after_pretraining(trainer: nnUNetTrainer, epochs: int) -> None:
     """nnU-Net's experiment loggers count the pretraining's epochs first, and are told the settings."""
     # before 2.7 nnU-Net has none
     loggers = getattr(trainer.logger, "loggers", None)
@@ -43,11 +47,11 @@ def put_after_pretraining(trainer: Any, epochs: int) -> None:
             logger.run.config.update({PREFIX: trainer.settings.to_dict()}, allow_val_change=True)
 
 
-def pretraining_tracker(trainer: Any) -> Callable[[Mapping[str, float]], None]:
-    """A function that logs an epoch's line of the pretraining, each number as ``cfcl/NAME`` at the line's epoch.
+def pretraining_tracker(trainer: nnUNetTrainer) -> Track:
+    """A function that logs the metrics of a pretraining epoch, each as ``cfcl/NAME`` at that epoch.
 
     Args:
-        trainer: nnU-Net's, after `put_after_pretraining`; one without loggers (`bare_trainer`) tracks nothing.
+        trainer: after `put_after_pretraining`.
     """
     loggers = [one.logger for one in getattr(getattr(trainer, "logger", None), "loggers", ())]
 
@@ -58,3 +62,7 @@ def pretraining_tracker(trainer: Any) -> Callable[[Mapping[str, float]], None]:
                     logger.log(f"{PREFIX}/{key}", value, int(line["epoch"]))
 
     return track
+
+
+def track_nothing(line: Mapping[str, float]) -> None:
+    """No experiment loggers."""

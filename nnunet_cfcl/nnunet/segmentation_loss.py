@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 
@@ -50,7 +51,7 @@ class NnUNetLoss:
         return [level.unflatten(0, target.shape[:2]) for level in levels]
 
 
-def segmentation_loss(trainer: Any) -> NnUNetLoss:
+def segmentation_loss(trainer: nnUNetTrainer) -> NnUNetLoss:
     """The loss that a trainer trains with, for label maps (N, 1, *patch).
 
     Built by the trainer's own ``_build_loss``, so a subclass's other loss is taken over, on its own: without exchange

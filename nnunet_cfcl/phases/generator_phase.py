@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -37,7 +37,9 @@ from nnunet_cfcl.errors import UserError, first_line, listed
 from nnunet_cfcl.files.atomic import replace_atomically, writable_folder, write_text_atomically
 from nnunet_cfcl.files.checksummed_json import checksummed_text, read_checksummed
 from nnunet_cfcl.files.hashing import digest
+from nnunet_cfcl.files.lenient_json import read_json_object
 from nnunet_cfcl.files.names import is_safe_filename
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.nnunet.plan import fingerprint
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.phases.attributes_of_cases import NothingToChange
@@ -55,7 +57,7 @@ PATCH_BYTES = 2 << 30
 TEACHER_SEED = 101
 
 
-def lazy_generator_source(trainer: Any, ranks: Ranks) -> LazySource | None:
+def lazy_generator_source(fold: FoldContext, ranks: Ranks) -> LazySource | None:
     """The counterfactuals of a generator where the settings and the dataset ask for one; None where they do not.
 
     Phase 0 is done when the promise is kept: whoever finds before that they are not needed, or cannot be used, has
@@ -64,31 +66,31 @@ def lazy_generator_source(trainer: Any, ranks: Ranks) -> LazySource | None:
     Raises:
         UserError: see `build_generator_task`.
     """
-    attributes = ranks.main_first(lambda: has_attributes(trainer))
-    if not wants_generator(trainer.settings, trainer.preprocessed_dataset_folder, attributes):
+    attributes = ranks.main_first(lambda: has_attributes(fold))
+    if not wants_generator(fold.settings, fold.preprocessed, attributes):
         return None
-    wanted = trainer.settings.counterfactual
+    wanted = fold.settings.counterfactual
     if isinstance(wanted.store, str):
         raise UserError(f"counterfactual.store names a folder ({wanted.store}), but counterfactual.source is "
                         "'generator', whose store lies beside the preprocessed data: leave counterfactual.store out, "
                         "or set the source to precomputed")
     if wanted.store is not False:
-        writable_folder(Path(trainer.preprocessed_dataset_folder).parent,
+        writable_folder(fold.preprocessed.parent,
                         "counterfactuals would be kept there: make it writable, or set counterfactual.store to false, "
                         "or counterfactual.source to acquisition")
     try:
-        phase = GeneratorPhase(trainer, ranks, tells_cases=False)
+        phase = GeneratorPhase(fold, ranks, tells_cases=False)
     except NothingToChange as reason:
-        if trainer.settings.counterfactual.source == "generator":
+        if fold.settings.counterfactual.source == "generator":
             raise
         if ranks.is_main:
-            trainer.print_to_log_file(f"No generator is trained, acquisition is used instead: {reason}")
+            fold.log(f"No generator is trained, acquisition is used instead: {reason}")
         return None
 
     def make() -> CounterfactualSource:
         source = phase.source()
-        if ranks.is_main and not trainer.disable_checkpointing:
-            phase.copy_report(Path(trainer.output_folder) / "cfcl" / "generator" / "report")
+        if ranks.is_main and fold.saves:
+            phase.copy_report(fold.folder / "cfcl" / "generator" / "report")
         return source
 
     return LazySource(phase.identity(), make)
@@ -109,10 +111,10 @@ class Judged:
 
 
 class GeneratorPhase:
-    """The generator of a trainer's fold.
+    """The generator phase of a fold: train, judge, fine-tune, generate.
 
     Args:
-        trainer: an nnU-Net trainer with ``settings``, or what `bare_trainer` makes.
+        fold: the fold that is trained.
         ranks: the processes that share every step.
         tells_cases: see `build_generator_task`.
 
@@ -120,9 +122,9 @@ class GeneratorPhase:
         UserError: see `build_generator_task`.
     """
 
-    def __init__(self, trainer: Any, ranks: Ranks, tells_cases: bool = True) -> None:
-        self.trainer, self.ranks = trainer, ranks
-        self.task: GeneratorTask = ranks.main_first(lambda: build_generator_task(trainer, ranks, tells_cases))
+    def __init__(self, fold: FoldContext, ranks: Ranks, tells_cases: bool = True) -> None:
+        self.fold, self.ranks = fold, ranks
+        self.task: GeneratorTask = ranks.main_first(lambda: build_generator_task(fold, ranks, tells_cases))
         #: where the report on the generator that is used lies, once it is judged
         self.report_folder = self.task.folder / "report"
 
@@ -176,11 +178,11 @@ class GeneratorPhase:
         wanted = Generation(
             digest(judged.generator.identity), judged.passed, self.task.settings.seed, settings.abduction,
             # images are part of the generator's own identity
-            digest(fingerprint(self.trainer.configuration_manager)))
+            digest(fingerprint(self.fold.configuration)))
 
         def generate() -> CounterfactualStore:
             return generate_counterfactuals(
-                blender, self.task.cells, wanted, self.trainer.preprocessed_dataset_folder, self._log, reader.layout)
+                blender, self.task.cells, wanted, str(self.fold.preprocessed), self._log, reader.layout)
 
         # the first rank makes them all, which may take long; the others find everything there
         store = self.ranks.main_only(generate)
@@ -189,7 +191,8 @@ class GeneratorPhase:
     def source(self) -> CounterfactualSource:
         """What phase 1 takes its counterfactuals from; acquisition if no intervention passed the gate."""
         judged, settings = self.judged(), self.task.settings
-        acquisition = AcquisitionSource(self.task.reader, settings.acquisition, self._schemes, len(self.task.spacing))
+        acquisition = AcquisitionSource(
+            self.task.reader, settings.acquisition, self.fold.schemes, len(self.task.spacing))
         if not judged.passed:
             self._log(f"No intervention of the generator passed the gate: acquisition takes its place. See "
                       f"{self.report_folder}")
@@ -225,8 +228,7 @@ class GeneratorPhase:
     def _verdicts(self, generator: CounterfactualGenerator, judges: Callable[[], Judges]) -> dict[str, Any]:
         """Names that passed, names of those that do too little, words about each; from the report if it is there."""
         names = [one.name for one in self.task.interventions]
-        key = digest([generator.identity, self.task.settings.to_dict()["gate"], names])
-        file, report_folder = self.task.folder / f"gate_{key}.json", self.task.folder / f"report_{key}"
+        file, report_folder = self._verdict_files(generator.identity)
         if not (file.exists() and report_folder.exists()):
             own = replace(judges(), generator=generator)
             report = evaluate(own, self.task.interventions, self.task.settings.gate)
@@ -242,6 +244,23 @@ class GeneratorPhase:
             reason = f"{file} cannot be read ({first_line(error)})"
             raise UserError(f"{reason}", "delete it and start again, with --c") from error
         return found
+
+    def _verdict_files(self, identity: Mapping[str, Any]) -> tuple[Path, Path]:
+        """The file with the verdicts on a generator of this identity, and the folder of its report."""
+        names = [one.name for one in self.task.interventions]
+        key = digest([dict(identity), self.task.settings.to_dict()["gate"], names])
+        return self.task.folder / f"gate_{key}.json", self.task.folder / f"report_{key}"
+
+    def is_judged(self) -> bool:
+        """Whether `judged` would train nothing: the generator is trained and there are verdicts on it, and so is its
+        fine-tuning where the gate found an intervention ineffective."""
+        file, _ = self._verdict_files(self.task.identity)
+        if not (GeneratorTraining.final_in(self.task.folder).is_file() and file.is_file()):
+            return False
+        if not (read_json_object(file, []).get("ineffective") and self.task.settings.generator.finetune_epochs):
+            return True
+        finetuned, _ = self._verdict_files(finetuned_identity(self.task))
+        return CounterfactualFineTuning.final_in(self.task.folder).is_file() and finetuned.is_file()
 
     def _finetuned(self, generator: CounterfactualGenerator) -> CounterfactualGenerator:
         """After counterfactual fine-tuning, now or before."""
@@ -270,7 +289,7 @@ class GeneratorPhase:
 
     def _patches(self, cases: Sequence[str], count: int, seed: int) -> Patches:
         """Patches of the cases, as many as fit; the ignore label says nothing about a voxel, as no label does."""
-        task, ignored = self.task, self.trainer.label_manager.ignore_label
+        task, ignored = self.task, self.fold.labels.ignore_label
         size = task.sizes.resolutions[0].shape
         fitting = PATCH_BYTES // (4 * task.sizes.channels * math.prod(size))
         patches = draw_patches(task.reader, task.cells, cases, size, max(1, min(fitting, count)), seed)
@@ -305,13 +324,8 @@ class GeneratorPhase:
         return max(1, 2 * self.task.images_per_pass)
 
     @property
-    def _schemes(self) -> Sequence[str]:
-        schemes: Sequence[str] = self.trainer.configuration_manager.normalization_schemes
-        return schemes
-
-    @property
     def _masked(self) -> bool:
-        return zero_is_outside(self._schemes)
+        return zero_is_outside(self.fold.schemes)
 
     def _announce(self) -> None:
         task, chosen = self.task, self.task.settings.generator
@@ -325,7 +339,7 @@ class GeneratorPhase:
 
     def _log(self, line: str) -> None:
         if self.ranks.is_main:
-            self.trainer.print_to_log_file(line)
+            self.fold.log(line)
 
 
 def _summary(report: GateReport) -> dict[str, Any]:

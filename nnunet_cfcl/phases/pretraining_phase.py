@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from nnunet_cfcl.errors import NotSupported, UserError, listed
 from nnunet_cfcl.files.atomic import backup_path
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.nnunet.decoder_tap import tapped
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.phases.config_file import write_config
 from nnunet_cfcl.phases.generator_phase import lazy_generator_source
 from nnunet_cfcl.phases.pretraining_task import build_objective, build_task
@@ -24,36 +27,37 @@ from nnunet_cfcl.runs.ranks import Ranks
 
 @dataclass(frozen=True)
 class PretrainingPhase:
-    """The pretraining in front of an nnU-Net trainer.
+    """The pretraining phase of a fold.
 
     Args:
-        trainer: with its network; see `nnunet.pretraining_task.build_task` for what else is read.
+        fold: the fold that is trained.
         method: the pretraining method.
         continues: True: go on from ``checkpoint_latest.pth`` and refuse one made otherwise; False: start anew; None: go
             on if it was made with the same settings and cases.
         ranks: the processes that share every step.
     """
 
-    trainer: Any
+    fold: FoldContext
     method: Method
     continues: bool | None
     ranks: Ranks
 
-    def run(self, before: Callable[[], None] = lambda: None) -> Path:
-        """Pretrain the trainer's network, or load what was pretrained before; returns the folder it lies in.
+    def run(self, network: nn.Module, before: Callable[[], None] = lambda: None) -> Path:
+        """Pretrain a network, or load the weights of a finished pretraining; returns the folder of its files.
 
         Args:
+            network: the fold's, initialised.
             before: called when all has been checked and nothing of an earlier run is changed yet.
 
         Raises:
             UserError: the configuration, the data or the device cannot be pretrained; an unfinished pretraining of
                 other settings is to be continued.
         """
-        objective = build_objective(self.trainer, self.method)
-        lazy = lazy_generator_source(self.trainer, self.ranks) if self.method.counterfactuals else None
-        with tapped(self.trainer.network, objective.tap) as part:
+        objective = build_objective(self.fold, self.method)
+        lazy = lazy_generator_source(self.fold, self.ranks) if self.method.counterfactuals else None
+        with tapped(network, objective.tap) as part:
             task = self.ranks.main_first(lambda: build_task(
-                self.trainer, self.method, objective, self.ranks, lazy))
+                self.fold, self.method, objective, self.ranks, lazy))
             # refuses what cannot be pretrained, before anything of an earlier run is touched
             pretraining = Pretraining(part.network, part.features, part.width, task)
             with exclusive(task.folder, self._log, self.ranks) if self._locks else nullcontext():
@@ -74,7 +78,7 @@ class PretrainingPhase:
     def write_config(self, identity: Mapping[str, Any], pretraining_folder: Path | None = None) -> None:
         """See `trainers.config_file`; the first process writes."""
         if self.ranks.is_main:
-            write_config(self.trainer, self.method.name, identity, pretraining_folder)
+            write_config(self.fold, self.method.name, identity, pretraining_folder)
 
     def back_up(self, *files: Path) -> None:
         """Rename an earlier run's files, so that nothing goes on from them by mistake and nothing is lost."""
@@ -120,25 +124,25 @@ class PretrainingPhase:
     @property
     def _shared(self) -> bool:
         """The folder serves all folds: whichever comes first begins, any of them goes on."""
-        return bool(self.trainer.settings.pretrain.data == "pool")
+        return bool(self.fold.settings.pretrain.data == "pool")
 
     @property
     def _locks(self) -> bool:
         """Whether another fold's run has to be waited for; the same on all ranks."""
-        return self._shared and not self.trainer.disable_checkpointing
+        return self._shared and self.fold.saves
 
     @property
     def _writes(self) -> bool:
-        return bool(self.ranks.is_main and not self.trainer.disable_checkpointing)
+        return bool(self.ranks.is_main and self.fold.saves)
 
     def _check_device(self) -> None:
-        if self.trainer.device.type not in ("cpu", "cuda"):
-            raise NotSupported(f"pretraining runs with -device cuda or cpu, found {self.trainer.device.type}")
+        if self.fold.device.type not in ("cpu", "cuda"):
+            raise NotSupported(f"pretraining runs with -device cuda or cpu, found {self.fold.device.type}")
 
     def _announce(self, pretraining: Pretraining) -> None:
-        task, chosen, trainer = pretraining.task, pretraining.settings, self.trainer
+        task, chosen = pretraining.task, pretraining.settings
         patches = pretraining.total_steps * pretraining.patches_per_step
-        supervised = patches / (trainer.num_iterations_per_epoch * trainer.configuration_manager.batch_size)
+        supervised = patches / (self.fold.iterations_per_epoch * self.fold.configuration.batch_size)
         self._log(
             f"Phase 1: {self.method.name} pretraining, {chosen.epochs} epochs, {len(task.reader.cases)} cases, "
             f"counterfactuals: {task.source.name}, hash {digest(task.identity)}"
@@ -149,7 +153,7 @@ class PretrainingPhase:
 
     def _log(self, line: str) -> None:
         if self.ranks.is_main:
-            self.trainer.print_to_log_file(line)
+            self.fold.log(line)
 
 
 def _load_pretrained(file: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_cfcl.config import Settings
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.atomic import write_text_atomically
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.phases.pretraining_phase import PretrainingPhase
 from nnunet_cfcl.pretraining import methods
 from nnunet_cfcl.pretraining.methods import Method
@@ -54,7 +55,7 @@ class CounterfactualPretraining(FineTuning):
     def _start(self) -> None:
         """Phase 1, from wherever ``--c`` finds it. Nobody tells a trainer of -pretrained_weights: its network is there
         already."""
-        phase = PretrainingPhase(self, self.method, self._continues, Ranks.current())
+        phase = PretrainingPhase(FoldContext.of(self), self.method, self._continues, Ranks.current())
         if self.was_initialized:
             self.print_to_log_file("Weights were given (-pretrained_weights): no pretraining, only fine-tuning.")
             self._back_up_earlier(phase)
@@ -74,7 +75,7 @@ class CounterfactualPretraining(FineTuning):
             self._back_up_earlier(phase)
             phase.write_config({})
             return
-        folder = phase.run(before=lambda: self._back_up_earlier(phase))
+        folder = phase.run(self.network, before=lambda: self._back_up_earlier(phase))
         empty_cache(self.device)
         self.print_to_log_file(f"Phase 1 done, its files are in {folder}. Phase 2: fine-tuning.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from nnunet_cfcl.errors import reason
 from nnunet_cfcl.files.atomic import replace_atomically
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.nnunet.experiment_loggers import put_after_pretraining
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.nnunet.frozen_body import freeze_body
 from nnunet_cfcl.nnunet.plan import settings_block
 from nnunet_cfcl.nnunet.versions import asked_to_continue
@@ -24,6 +24,7 @@ from nnunet_cfcl.phases.config_file import write_config
 from nnunet_cfcl.phases.replacements import with_replacements
 from nnunet_cfcl.runs.checkpoint import check_checkpoint
 from nnunet_cfcl.runs.ranks import Ranks
+from nnunet_cfcl.runs.seeds import seed_everything
 from nnunet_cfcl.runs.watchdog import beat, show_stack_on_signal, watched
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class FineTuning(Trainer):
 
     def _start(self) -> None:
         if self.local_rank == 0:
-            write_config(self, "none")
+            write_config(FoldContext.of(self), "none")
 
     def initialize(self) -> None:
         """nnU-Net's, from the settings' seed: two trainers with the same seed start from the same weights."""
@@ -151,7 +152,7 @@ class FineTuning(Trainer):
             # not before it is needed: nnU-Net imports this module whenever it looks a trainer up
             from nnunet_cfcl.chromap.nnunet.spaces import fit_after_training
 
-            file = fit_after_training(self)
+            file = fit_after_training(FoldContext.of(self), self.network)
             self.print_to_log_file(f"Colour space of CHRO-maps: {file}")
         # whatever it is, the model is trained
         except Exception as error:
@@ -161,7 +162,7 @@ class FineTuning(Trainer):
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """nnU-Net's, with ``finetune.counterfactual_probability`` and ``finetune.acquisition_probability``."""
         training, validation = super().get_tr_and_val_datasets()
-        return with_replacements(self, training, Ranks.current()), validation
+        return with_replacements(FoldContext.of(self), training, Ranks.current()), validation
 
     def configure_optimizers(self, *arguments: Any, **named: Any) -> tuple[torch.optim.Optimizer, Any]:
         """The nnU-Net trainer's own, with a linear warm-up, in which pretrained weights may stay frozen for a while."""
@@ -225,7 +226,4 @@ class FineTuning(Trainer):
         self.my_init_kwargs = {**self.my_init_kwargs, "cfcl": signature}
 
     def _seed(self, *part: int) -> None:
-        seeds = np.random.SeedSequence([self.settings.seed, *part]).generate_state(3)
-        random.seed(int(seeds[0]))
-        np.random.seed(int(seeds[1]))  # noqa: NPY002 - batchgenerators draws from the global state
-        torch.manual_seed(int(seeds[2]))
+        seed_everything(self.settings.seed, *part)
