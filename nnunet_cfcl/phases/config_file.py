@@ -1,4 +1,4 @@
-"""``fold_F/cfcl/config.json``: what a training was asked for, with hashes."""
+"""Write ``fold_F/cfcl/config.json``: settings and identity of a training, with their hashes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def write_config(
 
     Args:
         fold: the fold that is trained; called on the main rank only.
-        method: name of the pretraining, "none" without one.
-        identity: all that decides about the pretrained weights.
-        pretraining_folder: where they are kept.
+        method: name of the pretraining method, "none" without pretraining.
+        identity: everything that determines the pretrained weights.
+        pretraining_folder: folder of the pretraining's checkpoints.
     """
     if not fold.saves:
         return

@@ -1,4 +1,4 @@
-"""From a fold to the task of the generator's training."""
+"""Build the generator's training task from a fold."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ NOT_DECIDING = ("samples_every", "memory_gb", "finetune_epochs", "finetune_lr", 
 
 
 def has_attributes(fold: FoldContext) -> bool:
-    """Whether there is a table of attributes with a column beside case and patient.
+    """Whether the dataset has an attribute table with a column besides case and patient.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the table cannot be read.
     """
     known = known_attributes(fold.preprocessed.parent)
     return known is not None and bool(known.columns)
 
 
-def build_generator_task(fold: FoldContext, ranks: Ranks, tells_cases: bool = True) -> GeneratorTask:
+def build_generator_task(fold: FoldContext, ranks: Ranks, logs_cases: bool = True) -> GeneratorTask:
     """Build the generator's task of a fold: cases, plan, attributes, device.
 
     Args:
         fold: the fold that is trained.
         ranks: the processes that share every step.
-        tells_cases: say in the log how many cases there are, and of which kind; False: phase 1 does so.
+        logs_cases: log the number of cases of each kind; False where the pretraining logs them.
 
     Raises:
-        UserError: the configuration is a cascade's second stage; there is no table of attributes, or see
-            `coding_and_interventions`; a patch that cannot be pooled as the plan has it.
+        UserError: the configuration is a cascade's second stage; the dataset has no attribute table; a patch size that
+            the plan's pooling does not divide; see also `coding_and_interventions`.
         NothingToChange: too few patients, or a network without strides.
     """
     settings, configuration = fold.settings, fold.configuration
@@ -62,9 +62,9 @@ def build_generator_task(fold: FoldContext, ranks: Ranks, tells_cases: bool = Tr
             f"a generator learns from attributes, but there is no attributes.csv in nnUNet_raw/{fold.dataset}",
             f"write one (docs/how-to/attributes.md), or let `nnunet_cfcl attributes discover -d {fold.dataset}` "
             "propose one")
-    # labels only serve the gate, which looks whether the anatomy is kept
+    # only the gate uses labels, to check that the anatomy is kept
     reader = pretraining_cases(
-        fold if tells_cases else replace(fold, log=_silent), settings, needs_labels=settings.pretrain.data != "pool")
+        fold if logs_cases else replace(fold, log=_silent), settings, needs_labels=settings.pretrain.data != "pool")
     coding, interventions = coding_and_interventions(
         known, reader.cases, reader.known, fold.dataset_json["file_ending"], settings.counterfactual.interventions,
         fold.log)
@@ -76,8 +76,8 @@ def build_generator_task(fold: FoldContext, ranks: Ranks, tells_cases: bool = Tr
     fewest = FEWEST_CASES if settings.gate.enabled else 1
     if len(validation) < fewest:
         raise NothingToChange(
-            f"a generator is judged on at least {fewest} cases of patients it has not seen, but of the "
-            f"{len(reader.cases)} cases only {len(validation)} can be kept aside", "add cases, raise "
+            f"the gate needs at least {fewest} held-out cases of unseen patients, but of the "
+            f"{len(reader.cases)} cases only {len(validation)} can be held out", "add cases, raise "
             "generator.validation_share, or set counterfactual.source to acquisition")
     geometry = fold.geometry
     sizes, images_per_pass = plan_sizes(
@@ -98,21 +98,21 @@ def build_generator_task(fold: FoldContext, ranks: Ranks, tells_cases: bool = Tr
 
 
 def generators_folder(fold: FoldContext) -> Path:
-    """``nnUNet_results/DatasetXXX/cfcl_generators``: trainers share generators, and folds those of the pool alone."""
+    """``nnUNet_results/DatasetXXX/cfcl_generators``, shared by trainers, and by folds with the same cases."""
     return Path(str(nnUNet_results)) / fold.dataset / GENERATORS
 
 
 def pooling_strides(configuration: ConfigurationManager) -> list[tuple[int, ...]]:
-    """Strides of every stage of the plan's network, (D,) each.
+    """Read the strides (D,) of every stage of the plan's network.
 
     Raises:
-        UserError: the plan's network does not say.
+        NothingToChange: the plan's network has no strides.
     """
     network = configuration.configuration.get("architecture", {})
     strides = network.get("arch_kwargs", {}).get("strides")
     if not strides:
         name = network.get("network_class_name", "network")
-        raise NothingToChange(f"the plan's {name} names no strides, from which the generator takes its resolutions",
+        raise NothingToChange(f"the plan's {name} has no strides, which define the generator's resolutions",
                               "set counterfactual.source to acquisition")
     dim = len(configuration.patch_size)
     return [tuple(stride) if not isinstance(stride, int) else (stride,) * dim for stride in strides]
@@ -123,7 +123,7 @@ def _silent(*line: Any, **ignored: Any) -> None:
 
 
 def _seen(cells: Mapping[str, Mapping[str, str]], coding: AttributeCoding) -> dict[str, dict[str, str]]:
-    """What the generator is told of every case."""
+    """The known attribute values of every case, as the generator is conditioned on them."""
     return {case: {one.name: cell for one in coding.attributes if not is_missing(cell := cells[case].get(one.name, ""))}
             for case in cells}
 

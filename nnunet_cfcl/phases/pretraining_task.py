@@ -1,4 +1,4 @@
-"""From a fold to the task of the pretraining loop."""
+"""Build the objective and the task of the pretraining loop from a fold."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def build_task(
     Args:
         fold: the fold that is trained.
         method: the pretraining method.
-        objective: made from it by `build_objective`.
+        objective: the method's objective, from `build_objective`.
         ranks: the processes that share every step.
-        generated: counterfactuals of a generator; None: others are chosen.
+        generated: counterfactuals of a generator; None chooses another source by the settings.
 
     Raises:
         UserError: the configuration is a cascade's second stage, there are no suitable cases, or the counterfactuals do
-            not fit them.
+            not match them.
     """
     settings, geometry = fold.settings, fold.geometry
     check_single_stage(fold.configuration_name, fold.configuration)
@@ -78,7 +78,7 @@ def _compiled(network: nn.Module) -> nn.Module:
 
 
 def _folder(fold: FoldContext, identity: dict[str, Any]) -> Path:
-    """In the fold; where phase 1 does not depend on the fold, beside the folds, which all use it."""
+    """The folder of the pretraining: inside the fold, or beside the folds where all of them share one."""
     if fold.settings.pretrain.data == "pool":
         return fold.folder.parent / f"cfcl_pool_{digest(identity)}"
     return fold.folder / "cfcl" / "pretraining"
@@ -87,7 +87,7 @@ def _folder(fold: FoldContext, identity: dict[str, Any]) -> Path:
 def _identity(
     fold: FoldContext, method: Method, objective: Objective, reader: PretrainingCases, source: dict[str, Any]
 ) -> dict[str, Any]:
-    """All that decides about the pretrained weights; its digest says whether a finished phase 1 can be reused."""
+    """Everything that determines the pretrained weights; a finished pretraining of equal digest is reused."""
     content: dict[str, Any] = {
         "objective": method.name,
         "settings": _deciding_settings(fold.settings, method, source["source"]),

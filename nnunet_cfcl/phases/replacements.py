@@ -1,4 +1,4 @@
-"""What training images are replaced by in phase 2, according to the settings."""
+"""Counterfactuals in the fine-tuning's training images, as the settings ask for them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from nnunet_cfcl.runs.ranks import Ranks
 
 
 def with_replacements(fold: FoldContext, cases: Any, ranks: Ranks) -> Any:
-    """nnU-Net's dataset of training cases, with ``finetune.counterfactual_probability`` and
-    ``finetune.acquisition_probability``; the dataset itself where both are 0.
+    """Wrap nnU-Net's dataset of training cases for ``finetune.counterfactual_probability`` and
+    ``finetune.acquisition_probability``; return it unchanged where both are 0.
 
-    The images whose intensities an acquisition may aim at are those of a pretraining with the same settings, so that a
-    pretraining is compared with an augmentation that has seen as much. Where no generator is there yet, phase 0 makes
-    one.
+    Acquisition effects aim at the intensities of the cases that a pretraining with the same settings would use, so that
+    augmentation and pretraining are compared on equal data. A missing generator is trained first.
 
     Args:
         fold: the fold that is trained.
@@ -44,14 +43,14 @@ def with_replacements(fold: FoldContext, cases: Any, ranks: Ranks) -> Any:
         acquisition = AcquisitionSource(reader, fold.settings.acquisition, fold.schemes,
                                         len(geometry.patch_size))
         replacements.append(Replacement(acquisition, chosen.acquisition_probability))
-    for one in replacements if ranks.is_main else ():
-        fold.log(f"Fine-tuning: a training image is replaced with probability {one.probability:g} "
-                                  f"(counterfactuals: {one.source.name})")
+    for replacement in replacements if ranks.is_main else ():
+        fold.log(f"Fine-tuning: training images are replaced with probability {replacement.probability:g} "
+                 f"(counterfactuals: {replacement.source.name})")
     return ReplacedImages(cases, replacements, geometry.spacing, reader.cases)
 
 
 def _counterfactuals(fold: FoldContext, reader: PretrainingCases, ranks: Ranks) -> CounterfactualSource:
-    """Those of a pretraining with the same settings."""
+    """The counterfactual source of a pretraining with the same settings."""
     lazy = lazy_generator_source(fold, ranks)
     if lazy is not None:
         lazy.materialise()
@@ -60,7 +59,7 @@ def _counterfactuals(fold: FoldContext, reader: PretrainingCases, ranks: Ranks) 
 
 
 def _with_training_cases(settings: Settings) -> Settings:
-    """The pool alone lacks the images that are to be replaced."""
+    """Add the training cases where the pretraining uses the pool alone: their images are replaced."""
     if settings.pretrain.data != "pool":
         return settings
     return replace(settings, pretrain=replace(settings.pretrain, data="training_and_pool"))

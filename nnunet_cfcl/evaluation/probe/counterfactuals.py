@@ -57,7 +57,7 @@ def _generated(fold: FoldContext, validation: Sequence[str]) -> CounterfactualSo
     Raises:
         UserError: there is none yet, or no intervention passed.
     """
-    phase = GeneratorPhase(fold, Ranks(), tells_cases=False)
+    phase = GeneratorPhase(fold, Ranks(), logs_cases=False)
     if not phase.is_judged():
         raise NothingToChange("the generator that the settings ask for is not trained and judged yet (`nnunet_cfcl "
                               "generator report` does both)")

@@ -165,7 +165,7 @@ def test_a_generator_that_is_not_trained_is_replaced_by_acquisitions_and_said(la
 
 def judged_phase(is_judged, passed):
     """In the place of the generator phase: a random generator, judged or not."""
-    def phase(context, ranks, tells_cases):
+    def phase(context, ranks, logs_cases):
         judged = SimpleNamespace(generator=random_generator(), passed=passed)
         return SimpleNamespace(is_judged=lambda: is_judged, judged=lambda: judged)
 
