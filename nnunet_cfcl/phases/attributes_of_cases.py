@@ -139,8 +139,9 @@ def coding_and_interventions(
     if not interventions:
         raise NothingToChange(
             f"no attribute of {known.table} can be intervened on: an intervention needs a binary or categorical "
-            f"attribute, two of whose values have {ENOUGH_CASES} cases each ({_described(coding, known.columns, cases)})", "add "
-            f"cases or attributes, declare a kind in {DECLARATIONS}, name counterfactual.interventions, or set "
+            f"attribute, two of whose values have {ENOUGH_CASES} cases each "
+            f"({_described(coding, known.columns, cases)})",
+            f"add cases or attributes, declare a kind in {DECLARATIONS}, name counterfactual.interventions, or set "
             "counterfactual.source to acquisition")
     _check_known(known, cases, interventions, log)
     for one in interventions:

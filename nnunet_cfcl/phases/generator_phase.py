@@ -128,7 +128,7 @@ class GeneratorPhase:
         self.report_folder = self.task.folder / "report"
 
     def identity(self) -> dict[str, Any]:
-        """Everything that determines the counterfactuals of `source`, verdicts included, known before training."""
+        """Everything that determines the counterfactuals of `source`, known before any training."""
         settings = self.task.settings
         # acquisition effects only matter where they may replace an intervention that fails
         name = f"generator or {AcquisitionSource.name}" if settings.gate.enabled else "generator"
@@ -143,7 +143,8 @@ class GeneratorPhase:
         training_file = GeneratorTraining.final_in(self.task.folder)
         with exclusive(self.task.folder, self._log, self.ranks):
             if self.ranks.broadcast_object(training_file.exists()):
-                self._log(f"The generator was trained before with the same settings, cases and attributes: {training_file}")
+                self._log(
+                    f"The generator was trained before with the same settings, cases and attributes: {training_file}")
             else:
                 self._announce()
                 GeneratorTraining(self.task).run(resume=True)
