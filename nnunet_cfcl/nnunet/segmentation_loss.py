@@ -39,7 +39,8 @@ class NnUNetLoss:
         return value
 
     def target(self, labels: Tensor) -> Tensor | list[Tensor]:
-        """Transform label maps to the loss's target: classes (N, 1, ...) or regions (N, R, ...) bool, a list under deep supervision."""
+        """Transform label maps to the loss's target: classes (N, 1, ...) or regions (N, R, ...) bool; a list under deep
+        supervision."""
         # nnU-Net's transforms take one sample: here the batch goes through them as its channels
         known = RemoveLabelTransform(-1, 0)(segmentation=labels[:, 0].clone())["segmentation"]
         classes = [known] if self.regions is None else [_isin(known, region) for region in self.regions]

@@ -26,8 +26,8 @@ class CounterfactualPretraining(FineTuning):
     """Mixin that pretrains the network (phase 1) before the nnU-Net trainer beside it trains (phase 2).
 
     ``class Mine(CounterfactualPretraining, nnUNetTrainerDA5): pass`` is a complete trainer: `run_training` pretrains
-    encoder and decoder by counterfactual contrastive learning (arXiv 2603.17110), writes to ``fold_F/cfcl/``, and passes
-    the network on to the other base class. A subclass sets another ``method``.
+    encoder and decoder by counterfactual contrastive learning (arXiv 2603.17110), writes to ``fold_F/cfcl/``, and
+    passes the network on to the other base class. A subclass sets another ``method``.
     """
 
     method: ClassVar[Method] = methods.DVD_CL

@@ -86,8 +86,10 @@ class FineTuning(Trainer):
         self.save_every = 1
 
     def run_training(self) -> None:
-        """Run nnU-Net's training, preceded by the earlier phases unless a checkpoint was loaded. Its epochs are watched,
-        see `runs.watchdog.watched`."""
+        """Run nnU-Net's training, preceded by the earlier phases unless a checkpoint was loaded.
+
+        Its epochs are watched, see `runs.watchdog.watched`.
+        """
         if not self._holds_checkpoint:
             self._start()
         show_stack_on_signal()  # also of the data loading processes, which nnU-Net forks before its first epoch
@@ -161,20 +163,20 @@ class FineTuning(Trainer):
                                    "to its own images")
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """Build nnU-Net's datasets, with ``finetune.counterfactual_probability`` and ``acquisition_probability``."""
+        """Build nnU-Net's datasets, with counterfactuals among the training images, see `with_replacements`."""
         training, validation = super().get_tr_and_val_datasets()
         return with_replacements(FoldContext.of(self), training, Ranks.current()), validation
 
     def configure_optimizers(self, *arguments: Any, **named: Any) -> tuple[torch.optim.Optimizer, Any]:
-        """Configure as the nnU-Net trainer does, with a linear warm-up and, optionally, frozen pretrained weights."""
+        """Configure as the nnU-Net trainer does, with a linear warm-up and optionally frozen pretrained weights."""
         optimizer, schedule = super().configure_optimizers(*arguments, **named)
         if not isinstance(schedule, WarmUp):
             schedule = WarmUp(schedule, optimizer, self.num_epochs, self.settings.finetune.warmup_fraction)
             epochs = round(self.settings.finetune.frozen_fraction * self.num_epochs)
             if self.pretrains_body_alone and epochs:
                 freeze_body(optimizer, self.network, lambda: self.current_epoch < epochs)
-                self.print_to_log_file(f"In the first {epochs} epochs of phase 2 only the segmentation layers are trained "
-                                       "(finetune.frozen_fraction).")
+                self.print_to_log_file(f"In the first {epochs} epochs of phase 2 only the segmentation layers are "
+                                       "trained (finetune.frozen_fraction).")
         return optimizer, schedule
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, Any, Any, Any]:
