@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nnunet_cfcl.evaluation.probe.bench import Bench, ModelFigures
     from nnunet_cfcl.evaluation.probe.models import ProbedModel
     from nnunet_cfcl.evaluation.probe.report import Probed
+    from nnunet_cfcl.nnunet.fold import FoldContext
 
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -86,8 +87,8 @@ def probe(request: ProbeRequest, say: Callable[[str], object] = print) -> Probed
         say: gets the messages.
 
     Raises:
-        UserError: no model is named, or it is not there or of another architecture; see `bare_fold`, `draw_probe_set`;
-            the folder cannot be written.
+        UserError: no model is named, or it is not there or of another architecture; see `FoldContext.find`,
+            `draw_probe_set`; the folder cannot be written.
     """
     _check(request)
     # here because they import nnU-Net, for which --help should not wait
@@ -98,7 +99,7 @@ def probe(request: ProbeRequest, say: Callable[[str], object] = print) -> Probed
     from nnunet_cfcl.evaluation.probe import report as probe_report
     from nnunet_cfcl.evaluation.probe.bench import paired_differences
     from nnunet_cfcl.evaluation.probe.models import find_any_trainer
-    from nnunet_cfcl.phases.bare_trainer import bare_fold
+    from nnunet_cfcl.nnunet.fold import FoldContext
 
     check_device(request.device).raise_on_failure()
     notes: list[str] = []
@@ -110,16 +111,16 @@ def probe(request: ProbeRequest, say: Callable[[str], object] = print) -> Probed
     def quiet(*line: Any, **_: Any) -> None:
         """nnU-Net tells at length which split it reads."""
 
-    trainer = bare_fold(find_any_trainer(request.trainer), request.dataset, request.configuration, request.fold,
-                        request.plans, torch.device(request.device), quiet)
-    models = _models(request, Path(trainer.output_folder))
-    out = writable_folder(request.out or Path(trainer.output_folder) / "cfcl" / "probe", "name another with -o")
-    bench = _bench(request, trainer, note)
-    measured = tuple(_measure(bench, trainer, models))
+    fold = FoldContext.find(find_any_trainer(request.trainer), request.dataset, request.configuration, request.fold,
+                            request.plans, torch.device(request.device), quiet)
+    models = _models(request, fold.folder)
+    out = writable_folder(request.out or fold.folder / "cfcl" / "probe", "name another with -o")
+    bench = _bench(request, fold, note)
+    measured = tuple(_measure(bench, fold, models))
     probed = probe_report.Probed(
         bench, measured, tuple(paired_differences(measured, bench.patients, request.seed)),
-        trainer.plans_manager.dataset_name, request.configuration, request.plans, trainer.fold,
-        _label_names(trainer.dataset_json), tuple(notes))
+        fold.dataset, request.configuration, request.plans, fold.fold,
+        _label_names(fold.dataset_json), tuple(notes))
     probe_report.write_report(out, probed)
     probe_figure.draw(out / probe_figure.FIGURE, probed)
     for line in (*probe_report.remarks(probed)[len(notes):], *probe_report.short_summary(probed)):
@@ -153,43 +154,42 @@ def _models(request: ProbeRequest, fold_folder: Path) -> list[ProbedModel]:
     return models
 
 
-def _bench(request: ProbeRequest, trainer: Any, note: Callable[[str], object]) -> Bench:
+def _bench(request: ProbeRequest, fold: FoldContext, note: Callable[[str], object]) -> Bench:
     import torch
 
     from nnunet_cfcl.evaluation.probe.bench import Bench, comparable_groups
     from nnunet_cfcl.evaluation.probe.counterfactuals import probe_source
     from nnunet_cfcl.evaluation.probe.features import Counterfactuals
     from nnunet_cfcl.evaluation.probe.set import draw_probe_set
-    from nnunet_cfcl.nnunet.plan import check_single_stage, view_geometry
+    from nnunet_cfcl.nnunet.plan import check_single_stage
 
-    check_single_stage(request.configuration, trainer.configuration_manager)
-    material = draw_probe_set(trainer, request.seed, request.cases)
-    source = probe_source(trainer, material.reader, material.validation, note)
-    ignored = trainer.label_manager.ignore_label
-    labels = tuple(label for label in trainer.label_manager.all_labels if label not in (0, ignored))
+    check_single_stage(request.configuration, fold.configuration)
+    material = draw_probe_set(fold, request.seed, request.cases)
+    source = probe_source(fold, material.reader, material.validation, note)
+    ignored = fold.labels.ignore_label
+    labels = tuple(label for label in fold.labels.all_labels if label not in (0, ignored))
     return Bench(
-        material, Counterfactuals(source, view_geometry(trainer.configuration_manager).spacing, request.seed),
-        trainer.configuration_manager, torch.device(request.device), labels, request.by,
-        comparable_groups(_cells(trainer, request.by, material.validation)), request.seed, request.step_size)
+        material, Counterfactuals(source, fold.geometry.spacing, request.seed),
+        fold.configuration, torch.device(request.device), labels, request.by,
+        comparable_groups(_cells(fold, request.by, material.validation)), request.seed, request.step_size)
 
 
-def _cells(trainer: Any, column: str, cases: tuple[str, ...]) -> dict[str, str]:
+def _cells(fold: FoldContext, column: str, cases: tuple[str, ...]) -> dict[str, str]:
     """Case -> group, of the cases whose group is known."""
     from nnunet_cfcl.data.attributes import is_missing
     from nnunet_cfcl.phases.attributes_of_cases import known_attributes
 
-    known = known_attributes(Path(trainer.preprocessed_dataset_folder_base))
+    known = known_attributes(fold.preprocessed.parent)
     cells: Mapping[str, str] = {} if known is None else known.columns.get(column, {})
     return {case: cells[case] for case in cases if case in cells and not is_missing(cells[case])}
 
 
-def _measure(bench: Bench, trainer: Any, models: list[ProbedModel]) -> list[ModelFigures]:
+def _measure(bench: Bench, fold: FoldContext, models: list[ProbedModel]) -> list[ModelFigures]:
     """The figures of every model, whose weights are checked before the first one is measured."""
     from nnunet_cfcl.evaluation.probe.models import check_fit, read_weights, use_weights
     from nnunet_cfcl.nnunet.decoder_tap import decoder_width
-    from nnunet_cfcl.phases.bare_trainer import build_network
 
-    network = build_network(trainer)
+    network = fold.build_network()
     decoder_width(network)
     for model in models:
         if model.file is not None:

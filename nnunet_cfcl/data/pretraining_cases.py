@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -29,11 +28,12 @@ from nnunet_cfcl.data.pretraining_reader import Labels, PretrainingCases
 from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.files.csv_table import check_case_names
 from nnunet_cfcl.files.hashing import digest
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.nnunet.lookup import preprocess_command
 
 
 def pretraining_cases(
-    trainer: Any, settings: Settings, needs_labels: bool, unpack: bool = True
+    fold: FoldContext, settings: Settings, needs_labels: bool, unpack: bool = True
 ) -> PretrainingCases:
     """Select the cases of the pretraining according to ``pretrain.data``, and log their numbers.
 
@@ -42,7 +42,7 @@ def pretraining_cases(
     therefore the same for every fold.
 
     Args:
-        trainer: an nnU-Net trainer, or what `bare_trainer` makes.
+        fold: the fold to be trained.
         settings: resolved settings, of which ``pretrain.data`` and the section ``silver`` are read.
         needs_labels: whether the method learns from labels.
         unpack: whether to unpack cases in nnU-Net's old format, which boxes cannot be read from; False writes nothing.
@@ -52,22 +52,22 @@ def pretraining_cases(
             not preprocessed with this plan; a case is in both the pool and the training set; a training case is not
             preprocessed; the table of attributes or its stored copy cannot be read or does not match the case names.
     """
-    dataset = _Dataset.of(trainer)
+    dataset = _Dataset.of(fold)
     with_pool, silver = settings.pretrain.data != "training", settings.silver
     if with_pool or (needs_labels and silver.training_cases == "silver"):
-        check_pool_is_current(dataset.folder, trainer.plans_manager, dataset.configuration, trainer.dataset_json)
+        check_pool_is_current(dataset.folder, fold.plans, dataset.configuration, fold.dataset_json)
     if with_pool:
         dataset.check_names()
     patients = dataset.patients
-    check_case_names(patients.names, dataset.known, trainer.dataset_json["file_ending"], patients.table)
-    chosen = _choose(trainer, settings.pretrain.data, dataset)
+    check_case_names(patients.names, dataset.known, fold.dataset_json["file_ending"], patients.table)
+    chosen = _choose(fold, settings.pretrain.data, dataset)
     labels = Labels()
     lines = chosen.lines(dataset)
     if needs_labels:
         labels = _labels(dataset, chosen, silver)
         lines.append(_label_line(dataset, chosen, labels, silver))
     for line in lines:
-        trainer.print_to_log_file(line)
+        fold.log(line)
     folders = ((dataset.folder, chosen.training), (pool_folder(dataset.folder), chosen.pool))
     if unpack:
         _unpack(folder for folder, cases in folders if cases)
@@ -95,9 +95,9 @@ class _Dataset:
     patients: Patients
 
     @classmethod
-    def of(cls, trainer: Any) -> _Dataset:
-        folder = Path(trainer.preprocessed_dataset_folder)
-        configuration, plans = trainer.configuration_name, trainer.plans_manager.plans_name
+    def of(cls, fold: FoldContext) -> _Dataset:
+        folder = fold.preprocessed
+        configuration, plans = fold.configuration_name, fold.plans.plans_name
         if not folder.is_dir() or not any(folder.iterdir()):
             raise UserError(f"there are no preprocessed cases in {folder}", "run "
                             f"{preprocess_command(folder.parent.name, configuration, plans)}")
@@ -184,15 +184,15 @@ class _Chosen:
         return lines
 
 
-def _choose(trainer: Any, data: str, dataset: _Dataset) -> _Chosen:
+def _choose(fold: FoldContext, data: str, dataset: _Dataset) -> _Chosen:
     training: Sequence[str]
     if data == "pool":
         training, held_out, role = (), dataset.labelled, "labelled"
     else:
         # nnU-Net's first split is of NumPy's strings, which a checkpoint must not hold
-        training, validation = ([str(case) for case in cases] for cases in trainer.do_split())
+        training, validation = ([str(case) for case in cases] for cases in fold.split())
         # fold "all" is validated on its training cases
-        held_out, role = frozenset(() if trainer.fold == "all" else validation), "validation"
+        held_out, role = frozenset(() if fold.fold == "all" else validation), "validation"
         dataset.check_preprocessed(training)
     pool = () if data == "training" else tuple(dataset.pool.cases)
     if data == "pool" and not pool:

@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from nnunet_cfcl.data.cases import PreprocessedCases
 from nnunet_cfcl.data.patients import Patients, known_patients
 from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.files.hashing import digest
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.nnunet.fold_files import raw_folder
 from nnunet_cfcl.nnunet.lookup import preprocess_command
 from nnunet_cfcl.runs.seeds import generator_for
@@ -94,13 +94,13 @@ class ProbeSet:
         return digest([dict(self.identity), content.hexdigest()])
 
 
-def draw_probe_set(trainer: Any, seed: int, count: int) -> ProbeSet:
+def draw_probe_set(fold: FoldContext, seed: int, count: int) -> ProbeSet:
     """Choose cases of a fold and draw voxels in them.
 
     A training case whose patient is in the validation has no part in it (see `known_patients`), as in the pretraining.
 
     Args:
-        trainer: of `bare_fold`; its plan, its folder and its fold decide.
+        fold: the fold that is probed.
         seed: of all that is drawn.
         count: of cases, at most, in each part.
 
@@ -108,12 +108,12 @@ def draw_probe_set(trainer: Any, seed: int, count: int) -> ProbeSet:
         UserError: the fold has no validation cases of its own, cases are not preprocessed, all training cases are of
             patients of the validation, or there are fewer than two classes.
     """
-    folder = Path(trainer.preprocessed_dataset_folder)
+    folder = fold.preprocessed
     patients = known_patients(raw_folder(folder.parent.name), folder.parent)
-    parts = _split(trainer, folder, patients)
+    parts = _split(fold, patients)
     training, validation = (_spread(cases, count, seed, part) for part, cases in enumerate(parts))
     reader = PreprocessedCases(str(folder), [*training, *validation])
-    ignored, patch_size = trainer.label_manager.ignore_label, tuple(trainer.configuration_manager.patch_size)
+    ignored, patch_size = fold.labels.ignore_label, tuple(fold.configuration.patch_size)
     drawn = [_draw(reader, cases, ignored, patch_size, (seed, part))
              for part, cases in ((TRAINING, training), (VALIDATION, validation))]
     for words, patches in zip(("training", "validation"), drawn):
@@ -121,20 +121,21 @@ def draw_probe_set(trainer: Any, seed: int, count: int) -> ProbeSet:
         if len(found) < 2:
             raise UserError(f"the {words} cases ({listed(training if words == 'training' else validation, 3)}) have "
                             f"the labels {found}, expected two classes or more: are labelsTr of this dataset empty?")
-    identity = {"dataset": folder.parent.name, "data_identifier": folder.name, "fold": trainer.fold, "seed": seed,
+    identity = {"dataset": folder.parent.name, "data_identifier": folder.name, "fold": fold.fold, "seed": seed,
                 "patch_size": list(patch_size), "training": training, "validation": validation}
     return ProbeSet(reader, tuple(training), tuple(validation), patients, drawn[0], drawn[1],
                     _shares(reader, training, ignored), ignored, patch_size, identity)
 
 
-def _split(trainer: Any, folder: Path, patients: Patients) -> tuple[list[str], list[str]]:
+def _split(fold: FoldContext, patients: Patients) -> tuple[list[str], list[str]]:
     """Training and validation cases of the fold, sorted, patients kept apart."""
-    if trainer.fold == "all":
+    folder = fold.preprocessed
+    if fold.fold == "all":
         raise UserError("fold all has no validation cases of its own, expected a fold with some: name one with -f 0")
-    fix = preprocess_command(folder.parent.name, trainer.configuration_name, trainer.plans_manager.plans_name)
+    fix = preprocess_command(folder.parent.name, fold.configuration_name, fold.plans.plans_name)
     if not folder.is_dir() or not any(folder.iterdir()):
         raise UserError(f"there are no preprocessed cases in {folder}", f"run {fix}")
-    training, validation = (sorted(cases) for cases in trainer.do_split())
+    training, validation = (sorted(cases) for cases in fold.split())
     known = set(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
     if missing := sorted({*training, *validation} - known):
         raise UserError(f"the fold has {len(missing)} cases that are not in {folder}: {listed(missing)}", f"run {fix}, "
@@ -142,7 +143,7 @@ def _split(trainer: Any, folder: Path, patients: Patients) -> tuple[list[str], l
     held_out = {patients.of(case) for case in validation}
     kept = [case for case in training if patients.of(case) not in held_out]
     if not kept or not validation:
-        raise UserError(f"fold {trainer.fold} has {len(kept)} training cases of patients who are not in the "
+        raise UserError(f"fold {fold.fold} has {len(kept)} training cases of patients who are not in the "
                         f"validation, and {len(validation)} validation cases, expected some of both", "look at "
                         f"splits_final.json{f' and at {patients.table}' if patients.table else ''}")
     return kept, validation

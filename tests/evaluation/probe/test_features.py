@@ -22,7 +22,7 @@ from nnunet_cfcl.evaluation.probe.counterfactuals import probe_source
 from nnunet_cfcl.evaluation.probe.features import Counterfactuals, dense_probe, read_features
 from nnunet_cfcl.evaluation.probe.set import draw_probe_set
 from nnunet_cfcl.nnunet.decoder_tap import last_decoder_map
-from nnunet_cfcl.phases.bare_trainer import bare_fold, build_network
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.runs.checkpoint import save_checkpoint
 from nnunet_cfcl.trainers import nnUNetTrainerDVDCL
 from tests.counterfactual.random_generator import CODING, INTERVENTIONS, random_generator
@@ -61,7 +61,7 @@ def labelled(toy, toy_cases, settings_file):
 
 
 def fold(trainer=nnUNetTrainerDVDCL, number="0", configuration="2d"):
-    return bare_fold(trainer, "7", configuration, number, "nnUNetPlans", CPU, lambda *line, **_: None)
+    return FoldContext.find(trainer, "7", configuration, number, "nnUNetPlans", CPU, lambda *line, **_: None)
 
 
 def test_the_set_is_the_same_for_every_trainer_and_another_with_another_seed(labelled):
@@ -117,8 +117,8 @@ def test_a_training_case_of_a_validation_patient_is_left_out(labelled):
     assert draw_probe_set(fold(), 0, 9).training == tuple(CASES[:4])
 
 
-def network_of(trainer):
-    return build_network(trainer).eval()
+def network_of(context):
+    return context.build_network().eval()
 
 
 def test_features_are_those_of_the_voxels_alone_or_with_their_counterfactual(labelled):
@@ -163,30 +163,21 @@ def test_a_generator_that_is_not_trained_is_replaced_by_acquisitions_and_said(la
     assert len(said) == 1 and "analytic acquisitions" in said[0]
 
 
-def judged_phase(folder, passed):
-    """In the place of phase 0: its generator is in ``folder``, judged."""
-    def phase(trainer, ranks, tells_cases):
+def judged_phase(is_judged, passed):
+    """In the place of the generator phase: a random generator, judged or not."""
+    def phase(context, ranks, logs_cases):
         judged = SimpleNamespace(generator=random_generator(), passed=passed)
-        return SimpleNamespace(task=SimpleNamespace(folder=folder), judged=lambda: judged)
+        return SimpleNamespace(is_judged=lambda: is_judged, judged=lambda: judged)
 
     return phase
 
 
-@pytest.mark.parametrize(("files", "passed", "taken"), [
-    ({"generator.pth": "", "gate_1.json": "{}"}, INTERVENTIONS[:1], "generator"),
-    ({"generator.pth": "", "gate_1.json": "{}"}, (), "acquisition"),
-    ({"generator.pth": ""}, INTERVENTIONS[:1], "acquisition"),
-    ({"gate_1.json": "{}"}, INTERVENTIONS[:1], "acquisition"),
-    ({"generator.pth": "", "gate_1.json": '{"ineffective": ["scanner"]}'}, INTERVENTIONS[:1], "acquisition"),
-])
+@pytest.mark.parametrize(("is_judged", "passed", "taken"), [
+    (True, INTERVENTIONS[:1], "generator"), (True, (), "acquisition"), (False, INTERVENTIONS[:1], "acquisition")])
 def test_a_generator_is_used_where_it_is_trained_and_judged(
-        labelled, settings_file, monkeypatch, tmp_path, files, passed, taken):
+        labelled, settings_file, monkeypatch, is_judged, passed, taken):
     settings_file({"counterfactual": {"source": "generator"}})
-    (tmp_path / "generator").mkdir()
-    for name, text in files.items():
-        (tmp_path / "generator" / name).write_text(text)
-    monkeypatch.setattr("nnunet_cfcl.phases.generator_phase.GeneratorPhase",
-                        judged_phase(tmp_path / "generator", passed))
+    monkeypatch.setattr("nnunet_cfcl.evaluation.probe.counterfactuals.GeneratorPhase", judged_phase(is_judged, passed))
     trainer, said = fold(), []
     drawn = draw_probe_set(trainer, 0, 9)
     source = probe_source(trainer, drawn.reader, drawn.validation, said.append)
@@ -247,7 +238,7 @@ def test_the_label_map_is_the_probe_of_blended_features(labelled, shape):
     image = random.normal(size=(1, 1, *shape)).astype(np.float32)
     weight, bias = random.normal(size=(3, 4)), 0.3 * random.normal(size=3)
     layer = network.train().decoder.seg_layers[-1]
-    with dense_probe(network, weight, bias, fold().configuration_manager, CPU) as predict:
+    with dense_probe(network, weight, bias, fold().configuration, CPU) as predict:
         found = predict(image)
     assert network.training and network.decoder.seg_layers[-1] is layer and network.decoder.deep_supervision
     scores = slow_probe(network.eval(), weight, bias, image, (16, 16), 0.5)
@@ -262,9 +253,9 @@ def test_scores_beyond_half_precision_do_not_spoil_the_label_map(labelled):
     network, random = network_of(fold()), np.random.default_rng(1)
     image = random.normal(size=(1, 1, 24, 30)).astype(np.float32)
     weight = 1e6 * random.normal(size=(2, 4))
-    with dense_probe(network, weight, np.zeros(2), fold().configuration_manager, CPU) as predict:
+    with dense_probe(network, weight, np.zeros(2), fold().configuration, CPU) as predict:
         found = predict(image)
-    with dense_probe(network, weight / 1e5, np.zeros(2), fold().configuration_manager, CPU) as predict:
+    with dense_probe(network, weight / 1e5, np.zeros(2), fold().configuration, CPU) as predict:
         assert (predict(image) == found).mean() > 0.95
 
 
@@ -277,7 +268,7 @@ def test_weights_are_read_without_running_code_where_they_are_only_numbers_and_t
     file = save(tmp_path, {"a": torch.ones(2)}, logging={"loss": [np.float32(1), np.float64(2)]}, cases=[np.str_("a")])
     assert torch.equal(probe_models.read_weights(file)["a"], torch.ones(2))
     file = save(tmp_path, {"a": torch.ones(2)}, other=UserError("an object"))
-    with pytest.raises(UserError, match="could run code.*save its {'network_weights': ...} alone, if you trust it"):
+    with pytest.raises(UserError, match="could run code.*if you trust it, save its {'network_weights': ...} alone"):
         probe_models.read_weights(file)
 
 
