@@ -66,14 +66,15 @@ class PlannedPretraining:
             yield CheckResult("ok", "no pretraining (pretrain.enabled is false)")
             return
         manager = PlansManager(self.plan).get_configuration(self.configuration)
-        yield _checked(lambda: check_single_stage(self.configuration, manager), "no previous stage needed",
+        yield _checked(lambda: check_single_stage(self.configuration, manager), "no previous stage required",
                        f"-c {manager.previous_stage_name}, or set pretrain.enabled to false for this stage in "
                        f"{_settings_file()}")
         views = self.trainer.method.adapt(self.settings).views
         yield _checked(lambda: check_patch(view_geometry(manager), views), "the views fit the patch",
-                       f"set views.crop_fraction in {_settings_file()}, or another patch_size in {self.plans}.json")
-        yield _checked(lambda: self._objective(manager), f"method {self.trainer.method.name}",
-                       f"change the setting in {_settings_file()}")
+                       f"set views.crop_fraction in {_settings_file()}, or another patch_size in {self.plans}.json",
+                       keep_fix=True)
+        yield _checked(lambda: self._objective(manager), f"pretraining method {self.trainer.method.name}",
+                       f"change the setting in {_settings_file()}", keep_fix=True)
         yield from self._network_results(manager.batch_size)
         yield from self._data_results(lookup.preprocessed_folder(self.dataset, manager.configuration))
 
@@ -89,12 +90,12 @@ class PlannedPretraining:
         # custom networks may need real tensors when built, which says nothing about the training
         except Exception as error:
             yield CheckResult("warn",
-                              "decoder and norms not checked, the network could not be built on the meta device "
+                              "decoder and norms not checked, as the network could not be built on the meta device "
                                   f"({first_line(error)})")
             return
         is_the_plans = self.trainer.build_network_architecture is nnUNetTrainer.build_network_architecture
         plan_again = lookup.plan_command(self.dataset, self.configuration, "nnUNetPlans")
-        yield _checked(lambda: decoder_width(network), f"{type(network).__name__} has the decoder to be pretrained",
+        yield _checked(lambda: decoder_width(network), f"{type(network).__name__} has a decoder that can be pretrained",
                        f"{plan_again}, then -p nnUNetPlans" if is_the_plans
                        else "derive the trainer from one that builds the plan's own network")
         chosen, views = self.settings.pretrain, self.settings.counterfactual.count + 1
@@ -167,9 +168,10 @@ class PlannedPretraining:
             return CheckResult("FAIL", error.message, error.fix or f"correct {ATTRIBUTES}")
         return _checked(
             lambda: choose_source(self.settings, cases, folder, asked.schemes, len(asked.geometry.patch_size)),
-            "counterfactuals for all cases",
+            "counterfactuals available for all cases",
             f"nnunet_cfcl counterfactuals import -d {int(self.dataset[7:10])} -c {self.configuration} "
-            f"-p {self.plans} -i IMAGES, or set counterfactual.source to acquisition in {_settings_file()}")
+            f"-p {self.plans} -i IMAGES, or set counterfactual.source to acquisition in {_settings_file()}",
+            keep_fix=True)
 
     def _attributes_result(
         self, known: KnownAttributes | None, asked: FoldContext, cases: PretrainingCases
@@ -209,11 +211,12 @@ def _no_loss() -> Any:
     """The doctor builds a method, but computes no loss."""
 
 
-def _checked(check: Callable[[], object], ok: str, fix: str) -> CheckResult:
+def _checked(check: Callable[[], object], ok: str, fix: str, keep_fix: bool = False) -> CheckResult:
+    """Run a check; ``fix`` replaces the fix of its error, or precedes it (``keep_fix``)."""
     try:
         check()
     except UserError as error:
-        return CheckResult("FAIL", str(error), fix)
+        return CheckResult("FAIL", error.message, f"{fix}, or {error.fix}" if keep_fix and error.fix else fix)
     return CheckResult("ok", ok)
 
 

@@ -1,4 +1,4 @@
-"""``nnunet_cfcl doctor``: what is wrong, in one line each, and the command that mends it."""
+"""The checks of ``nnunet_cfcl doctor`` in order: one line for each, with the fix of a failure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nnunet_cfcl.nnunet import lookup
 
 @dataclass(frozen=True)
 class Training:
-    """The training to be checked, named as in ``nnUNetv2_train DATASET CONFIGURATION -p PLANS -tr TRAINER``."""
+    """The training to check, named as in ``nnUNetv2_train DATASET CONFIGURATION -p PLANS -tr TRAINER``."""
 
     dataset: str | None = None
     configuration: str | None = None
@@ -26,11 +26,11 @@ class Training:
 
 
 def examine(training: Training, scan_data: bool = False) -> Iterator[CheckResult]:
-    """Makes all checks, the quick ones first; a check that breaks is itself a finding.
+    """Run all checks, the quick ones first; a check that raises is reported as failed.
 
     Args:
-        training: what to check; without a dataset only the installation is checked.
-        scan_data: read every preprocessed case.
+        training: training to check; without a dataset only the installation is checked.
+        scan_data: whether to read every preprocessed case.
     """
     yield from _guarded("nnU-Net's version", check_environment.check_nnunet)
     yield from _guarded("torch", check_environment.check_torch)
@@ -50,10 +50,10 @@ def _guarded(what: str, check: Callable[[], CheckResult | Iterable[CheckResult]]
         yield from [found] if isinstance(found, CheckResult) else found
     except UserError as error:
         yield CheckResult.of(error)
-    # the doctor looks at broken installations: one check that breaks must not keep the others from being made
+    # in a broken installation one check that raises must not prevent the others
     except Exception as error:
         yield CheckResult("FAIL", f"{what} could not be checked ({first_line(error)})",
-                      "see the lines above; if they are all ok, report this as a bug")
+                      "correct the failures above; if there are none, report this as a bug")
 
 
 def _check_trainer(name: str) -> CheckResult:
@@ -98,13 +98,13 @@ def _pretraining_results(
 
     trainer, settings = pretraining_trainer(training.trainer), check_dataset.check_settings(block)
     if trainer is None and known_trainer(training.trainer) is not None:
-        yield CheckResult("ok", f"{training.trainer} has no pretraining, whose settings are not used")
+        yield CheckResult("ok", f"{training.trainer} has no pretraining, the pretraining settings are ignored")
     elif trainer is not None and training.configuration is not None:
         yield from PlannedPretraining(
             trainer, settings, dataset, plan, training.plans, training.configuration).results()
 
 
 def _memory_results(training: Training, dataset: str, plan: dict[str, Any],
-                     block: dict[str, Any]) -> list[CheckResult]:
+                    block: dict[str, Any]) -> list[CheckResult]:
     channels = lookup.network_channels(dataset, plan, training.configuration)
     return list(check_device.check_memory(training.device, check_device.training_gib(block, *channels)))
