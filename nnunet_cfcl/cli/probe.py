@@ -12,9 +12,10 @@ from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.atomic import writable_folder
 
 if TYPE_CHECKING:
-    from nnunet_cfcl.evaluation.probe.bench import Bench, ModelFigures
+    from nnunet_cfcl.evaluation.probe.measure import Probe
     from nnunet_cfcl.evaluation.probe.models import ProbedModel
-    from nnunet_cfcl.evaluation.probe.report import Probed
+    from nnunet_cfcl.evaluation.probe.report import ProbeResult
+    from nnunet_cfcl.evaluation.probe.results import ModelMetrics
 
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -78,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def probe(request: ProbeRequest, say: Callable[[str], object] = print) -> Probed:
+def probe(request: ProbeRequest, say: Callable[[str], object] = print) -> ProbeResult:
     """Measure every model on the same images and write the three files.
 
     Args:
@@ -96,8 +97,8 @@ def probe(request: ProbeRequest, say: Callable[[str], object] = print) -> Probed
     from nnunet_cfcl.doctor.device import check_device
     from nnunet_cfcl.evaluation.probe import figure as probe_figure
     from nnunet_cfcl.evaluation.probe import report as probe_report
-    from nnunet_cfcl.evaluation.probe.bench import paired_differences
     from nnunet_cfcl.evaluation.probe.models import find_any_trainer
+    from nnunet_cfcl.evaluation.probe.results import paired_differences
     from nnunet_cfcl.phases.bare_trainer import bare_fold
 
     check_device(request.device).raise_on_failure()
@@ -116,7 +117,7 @@ def probe(request: ProbeRequest, say: Callable[[str], object] = print) -> Probed
     out = writable_folder(request.out or Path(trainer.output_folder) / "cfcl" / "probe", "name another with -o")
     bench = _bench(request, trainer, note)
     measured = tuple(_measure(bench, trainer, models))
-    probed = probe_report.Probed(
+    probed = probe_report.ProbeResult(
         bench, measured, tuple(paired_differences(measured, bench.patients, request.seed)),
         trainer.plans_manager.dataset_name, request.configuration, request.plans, trainer.fold,
         _label_names(trainer.dataset_json), tuple(notes))
@@ -153,12 +154,12 @@ def _models(request: ProbeRequest, fold_folder: Path) -> list[ProbedModel]:
     return models
 
 
-def _bench(request: ProbeRequest, trainer: Any, note: Callable[[str], object]) -> Bench:
+def _bench(request: ProbeRequest, trainer: Any, note: Callable[[str], object]) -> Probe:
     import torch
 
-    from nnunet_cfcl.evaluation.probe.bench import Bench, comparable_groups
     from nnunet_cfcl.evaluation.probe.counterfactuals import probe_source
     from nnunet_cfcl.evaluation.probe.features import Counterfactuals
+    from nnunet_cfcl.evaluation.probe.measure import Probe, comparable_groups
     from nnunet_cfcl.evaluation.probe.set import draw_probe_set
     from nnunet_cfcl.nnunet.plan import check_single_stage, view_geometry
 
@@ -167,7 +168,7 @@ def _bench(request: ProbeRequest, trainer: Any, note: Callable[[str], object]) -
     source = probe_source(trainer, material.reader, material.validation, note)
     ignored = trainer.label_manager.ignore_label
     labels = tuple(label for label in trainer.label_manager.all_labels if label not in (0, ignored))
-    return Bench(
+    return Probe(
         material, Counterfactuals(source, view_geometry(trainer.configuration_manager).spacing, request.seed),
         trainer.configuration_manager, torch.device(request.device), labels, request.by,
         comparable_groups(_cells(trainer, request.by, material.validation)), request.seed, request.step_size)
@@ -183,7 +184,7 @@ def _cells(trainer: Any, column: str, cases: tuple[str, ...]) -> dict[str, str]:
     return {case: cells[case] for case in cases if case in cells and not is_missing(cells[case])}
 
 
-def _measure(bench: Bench, trainer: Any, models: list[ProbedModel]) -> list[ModelFigures]:
+def _measure(bench: Probe, trainer: Any, models: list[ProbedModel]) -> list[ModelMetrics]:
     """The figures of every model, whose weights are checked before the first one is measured."""
     from nnunet_cfcl.evaluation.probe.models import check_fit, read_weights, use_weights
     from nnunet_cfcl.nnunet.decoder_tap import decoder_width

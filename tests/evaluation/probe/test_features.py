@@ -277,7 +277,7 @@ def test_weights_are_read_without_running_code_where_they_are_only_numbers_and_t
     file = save(tmp_path, {"a": torch.ones(2)}, logging={"loss": [np.float32(1), np.float64(2)]}, cases=[np.str_("a")])
     assert torch.equal(probe_models.read_weights(file)["a"], torch.ones(2))
     file = save(tmp_path, {"a": torch.ones(2)}, other=UserError("an object"))
-    with pytest.raises(UserError, match="could run code.*save its {'network_weights': ...} alone, if you trust it"):
+    with pytest.raises(UserError, match="could run code\); fix: .*if you trust this one, save {'network_weights': ...} alone"):
         probe_models.read_weights(file)
 
 
