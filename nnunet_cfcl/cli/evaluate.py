@@ -14,8 +14,8 @@ def add_evaluate_parser(subparsers: SubParsers) -> None:
     """Register the verb `evaluate`; parsed arguments carry its function as `run`."""
     parser = subparsers.add_parser(
         "evaluate", help="measure masks against the truth, per label and group, and compare methods",
-        description="Computes Dice, HD95, ASSD and normalised surface Dice of two folders of masks, per case, label and "
-        "group, with intervals over patients; writes metrics.csv, metrics.json, metrics.md and metrics.png.")
+        description="Computes Dice, HD95, ASSD and normalised surface Dice of two folders of masks, per case, label "
+        "and group, with intervals over patients; writes metrics.csv, metrics.json, metrics.md and metrics.png.")
     parser.add_argument("-p", dest="predictions", required=True, metavar="PREDICTIONS",
                         help="folder of predicted masks, or NAME=FOLDER to name the method")
     parser.add_argument("-g", dest="truth", type=Path, required=True, metavar="TRUTH", help="folder of true masks")

@@ -35,15 +35,15 @@ def _with_phase_0(run: Callable[[Any], None]) -> Callable[[argparse.Namespace], 
     def command(arguments: argparse.Namespace) -> int:
         # nnU-Net and torch are imported for the commands that need them only
         from nnunet_cfcl.cli.pretrain import own_device
-        from nnunet_cfcl.phases.bare_trainer import bare_trainer
+        from nnunet_cfcl.nnunet.fold import FoldContext
         from nnunet_cfcl.phases.generator_phase import GeneratorPhase
         from nnunet_cfcl.runs.ranks import Ranks
         from nnunet_cfcl.trainers.lookup import find_trainer
 
-        trainer = bare_trainer(
+        fold = FoldContext.find(
             find_trainer(arguments.trainer), arguments.dataset, arguments.configuration, arguments.fold,
             arguments.plans, own_device(arguments.device), _say)
-        run(GeneratorPhase(trainer, Ranks()))
+        run(GeneratorPhase(fold, Ranks()))
         return 0
 
     return command

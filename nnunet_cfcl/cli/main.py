@@ -44,7 +44,7 @@ VERBS = {
     "evaluate": ("nnunet_cfcl.cli.evaluate:add_evaluate_parser",
                  "measure masks against the truth, per label and group, and compare methods"),
     "probe": ("nnunet_cfcl.cli.probe:add_probe_parser",
-              "measure what frozen features tell: linear probe, clusters, invariance"),
+              "measure frozen features: linear probe, clusters, invariance"),
     "report": ("nnunet_cfcl.cli.report:add_report_parser",
                "write one HTML page about a trained fold, or compare several"),
     "demo": ("nnunet_cfcl.cli.demo:add_demo_parser",

@@ -12,7 +12,7 @@ from nnunet_cfcl.data.reader import CaseReader
 from nnunet_cfcl.errors import UserError
 
 
-def wants_generator(settings: Settings, preprocessed_folder: str, has_attributes: bool) -> bool:
+def wants_generator(settings: Settings, preprocessed_folder: str | Path, has_attributes: bool) -> bool:
     """Whether counterfactuals are to come from a generator that is trained on the dataset's attributes.
 
     Args:
@@ -28,7 +28,7 @@ def wants_generator(settings: Settings, preprocessed_folder: str, has_attributes
 
 
 def choose_source(
-    settings: Settings, reader: CaseReader, preprocessed_folder: str, schemes: Sequence[str], dim: int
+    settings: Settings, reader: CaseReader, preprocessed_folder: str | Path, schemes: Sequence[str], dim: int
 ) -> CounterfactualSource:
     """Without a generator: the store of precomputed counterfactuals where there is one and it is wanted, else analytic
     acquisitions.

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
@@ -31,6 +30,7 @@ from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.files.csv_table import check_case_names
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.nnunet.check_dataset import preprocess_command
+from nnunet_cfcl.nnunet.fold import FoldContext
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class PretrainingCases:
 
 
 def pretraining_cases(
-    trainer: Any, settings: Settings, needs_labels: bool, unpack: bool = True
+    fold: FoldContext, settings: Settings, needs_labels: bool, unpack: bool = True
 ) -> PretrainingCases:
     """The cases of phase 1 according to ``pretrain.data``; says in the log how many there are, and of which kind.
 
@@ -123,7 +123,7 @@ def pretraining_cases(
     them, so that they are the same for every fold.
 
     Args:
-        trainer: an nnU-Net trainer, or what `bare_trainer` makes.
+        fold: the fold that is trained.
         settings: ``pretrain.data`` and the section ``silver`` decide.
         needs_labels: the method learns from labels.
         unpack: cases in nnU-Net's old format are made ready for reading boxes; False writes nothing.
@@ -133,22 +133,22 @@ def pretraining_cases(
             or not with this plan; cases in both the pool and the training set; a training case that is not
             preprocessed; a table of attributes or its stored copy that cannot be read or has other names for the cases.
     """
-    dataset = _Dataset.of(trainer)
+    dataset = _Dataset.of(fold)
     with_pool, silver = settings.pretrain.data != "training", settings.silver
     if with_pool or (needs_labels and silver.training_cases == "silver"):
-        check_pool_is_current(dataset.folder, trainer.plans_manager, dataset.configuration, trainer.dataset_json)
+        check_pool_is_current(dataset.folder, fold.plans, dataset.configuration, fold.dataset_json)
     if with_pool:
         dataset.check_names()
     patients = dataset.patients
-    check_case_names(patients.names, dataset.known, trainer.dataset_json["file_ending"], patients.table)
-    chosen = _choose(trainer, settings.pretrain.data, dataset)
+    check_case_names(patients.names, dataset.known, fold.dataset_json["file_ending"], patients.table)
+    chosen = _choose(fold, settings.pretrain.data, dataset)
     labels = Labels()
     lines = chosen.lines(dataset)
     if needs_labels:
         labels = _labels(dataset, chosen, silver)
         lines.append(_label_line(dataset, chosen, labels, silver))
     for line in lines:
-        trainer.print_to_log_file(line)
+        fold.log(line)
     folders = ((dataset.folder, chosen.training), (pool_folder(dataset.folder), chosen.pool))
     if unpack:
         _unpack(folder for folder, cases in folders if cases)
@@ -176,9 +176,9 @@ class _Dataset:
     patients: Patients
 
     @classmethod
-    def of(cls, trainer: Any) -> _Dataset:
-        folder = Path(trainer.preprocessed_dataset_folder)
-        configuration, plans = trainer.configuration_name, trainer.plans_manager.plans_name
+    def of(cls, fold: FoldContext) -> _Dataset:
+        folder = fold.preprocessed
+        configuration, plans = fold.configuration_name, fold.plans.plans_name
         if not folder.is_dir() or not any(folder.iterdir()):
             raise UserError(f"there are no preprocessed cases in {folder}", "run "
                             f"{preprocess_command(folder.parent.name, configuration, plans)}")
@@ -263,15 +263,15 @@ class _Chosen:
         return lines
 
 
-def _choose(trainer: Any, data: str, dataset: _Dataset) -> _Chosen:
+def _choose(fold: FoldContext, data: str, dataset: _Dataset) -> _Chosen:
     training: Sequence[str]
     if data == "pool":
         training, held_out, role = (), dataset.labelled, "labelled"
     else:
         # nnU-Net's first split is of NumPy's strings, which a checkpoint must not hold
-        training, validation = ([str(case) for case in cases] for cases in trainer.do_split())
+        training, validation = ([str(case) for case in cases] for cases in fold.split())
         # fold "all" is validated on its training cases
-        held_out, role = frozenset(() if trainer.fold == "all" else validation), "validation"
+        held_out, role = frozenset(() if fold.fold == "all" else validation), "validation"
         dataset.check_preprocessed(training)
     pool = () if data == "training" else tuple(dataset.pool.cases)
     if data == "pool" and not pool:

@@ -36,7 +36,7 @@ def examine(training: Training, scan_data: bool = False) -> Iterator[CheckResult
     yield from _guarded("the trainer", lambda: _check_trainer(training.trainer))
     yield from _guarded("the device", lambda: check_device.check_device(training.device))
     if training.dataset is None:
-        yield from _guarded("the settings", lambda: _settings_finding(None))
+        yield from _guarded("the settings", lambda: _settings_result(None))
         yield from _guarded("memory", lambda: check_device.check_memory(training.device, None))
     else:
         yield from _guarded("the dataset", lambda: _examine_dataset(training, scan_data))
@@ -72,24 +72,24 @@ def _examine_dataset(training: Training, scan_data: bool) -> Iterator[CheckResul
     block = check_dataset.load_configuration(plan, training.plans, training.configuration)
     yield CheckResult("ok", f"configuration {training.configuration}, patch {list(block['patch_size'])}, "
                         f"batch {block['batch_size']}")
-    yield from _guarded("the pretraining", lambda: _pretraining_findings(training, dataset, plan, block))
-    yield from _guarded("memory", lambda: _memory_findings(training, dataset, plan, block))
+    yield from _guarded("the pretraining", lambda: _pretraining_results(training, dataset, plan, block))
+    yield from _guarded("memory", lambda: _memory_results(training, dataset, plan, block))
     yield from check_dataset.check_preprocessed(dataset, training.plans, training.configuration, block)
     if scan_data:
         command = check_dataset.preprocess_command(dataset, training.configuration, training.plans)
         yield from check_cases.scan_cases(check_dataset.preprocessed_folder(dataset, block), command)
 
 
-def _settings_finding(block: dict[str, Any] | None) -> CheckResult:
+def _settings_result(block: dict[str, Any] | None) -> CheckResult:
     settings = check_dataset.check_settings(block)
     return CheckResult("ok", f"settings: {settings.pretrain.epochs} epochs of pretraining, "
                          f"{settings.pretrain.images_per_step} images per step")
 
 
-def _pretraining_findings(
+def _pretraining_results(
     training: Training, dataset: str, plan: dict[str, Any], block: dict[str, Any],
 ) -> Iterator[CheckResult]:
-    yield _settings_finding(block)
+    yield _settings_result(block)
     # imports torch and nnU-Net, without which the doctor must still run
     from nnunet_cfcl.doctor.pretraining import PlannedPretraining
     from nnunet_cfcl.trainers.lookup import known_trainer, pretraining_trainer
@@ -99,10 +99,10 @@ def _pretraining_findings(
         yield CheckResult("ok", f"{training.trainer} has no pretraining, whose settings are not used")
     elif trainer is not None and training.configuration is not None:
         yield from PlannedPretraining(
-            trainer, settings, dataset, plan, training.plans, training.configuration).findings()
+            trainer, settings, dataset, plan, training.plans, training.configuration).results()
 
 
-def _memory_findings(training: Training, dataset: str, plan: dict[str, Any],
+def _memory_results(training: Training, dataset: str, plan: dict[str, Any],
                      block: dict[str, Any]) -> list[CheckResult]:
     channels = check_dataset.network_channels(dataset, plan, training.configuration)
     return list(check_device.check_memory(training.device, check_device.training_gib(block, *channels)))

@@ -56,17 +56,18 @@ def _look_up_inside(name: str) -> type | None:
 
 
 def build_network(
-    trainer: Any, plans: Any, configuration: Any, input_channels: int, output_channels: int, deep_supervision: bool
+    trainer_class: Any, plans: Any, configuration: Any, input_channels: int, output_channels: int,
+    deep_supervision: bool,
 ) -> Any:
     """A trainer's own network, as nnU-Net's `initialize` has it built.
 
     Args:
-        trainer: the class or an object of it.
+        trainer_class: the trainer's class.
         plans, configuration: the plan's ``PlansManager`` and ``ConfigurationManager``.
         input_channels, output_channels: of the network.
         deep_supervision: whether it returns its lower resolutions too.
     """
-    build = trainer.build_network_architecture
+    build = trainer_class.build_network_architecture
     channels = (input_channels, output_channels, deep_supervision)
     # trainers written for an older nnU-Net keep the older arguments under a newer one
     if "plans_manager" in inspect.signature(build).parameters:

@@ -165,5 +165,5 @@ def test_a_generator_of_another_plan_is_refused(x_rays, trainers_of, tmp_path):
     other = next(one for one in (tmp_path / DATASET / "cfcl_generators").iterdir() if one != folder)
     (other / "generator.pth").write_bytes(kept)
     (trainer.pretraining_folder / "checkpoint_final.pth").unlink()
-    with pytest.raises(UserError, match="was made with other generator, sizes, plan"):
+    with pytest.raises(UserError, match="differs from this run in generator, sizes, plan"):
         make(nnUNetTrainerDVDCL, plan=larger, **{**TRUSTED, "generator": {**GENERATOR, "epochs": 1}}).run_training()

@@ -70,7 +70,7 @@ def settings(fold: FoldFolder) -> Section:
     rows = setting_rows(fold)
     blocks: list[Block] = []
     if not rows:
-        blocks.append(Note("There is no cfcl/config.json, which trainers of this plugin write at their start.", "quiet"))
+        blocks.append(Note("There is no cfcl/config.json, which trainers of this plugin write first.", "quiet"))
     else:
         changed = [row for row in rows if row.differs]
         heads = ("setting", "value", "default", "meaning")
