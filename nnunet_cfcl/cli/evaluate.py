@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def add_evaluate_parser(subparsers: SubParsers) -> None:
-    """Register the verb `evaluate`; parsed arguments carry its function as `run`."""
+    """Add the verb `evaluate`; its function is the parsed argument `run`."""
     parser = subparsers.add_parser(
         "evaluate", help="measure masks against the truth, per label and group, and compare methods",
         description="Computes Dice, HD95, ASSD and normalised surface Dice of two folders of masks, per case, label "

@@ -268,7 +268,7 @@ def test_reading_weights_accepts_numbers_and_text_and_rejects_objects(tmp_path):
     file = save(tmp_path, {"a": torch.ones(2)}, logging={"loss": [np.float32(1), np.float64(2)]}, cases=[np.str_("a")])
     assert torch.equal(probe_models.read_weights(file)["a"], torch.ones(2))
     file = save(tmp_path, {"a": torch.ones(2)}, other=UserError("an object"))
-    with pytest.raises(UserError, match=r"could run code\); fix: .*you trust this one, save {'network_weights': ...} alone"):
+    with pytest.raises(UserError, match=r"run code\); fix: .*you trust this one, save {'network_weights': ...} alone"):
         probe_models.read_weights(file)
 
 
