@@ -105,9 +105,9 @@ def test_every_fault_of_the_table_is_named(table, text, said):
 def test_an_unknown_column_names_the_nearest_one_and_ages_are_no_groups():
     cases = [f"c{number}" for number in range(30)]
     columns = {"scanner": dict.fromkeys(cases, "x"), "age": {case: case for case in cases}}
-    with pytest.raises(UserError, match="no column 'scaner' .* found scanner, age; did you mean --by scanner"):
+    with pytest.raises(UserError, match="no column 'scaner' .* found scanner, age; fix: write --by scanner"):
         CaseAttributes(columns).groupings(["scaner"], cases)
     with pytest.raises(UserError, match="'age' has 30 different values in 30 cases, expected at most 20"):
         CaseAttributes(columns).groupings(["age"], cases)
-    with pytest.raises(UserError, match="found none; name the table with --attributes"):
+    with pytest.raises(UserError, match="found none; fix: name the table with --attributes"):
         CaseAttributes().groupings(["scanner"], cases)
