@@ -22,7 +22,8 @@ from nnunet_cfcl.counterfactual.generator.generation import Generation, generate
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.counterfactual.generator.source import GeneratorSource
-from nnunet_cfcl.counterfactual.generator.training import GeneratorTask, GeneratorTraining
+from nnunet_cfcl.counterfactual.generator.task import GeneratorTask
+from nnunet_cfcl.counterfactual.generator.training import GeneratorTraining
 from nnunet_cfcl.counterfactual.generator.whole_cases import SlidingWindowCounterfactuals
 from nnunet_cfcl.counterfactual.mixed import MixedSource
 from nnunet_cfcl.counterfactual.source import (

@@ -248,7 +248,7 @@ def test_a_run_killed_in_phase_1_goes_on_there_whatever_the_method_keeps(dataset
     nnunet.settings(pretrain={"epochs": 3})
     nnunet.run_until("Pretraining epoch 1", *_command(dataset, name))
     output = nnunet.run(*_command(dataset, name), "--c")
-    assert "Pretraining goes on after epoch" in output and "Pretraining epoch 0" not in output
+    assert "Pretraining resumes after epoch" in output and "Pretraining epoch 0" not in output
     fold = nnunet.fold(dataset, "2d" if dataset == X_RAYS else "3d_fullres", name)
     lines = (fold / "cfcl/pretraining/log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2]

@@ -47,9 +47,9 @@ def _stores(nnunet: NnUNet) -> list[Path]:
 
 
 def test_dvd_cl_trains_its_generator_is_killed_goes_on_generates_pretrains_and_fine_tunes(x_rays):
-    x_rays.run_until("Generator epoch 0", *TRAIN, "-tr", TRAINER)
+    x_rays.run_until("Generator training epoch 0", *TRAIN, "-tr", TRAINER)
     output = x_rays.run(*TRAIN, "-tr", TRAINER, "--c")
-    assert "The generator's training goes on after epoch 0" in output
+    assert "Generator training resumes after epoch 0" in output
     assert "Gate, intervention 'scanner'" in output and "counterfactuals: generator" in output
     assert "Phase 1 done" in output and "Training done" in output
     fold = x_rays.fold(DATASET, "2d")

@@ -21,8 +21,8 @@ import torch
 from torch.utils.data import Dataset
 
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.pretraining.data import StepOrder, batches
 from nnunet_cfcl.runs import watchdog
+from nnunet_cfcl.runs.batches import StepOrder, batches
 from nnunet_cfcl.runs.watchdog import LIMIT_VARIABLE, hang_seconds, show_stack_on_signal, watched
 from nnunet_cfcl.runs.workers import PoolWorkers
 
