@@ -21,7 +21,7 @@ from nnunet_cfcl.data.attribute_table import ATTRIBUTES
 from nnunet_cfcl.data.pool.manifest import pool_command, read_manifest, silver_folder
 from nnunet_cfcl.data.pool.sources import SILVER_LABELS
 from nnunet_cfcl.data.pretraining_cases import PretrainingCases, pretraining_cases
-from nnunet_cfcl.errors import CheckResult, UserError, first_line
+from nnunet_cfcl.errors import CheckResult, UserError, first_line, isolated
 from nnunet_cfcl.files.json_files import read_json
 from nnunet_cfcl.nnunet import lookup
 from nnunet_cfcl.nnunet.decoder_tap import decoder_width
@@ -85,13 +85,13 @@ class PlannedPretraining:
         return objective
 
     def _network_results(self, batch_size: int) -> Iterator[CheckResult]:
-        try:
-            network = self._network()
         # custom networks may need real tensors when built, which says nothing about the training
-        except Exception as error:
+        with isolated() as errors:
+            network = self._network()
+        if errors:
             yield CheckResult("warn",
                               "decoder and norms not checked, as the network could not be built on the meta device "
-                                  f"({first_line(error)})")
+                              f"({first_line(errors[0])})")
             return
         is_the_plans = self.trainer.build_network_architecture is nnUNetTrainer.build_network_architecture
         plan_again = lookup.plan_command(self.dataset, self.configuration, "nnUNetPlans")

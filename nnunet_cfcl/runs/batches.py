@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from nnunet_cfcl.runs.watchdog import hang_seconds, show_stacks_when_asked
+from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.runs.watchdog import hang_seconds
 
 
 class StepOrder(Sampler[int]):
@@ -52,12 +54,38 @@ def batches(dataset: Dataset[Any], order: Iterable[int], batch_size: int, worker
     The processes hand over single images: whole batches, prefetched by every one of them, would fill the memory.
 
     Raises:
-        RuntimeError: a worker process delivers no image within the limit of the watchdog.
+        UserError: raised by the dataset, in whichever process.
+        RuntimeError: a worker process died, or delivers no image within the limit of the watchdog; `watched` translates
+            it.
     """
-    samples = DataLoader(
-        dataset, batch_size=None, sampler=order, num_workers=workers, prefetch_factor=2 if workers else None,
-        worker_init_fn=show_stacks_when_asked, timeout=(hang_seconds() or 0) if workers else 0,
-    )
-    stream = iter(samples)
-    while batch := list(islice(stream, batch_size)):
+    samples = _samples(dataset, order, workers)
+    while batch := list(islice(samples, batch_size)):
         yield default_collate(batch)
+
+
+def _samples(dataset: Dataset[Any], order: Iterable[int], workers: int) -> Iterator[Any]:
+    loader: Iterable[Any] = DataLoader(
+        _ErrorsAsSamples(dataset), batch_size=None, sampler=order, num_workers=workers,
+        prefetch_factor=2 if workers else None, timeout=hang_seconds() if workers else 0)
+    try:
+        for sample in loader:
+            if isinstance(sample, UserError):
+                raise sample
+            yield sample
+    except ConnectionError:
+        # the process that holds the sample died: PyTorch's handler of SIGCHLD raises an error that names the signal
+        time.sleep(1)
+        raise
+
+
+class _ErrorsAsSamples(Dataset[Any]):
+    """Hand over a `UserError` as if it were a sample: PyTorch would wrap its message into a traceback."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self._dataset[index]
+        except UserError as error:
+            return error
