@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from nnunet_cfcl.losses import triton_dispatch as fused
+from nnunet_cfcl.losses import triton_dispatch
 from nnunet_cfcl.losses.ranks import Share, current_share
+from nnunet_cfcl.losses.triton_launch import Launch
 
 #: For a block of pairs (row slice, column slice): a bool mask of the pairs that do not count; None: all of them count.
 #: Called forward and backward, with the same answer.
@@ -139,9 +140,9 @@ class _Work:
     share: Share
     exclude: Exclude | None
 
-    def launch(self, x: Tensor) -> fused.Launch | None:
+    def launch(self, x: Tensor) -> Launch | None:
         """How the Triton kernels are launched, which know no excluded pairs; None: blocks are visited instead."""
-        return None if self.exclude else fused.launch_for(x, self.share)
+        return None if self.exclude else triton_dispatch.launch_for(x, self.share)
 
 
 class _TwoWayLogSumExp(torch.autograd.Function):
@@ -152,8 +153,8 @@ class _TwoWayLogSumExp(torch.autograd.Function):
         """Visit every block once; rows and columns gather its sums."""
         ctx.launch = work.launch(x)
         if ctx.launch:
-            rows = fused.row_sums(x, y, ctx.launch, work.share)
-            columns = fused.row_sums(y, x, ctx.launch, work.share)
+            rows = triton_dispatch.row_sums(x, y, ctx.launch, work.share)
+            columns = triton_dispatch.row_sums(y, x, ctx.launch, work.share)
         else:
             rows, columns = x.new_zeros(len(x)), y.new_zeros(len(y))
             with torch.autocast(x.device.type, enabled=False):
@@ -176,8 +177,8 @@ class _TwoWayLogSumExp(torch.autograd.Function):
         wants_x, wants_y, _ = ctx.needs_input_grad
         row_weight, column_weight = _weight(grad_rows, rows), _weight(grad_columns, columns)
         if ctx.launch:
-            dx = fused.gradient(x, y, row_weight, column_weight, ctx.launch, work.share) if wants_x else None
-            dy = fused.gradient(y, x, column_weight, row_weight, ctx.launch, work.share) if wants_y else None
+            dx = triton_dispatch.gradient(x, y, row_weight, column_weight, ctx.launch, work.share) if wants_x else None
+            dy = triton_dispatch.gradient(y, x, column_weight, row_weight, ctx.launch, work.share) if wants_y else None
         else:
             dx = torch.zeros_like(x) if wants_x else None
             dy = torch.zeros_like(y) if wants_y else None
@@ -194,7 +195,7 @@ class _PoolLogSumExp(torch.autograd.Function):
         """Visit every block on and above the diagonal once; one below it is its mirror image."""
         ctx.launch = work.launch(z)
         if ctx.launch:
-            rows = fused.row_sums(z, z, ctx.launch, work.share, pool=True)
+            rows = triton_dispatch.row_sums(z, z, ctx.launch, work.share, pool=True)
         else:
             rows = z.new_zeros(len(z))
             with torch.autocast(z.device.type, enabled=False):
@@ -216,7 +217,7 @@ class _PoolLogSumExp(torch.autograd.Function):
         work: _Work = ctx.work
         weight = _weight(grad_rows, rows)
         if ctx.launch:
-            dz = fused.gradient(z, z, weight, weight, ctx.launch, work.share, pool=True)
+            dz = triton_dispatch.gradient(z, z, weight, weight, ctx.launch, work.share, pool=True)
         else:
             dz = torch.zeros_like(z)
             _add_gradients(z, z, weight, weight, dz, dz, work, pool=True)

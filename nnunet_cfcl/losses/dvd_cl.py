@@ -21,7 +21,7 @@ def dvd_cl_loss(
     a: Tensor, b: Tensor, temperature: float | Tensor = 0.7, valid: Tensor | None = None,
     weights: Tensor | None = None, *, positions: Tensor | None = None, ignore_radius: float = 0.0,
     hard_negatives: float = 0.0,
-) -> Tensor:
+) -> CountedLoss:
     r"""Dual-view dense contrastive loss between corresponding points of two views.
 
     Lafargue-Hauret, Mehta, De Sousa Ribeiro, Roschewitz, Glocker, "Pixel-level Counterfactual Contrastive Learning for
@@ -55,7 +55,8 @@ def dvd_cl_loss(
             count alike, as in the paper.
 
     Returns:
-        The loss (), float32, or float64 if a is. Without a valid point it is zero and gives zero gradients.
+        The loss with the counts of both directions added. ``loss`` is a scalar, float32, or float64 if a is; zero with
+        zero gradients without a valid point.
 
     Raises:
         ValueError: shapes, types or devices do not fit, or temperature, a weight, ignore_radius or hard_negatives is
@@ -66,21 +67,12 @@ def dvd_cl_loss(
         >>> import torch
         >>> from nnunet_cfcl.losses import dvd_cl_loss
         >>> a = torch.eye(4).reshape(2, 2, 4)
-        >>> dvd_cl_loss(a, a, temperature=1.0)  # 2 log(1 + 3 / e)
+        >>> result = dvd_cl_loss(a, a, temperature=1.0)
+        >>> result.loss  # 2 log(1 + 3 / e)
         tensor(1.4873)
+        >>> int(result.anchors), int(result.with_positive)  # 4 points in 2 directions
+        (8, 8)
     """
-    return dvd_cl_loss_with_count(
-        a, b, temperature, valid, weights, positions=positions, ignore_radius=ignore_radius,
-        hard_negatives=hard_negatives,
-    ).loss
-
-
-def dvd_cl_loss_with_count(
-    a: Tensor, b: Tensor, temperature: float | Tensor = 0.7, valid: Tensor | None = None,
-    weights: Tensor | None = None, *, positions: Tensor | None = None, ignore_radius: float = 0.0,
-    hard_negatives: float = 0.0,
-) -> CountedLoss:
-    """`dvd_cl_loss` with the number of anchors, of both directions together."""
     check_embeddings({"a": a, "b": b}, "B, P, d")
     check_per_point(a.shape[:2], valid, weights)
     check_temperature(temperature, hard_negatives)

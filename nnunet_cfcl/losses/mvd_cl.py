@@ -20,7 +20,7 @@ from nnunet_cfcl.losses.pair_rules import Neighbours
 def mvd_cl_loss(
     z: Tensor, positions: Tensor, temperature: float | Tensor = 0.7, radius: float = 0.1, valid: Tensor | None = None,
     weights: Tensor | None = None, *, hard_negatives: float = 0.0,
-) -> Tensor:
+) -> CountedLoss:
     r"""Multi-view dense contrastive loss: points near each other in the patient belong together.
 
     Lafargue-Hauret, Mehta, De Sousa Ribeiro, Roschewitz, Glocker, "Pixel-level Counterfactual Contrastive Learning for
@@ -48,7 +48,8 @@ def mvd_cl_loss(
         hard_negatives: beta >= 0; negatives are weighted by exp(beta x cosine) (see `dvd_cl_loss`).
 
     Returns:
-        The loss (), float32, or float64 if z is. If no point has a neighbour, it is zero and gives zero gradients.
+        The loss with its counts. ``loss`` is a scalar, float32, or float64 if z is; zero with zero gradients if no
+        point has a neighbour.
 
     Raises:
         ValueError: shapes, types or devices do not fit, or temperature, radius, a weight or hard_negatives is out of
@@ -60,19 +61,9 @@ def mvd_cl_loss(
         >>> from nnunet_cfcl.losses import mvd_cl_loss
         >>> z = torch.eye(2).repeat(2, 1).reshape(1, 2, 2, 2)
         >>> positions = torch.tensor([0.0, 1.0]).repeat(2).reshape(1, 2, 2, 1)
-        >>> mvd_cl_loss(z, positions, temperature=1.0)  # log(e + 2) - 1
+        >>> mvd_cl_loss(z, positions, temperature=1.0).loss  # log(e + 2) - 1
         tensor(0.5514)
     """
-    return mvd_cl_loss_with_count(
-        z, positions, temperature, radius, valid, weights, hard_negatives=hard_negatives
-    ).loss
-
-
-def mvd_cl_loss_with_count(
-    z: Tensor, positions: Tensor, temperature: float | Tensor = 0.7, radius: float = 0.1, valid: Tensor | None = None,
-    weights: Tensor | None = None, *, hard_negatives: float = 0.0,
-) -> CountedLoss:
-    """`mvd_cl_loss` with the number of anchors."""
     check_embeddings({"z": z}, "B, V, P, d")
     check_positions(positions, z.shape[:3])
     check_per_point(z.shape[:3], valid, weights)

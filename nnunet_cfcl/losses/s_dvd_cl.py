@@ -19,7 +19,7 @@ from nnunet_cfcl.losses.pair_rules import SameClass
 def s_dvd_cl_loss(
     a: Tensor, b: Tensor, labels_a: Tensor, labels_b: Tensor, temperature: float | Tensor = 0.7, background: int = 0,
     valid: Tensor | None = None, weights: Tensor | None = None, *, hard_negatives: float = 0.0,
-) -> Tensor:
+) -> CountedLoss:
     r"""Supervised dual-view dense contrastive loss: points of one class belong together, across views and images.
 
     Lafargue-Hauret, Mehta, De Sousa Ribeiro, Roschewitz, Glocker, "Pixel-level Counterfactual Contrastive Learning for
@@ -50,7 +50,8 @@ def s_dvd_cl_loss(
         hard_negatives: beta >= 0; negatives are weighted by exp(beta x cosine) (see `dvd_cl_loss`).
 
     Returns:
-        The loss (), float32, or float64 if a is. If no anchor has a positive, it is zero and gives zero gradients.
+        The loss with the counts of both directions added. ``loss`` is a scalar, float32, or float64 if a is; zero with
+        zero gradients if no anchor has a positive.
 
     Raises:
         ValueError: shapes, types or devices do not fit, or temperature, a weight or hard_negatives is out of range.
@@ -60,19 +61,9 @@ def s_dvd_cl_loss(
         >>> import torch
         >>> from nnunet_cfcl.losses import s_dvd_cl_loss
         >>> a, labels = torch.eye(2)[None], torch.tensor([[0, 1]])
-        >>> s_dvd_cl_loss(a, a, labels, labels, temperature=1.0)  # 2 log(1 + 1 / e)
+        >>> s_dvd_cl_loss(a, a, labels, labels, temperature=1.0).loss  # 2 log(1 + 1 / e)
         tensor(0.6265)
     """
-    return s_dvd_cl_loss_with_count(
-        a, b, labels_a, labels_b, temperature, background, valid, weights, hard_negatives=hard_negatives
-    ).loss
-
-
-def s_dvd_cl_loss_with_count(
-    a: Tensor, b: Tensor, labels_a: Tensor, labels_b: Tensor, temperature: float | Tensor = 0.7, background: int = 0,
-    valid: Tensor | None = None, weights: Tensor | None = None, *, hard_negatives: float = 0.0,
-) -> CountedLoss:
-    """`s_dvd_cl_loss` with the number of anchors, of both directions together."""
     check_embeddings({"a": a, "b": b}, "B, P, d")
     check_per_point(a.shape[:2], valid, weights, labels_a=labels_a, labels_b=labels_b)
     check_temperature(temperature, hard_negatives)

@@ -19,7 +19,7 @@ from nnunet_cfcl.losses.pair_rules import SameClass
 def s_mvd_cl_loss(
     z: Tensor, labels: Tensor, temperature: float | Tensor = 0.7, background: int = 0, valid: Tensor | None = None,
     weights: Tensor | None = None, *, hard_negatives: float = 0.0,
-) -> Tensor:
+) -> CountedLoss:
     r"""Supervised multi-view dense contrastive loss: points of one class belong together, in any view of any image.
 
     Lafargue-Hauret, Mehta, De Sousa Ribeiro, Roschewitz, Glocker, "Pixel-level Counterfactual Contrastive Learning for
@@ -47,7 +47,8 @@ def s_mvd_cl_loss(
         hard_negatives: beta >= 0; negatives are weighted by exp(beta x cosine) (see `dvd_cl_loss`).
 
     Returns:
-        The loss (), float32, or float64 if z is. If no anchor has a positive, it is zero and gives zero gradients.
+        The loss with its counts. ``loss`` is a scalar, float32, or float64 if z is; zero with zero gradients if no
+        anchor has a positive.
 
     Raises:
         ValueError: shapes, types or devices do not fit, or temperature, a weight or hard_negatives is out of range.
@@ -57,19 +58,9 @@ def s_mvd_cl_loss(
         >>> import torch
         >>> from nnunet_cfcl.losses import s_mvd_cl_loss
         >>> z, labels = torch.eye(3)[None, None], torch.tensor([[[0, 1, 1]]])
-        >>> s_mvd_cl_loss(z, labels, temperature=1.0)  # log 2
+        >>> s_mvd_cl_loss(z, labels, temperature=1.0).loss  # log 2
         tensor(0.6931)
     """
-    return s_mvd_cl_loss_with_count(
-        z, labels, temperature, background, valid, weights, hard_negatives=hard_negatives
-    ).loss
-
-
-def s_mvd_cl_loss_with_count(
-    z: Tensor, labels: Tensor, temperature: float | Tensor = 0.7, background: int = 0, valid: Tensor | None = None,
-    weights: Tensor | None = None, *, hard_negatives: float = 0.0,
-) -> CountedLoss:
-    """`s_mvd_cl_loss` with the number of anchors."""
     check_embeddings({"z": z}, "B, V, P, d")
     check_per_point(z.shape[:3], valid, weights, labels=labels)
     check_temperature(temperature, hard_negatives)

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from nnunet_cfcl.losses.ranks import Share
+from nnunet_cfcl.losses.triton_launch import Launch, Precision, candidate_tiles
 
 #: Wider embeddings do not fit into a multiprocessor beside a second tile.
 MAX_WIDTH = 256
@@ -30,30 +28,6 @@ _LOG2_E = 1 / math.log(2)
 
 # Largest difference of log-sums, and of gradients relative to the largest, that rounding explains.
 _TOLERANCE = {"tf32": 3e-3, "tf32x3": 5e-5}
-
-
-Precision: TypeAlias = Literal["tf32", "tf32x3"]
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Rows and columns of a tile, warps that compute it, stages of its pipeline, and how products are rounded."""
-
-    rows: int
-    columns: int
-    warps: int
-    stages: int
-    precision: Precision
-
-
-def _tiles(device: torch.device, precision: Precision) -> Sequence[tuple[int, int, int, int]]:
-    """Rows, columns, warps and stages, best first: the larger a tile, the fewer times columns are read. At a width of
-    128 the compiler keeps all of these in registers. Where shared memory is too small, launching fails."""
-    major, _ = torch.cuda.get_device_capability(device)
-    if precision == "tf32x3":
-        return [(128, 32, 8, 3)] if major == 9 else []
-    large = [(128, 64, 8, 3)] if major in (9, 10) else []
-    return [*large, (64, 64, 4, 2), (64, 32, 4, 1)] if major >= 8 else []
 
 
 def launch_for(x: Tensor, share: Share) -> Launch | None:
@@ -108,7 +82,7 @@ def _working_launch(device: torch.device, width: int, precision: Precision) -> L
     except ImportError:
         return None
     problems = []
-    for tile in _tiles(device, precision):
+    for tile in candidate_tiles(device, precision):
         launch = Launch(*tile, precision=precision)
         try:
             difference = _difference(device, width, launch)

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nnunet_cfcl.losses.ranks import Share
-from nnunet_cfcl.losses.triton_dispatch import Launch
+from nnunet_cfcl.losses.triton_launch import Launch
 
 
 def write_row_sums(x: Tensor, y: Tensor, out: Tensor, launch: Launch, share: Share, pool: bool) -> None:

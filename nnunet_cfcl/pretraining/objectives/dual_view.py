@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
 from nnunet_cfcl.config import PretrainSettings
-from nnunet_cfcl.losses import CountedLoss, dvd_cl_loss_with_count, s_dvd_cl_loss_with_count
+from nnunet_cfcl.losses import CountedLoss, dvd_cl_loss, s_dvd_cl_loss
 from nnunet_cfcl.pretraining.objective import ImageViews, PretrainingModel, Tap
 from nnunet_cfcl.pretraining.objectives.point_labels import PointLabels, where_labelled
 from nnunet_cfcl.pretraining.pixel_encoder import PixelEncoder
@@ -36,9 +36,9 @@ class DualViewObjective:
     ignore_radius: float = 0.0
     hard_negatives: float = 0.0
 
-    tap: Tap = "decoder"
-    separable: bool = False
-    labelled_only: bool = False
+    tap: ClassVar[Tap] = "decoder"
+    separable: ClassVar[bool] = False
+    labelled_only: ClassVar[bool] = False
 
     @property
     def needs_labels(self) -> bool:
@@ -83,14 +83,14 @@ class DualViewObjective:
         self, a: Tensor, b: Tensor, drawn: Mapping[str, Tensor], temperature: float | Tensor
     ) -> CountedLoss:
         def plain(valid: Tensor) -> CountedLoss:
-            return dvd_cl_loss_with_count(
+            return dvd_cl_loss(
                 a, b, temperature, valid, positions=drawn["points"] if self.ignore_radius else None,
                 ignore_radius=self.ignore_radius, hard_negatives=self.hard_negatives,
             )
 
         def supervised(valid: Tensor) -> CountedLoss:
             assert self.labels is not None
-            return s_dvd_cl_loss_with_count(
+            return s_dvd_cl_loss(
                 a, b, drawn["labels"], drawn["labels"], temperature, self.labels.background, valid, drawn["weights"],
                 hard_negatives=self.hard_negatives,
             )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
 from nnunet_cfcl.config import PretrainSettings
-from nnunet_cfcl.losses import nt_xent_loss_with_count
+from nnunet_cfcl.losses import nt_xent_loss
 from nnunet_cfcl.pretraining.objective import ImageViews, PretrainingModel, Tap
 from nnunet_cfcl.pretraining.pixel_encoder import projection_head
 from nnunet_cfcl.pretraining.render import Row
@@ -56,10 +56,10 @@ class ImageContrastObjective:
 
     temperature: float
 
-    tap: Tap = "encoder"
-    separable: bool = False
-    needs_labels: bool = False
-    labelled_only: bool = False
+    tap: ClassVar[Tap] = "encoder"
+    separable: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+    labelled_only: ClassVar[bool] = False
 
     def draw(self, generator: Generator, image: ImageViews) -> dict[str, Tensor]:
         """``views`` (), their number: nothing is random."""
@@ -79,6 +79,6 @@ class ImageContrastObjective:
         assert isinstance(model, ImageEncoder)
         temperature = model.temperature()
         embeddings = outputs.unflatten(0, (len(drawn["views"]), -1))
-        found = nt_xent_loss_with_count(embeddings, temperature)
+        found = nt_xent_loss(embeddings, temperature)
         uninformed = math.log(max(1, len(outputs) - 1))
         return found.loss, contrast_statistics([found], outputs, uninformed, temperature)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -64,10 +64,10 @@ class MaskedAutoencoderObjective:
     mask_ratio: float
     mask_block: int
 
-    tap: Tap = "decoder"
-    separable: bool = True
-    needs_labels: bool = False
-    labelled_only: bool = False
+    tap: ClassVar[Tap] = "decoder"
+    separable: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+    labelled_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if math.prod(self.grid) < 2:

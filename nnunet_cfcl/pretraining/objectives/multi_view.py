@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
 from nnunet_cfcl.config import PretrainSettings
-from nnunet_cfcl.losses import CountedLoss, mvd_cl_loss_with_count, s_mvd_cl_loss_with_count
+from nnunet_cfcl.losses import CountedLoss, mvd_cl_loss, s_mvd_cl_loss
 from nnunet_cfcl.pretraining.objective import ImageViews, PretrainingModel, Tap
 from nnunet_cfcl.pretraining.objectives.point_labels import PointLabels, where_labelled
 from nnunet_cfcl.pretraining.pixel_encoder import PixelEncoder
@@ -36,9 +36,9 @@ class MultiViewObjective:
     labels: PointLabels | None = None
     hard_negatives: float = 0.0
 
-    tap: Tap = "decoder"
-    separable: bool = False
-    labelled_only: bool = False
+    tap: ClassVar[Tap] = "decoder"
+    separable: ClassVar[bool] = False
+    labelled_only: ClassVar[bool] = False
 
     @property
     def needs_labels(self) -> bool:
@@ -74,13 +74,13 @@ class MultiViewObjective:
         z = outputs.view(*valid.shape, -1)
 
         def plain(valid: Tensor) -> CountedLoss:
-            return mvd_cl_loss_with_count(
+            return mvd_cl_loss(
                 z, drawn["positions"], temperature, self.radius, valid, hard_negatives=self.hard_negatives
             )
 
         def supervised(valid: Tensor) -> CountedLoss:
             assert self.labels is not None
-            return s_mvd_cl_loss_with_count(
+            return s_mvd_cl_loss(
                 z, drawn["labels"], temperature, self.labels.background, valid, drawn["weights"],
                 hard_negatives=self.hard_negatives,
             )

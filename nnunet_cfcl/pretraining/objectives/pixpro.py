@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -132,10 +132,10 @@ class PixProObjective:
     momentum: float
     sharpness: float
 
-    tap: Tap = "decoder"
-    separable: bool = False
-    needs_labels: bool = False
-    labelled_only: bool = False
+    tap: ClassVar[Tap] = "decoder"
+    separable: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+    labelled_only: ClassVar[bool] = False
 
     def draw(self, generator: Generator, image: ImageViews) -> dict[str, Tensor]:
         """``points`` (V, P, D) in canonical millimetres, ``valid`` (V, P), and ``reach`` (), the radius in

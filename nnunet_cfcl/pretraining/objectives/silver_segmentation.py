@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -58,10 +58,10 @@ class SilverSegmentationObjective:
     geometry: ViewGeometry
     segmentation_loss: SegmentationLoss
 
-    tap: Tap = "segmentation"
-    separable: bool = True
-    needs_labels: bool = True
-    labelled_only: bool = True
+    tap: ClassVar[Tap] = "segmentation"
+    separable: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+    labelled_only: ClassVar[bool] = True
 
     def draw(self, generator: Generator, image: ImageViews) -> dict[str, Tensor]:
         """Nothing: the views decide."""
