@@ -1,6 +1,6 @@
 """Every setting, its default, its meaning and its range; resolved from defaults, plan and settings file."""
 
-from nnunet_cfcl.config.checks import SettingsError, setting
+from nnunet_cfcl.config.checks import Reader, SettingsError, setting
 from nnunet_cfcl.config.resolution import CONFIG_VARIABLE, resolve_settings
 from nnunet_cfcl.config.schema import (
     AcquisitionSettings,
@@ -14,9 +14,8 @@ from nnunet_cfcl.config.schema import (
     Settings,
     SilverSettings,
     ViewSettings,
-    settings_keys,
-    settings_table,
 )
+from nnunet_cfcl.config.table import identity_settings, settings_keys, settings_table
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -28,10 +27,12 @@ __all__ = [
     "GateSettings",
     "GeneratorSettings",
     "PretrainSettings",
+    "Reader",
     "Settings",
     "SettingsError",
     "SilverSettings",
     "ViewSettings",
+    "identity_settings",
     "resolve_settings",
     "setting",
     "settings_keys",

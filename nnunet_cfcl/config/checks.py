@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from dataclasses import field, fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from nnunet_cfcl.errors import UserError, shown
 
@@ -13,9 +13,33 @@ class SettingsError(UserError):
     """An unknown key, a wrong type or a value out of range; the message names the key."""
 
 
-def setting(default: Any, meaning: str, low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field with its meaning and its inclusive range (for a pair, of both its members)."""
-    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high})
+#: Parts of a run that read settings which other runs ignore: pretraining objectives, their labels, the generator, the
+#: acquisition effects.
+Reader: TypeAlias = Literal[
+    "dual_view", "multi_view", "image_contrast", "pixpro", "masked_autoencoder", "labels", "generator", "acquisition"]
+
+
+def setting(
+    default: Any, meaning: str, low: float | None = None, high: float | None = None, *,
+    read_by: tuple[Reader, ...] = (), identity: bool = True,
+) -> Any:
+    """Declare a setting as a dataclass field.
+
+    Args:
+        default: default value.
+        meaning: description for the documentation.
+        low, high: inclusive range; for a pair, of both members.
+        read_by: the parts of a run that read the setting; empty: every run.
+        identity: whether a run's result depends on it, see `identity_settings`; False for speed, memory, pictures and
+            later phases.
+    """
+    metadata = {"meaning": meaning, "low": low, "high": high, "read_by": read_by, "identity": identity}
+    return field(default=default, metadata=metadata)
+
+
+def section(kind: type, *, read_by: tuple[Reader, ...] = (), identity: bool = True) -> Any:
+    """Declare a section of settings as a dataclass field; ``read_by`` and ``identity`` hold for all its settings."""
+    return field(default_factory=kind, metadata={"read_by": read_by, "identity": identity})
 
 
 def checked_value(section: Any, name: str, value: Any, what: str) -> Any:

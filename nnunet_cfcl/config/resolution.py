@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_cfcl.config.checks import SettingsError, checked_value
-from nnunet_cfcl.config.schema import PretrainSettings, Settings, settings_keys
+from nnunet_cfcl.config.schema import PretrainSettings, Settings
+from nnunet_cfcl.config.table import settings_keys
 from nnunet_cfcl.errors import shown
 from nnunet_cfcl.files.json_files import read_json
 
