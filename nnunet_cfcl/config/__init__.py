@@ -1,4 +1,8 @@
-"""Every setting, its default, its meaning and its range; resolved from defaults, plan and settings file."""
+"""All settings of the plugin: declaration, check, resolution.
+
+A setting is declared once, in `schema`, with its default, meaning and range, the methods that read it, and whether a
+run's result depends on it. `resolve_settings` merges the defaults, the plan's ``"cfcl"`` block and the settings file.
+"""
 
 from nnunet_cfcl.config.checks import Reader, SettingsError, setting
 from nnunet_cfcl.config.resolution import CONFIG_VARIABLE, resolve_settings

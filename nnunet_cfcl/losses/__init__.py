@@ -1,4 +1,9 @@
-"""Contrastive objectives: one file each, made of a rule that says which pairs are positive and one blockwise kernel."""
+"""Contrastive losses between points, and between images, in memory linear in the number of points.
+
+Each file holds one loss: a pair rule, which marks the positives of an anchor, over one blockwise log-sum-exp kernel.
+Every loss returns a `CountedLoss`: the scalar to minimise, with the counts that the monitor reports. The room imports
+torch alone.
+"""
 
 from nnunet_cfcl.losses.blockwise import pool_log_sum_exp, two_way_log_sum_exp
 from nnunet_cfcl.losses.contrast import CountedLoss

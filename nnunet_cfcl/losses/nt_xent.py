@@ -21,10 +21,10 @@ def nt_xent_loss(z: Tensor, temperature: float | Tensor = 0.5, valid: Tensor | N
                   - \frac{1}{V - 1} \sum_{p \in P(a)} s_{ap} \Big)
 
     Args:
-        z: (B, V, d) embeddings of V views of B images. Any length: they are normalised here, and computed with in
-            float32 at least.
+        z: (B, V, d) embeddings of V views of B images. Any length: they are normalised here, in float32 at
+            least.
         temperature: tau, finite and at least 0.002; a scalar tensor receives a gradient.
-        valid: (B, V) bool; a view that is False is neither an anchor nor a candidate. Default: all are valid.
+        valid: (B, V) bool; False: neither an anchor nor a candidate. Default: all are valid.
 
     Returns:
         The loss with its counts. ``loss`` is a scalar, float32, or float64 if z is; zero with zero gradients if no view
@@ -32,7 +32,7 @@ def nt_xent_loss(z: Tensor, temperature: float | Tensor = 0.5, valid: Tensor | N
 
     Raises:
         ValueError: shape or type does not fit, or temperature is out of range.
-        RuntimeError: a second derivative is asked for (``create_graph=True``).
+        RuntimeError: a second derivative is requested (``create_graph=True``).
 
     Example:
         >>> import torch

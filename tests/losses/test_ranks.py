@@ -71,5 +71,5 @@ def test_without_a_context_the_work_is_all_ours_and_nothing_is_exchanged(monkeyp
 
 
 def test_a_context_without_torch_distributed_is_a_readable_error():
-    with pytest.raises(ValueError, match="needs a running torch.distributed"), share_blocks():
+    with pytest.raises(ValueError, match="needs torch.distributed to be initialised"), share_blocks():
         pass
