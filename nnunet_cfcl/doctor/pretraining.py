@@ -100,7 +100,7 @@ class PlannedPretraining:
                        else "derive the trainer from one that builds the plan's own network")
         chosen, views = self.settings.pretrain, self.settings.counterfactual.count + 1
         patches, per_pass = chosen.images_per_step * views, chosen.patches_per_pass or batch_size
-        cached = patches > per_pass and not self.trainer.method.example().separable
+        cached = patches > per_pass and not self.trainer.method.separable
         yield _checked(lambda: check_norms(network) if cached else None,
                        f"{patches} patches per step of pretraining, at most {per_pass} per pass",
                        f"plan with InstanceNorm, or set pretrain.patches_per_pass to {patches} in {_settings_file()}")
@@ -136,7 +136,7 @@ class PlannedPretraining:
     ) -> Iterator[CheckResult]:
         log: list[str] = []
         context = self._context(folder, fold, (sorted(training), sorted(validation)), log)
-        needs_labels, method = self.trainer.method.example().needs_labels, self.trainer.method
+        needs_labels, method = self.trainer.method.needs_labels, self.trainer.method
         try:
             cases = pretraining_cases(context, self.settings, needs_labels, unpack=False)
         except UserError as error:
