@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT, anchors, links
+from tests.docs.pages import PAGES, ROOT, anchors, inline_code, links
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -30,3 +30,8 @@ def test_readme_and_first_page_link_to_every_page_but_those_of_single_results():
 
 def test_the_readme_has_at_most_600_words():
     assert len(PAGES[0].read_text(encoding="utf-8").split()) <= 600
+
+
+def test_every_path_that_the_architecture_page_names_exists():
+    paths = {code for code in inline_code(ROOT / "docs" / "architecture.md") if code.startswith("nnunet_cfcl/")}
+    assert len(paths) > 20 and not [path for path in paths if not (ROOT / path).exists()]
