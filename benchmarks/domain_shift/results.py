@@ -326,8 +326,9 @@ def main() -> None:
         if not results.runs:
             continue
         draw(results, arguments.out / f"{name}_{budget}.png")
-        tables = (table_of_means(results), *(folded(f"Differences to {baseline}", table_of_differences(results, baseline))
-                                             for baseline in BASELINES))
+        differences = (folded(f"Differences to {baseline}", table_of_differences(results, baseline))
+                       for baseline in BASELINES)
+        tables = (table_of_means(results), *differences)
         print(f"{budget} labelled cases, {len(results.cases.names)} test cases ({arguments.half})\n")
         print("\n\n".join(filter(None, tables)), end="\n\n")
         written.append(to_json(results))
