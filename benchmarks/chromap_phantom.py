@@ -2,7 +2,7 @@
 
 Trains `-tr nnUNetTrainerDVDCL` on synthetic patients of scanner A and their true counterfactuals on scanner B, in
 pretraining and fine-tuning, and predicts test patients as both scanners show them with ``nnunet_cfcl predict
---chromap``. Network and training are small (minutes on one CPU core); the picture illustrates maps, it measures nothing.
+--chromap``. Network and training are small (minutes on one CPU core); the picture illustrates, it measures nothing.
 
     python benchmarks/chromap_phantom.py --work WORK --out docs/images
 """
