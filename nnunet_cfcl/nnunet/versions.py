@@ -76,17 +76,17 @@ def build_network(
     trainer_class: Any, plans: Any, configuration: Any, input_channels: int, output_channels: int,
     deep_supervision: bool,
 ) -> Any:
-    """A trainer's own network, as nnU-Net's `initialize` has it built.
+    """Build a trainer's network as nnU-Net's ``initialize`` does.
 
     Args:
         trainer_class: the trainer's class.
         plans, configuration: the plan's ``PlansManager`` and ``ConfigurationManager``.
-        input_channels, output_channels: of the network.
-        deep_supervision: whether it returns its lower resolutions too.
+        input_channels, output_channels: numbers of image channels and of segmentation heads.
+        deep_supervision: whether the network also returns its lower resolutions.
     """
     build = trainer_class.build_network_architecture
     channels = (input_channels, output_channels, deep_supervision)
-    # trainers written for an older nnU-Net keep the older arguments under a newer one
+    # trainers written for an older nnU-Net keep its signature under a newer one
     if "plans_manager" in inspect.signature(build).parameters:
         return build(plans, configuration, *channels)
     return build(configuration.network_arch_class_name, configuration.network_arch_init_kwargs,

@@ -15,7 +15,7 @@ from nnunet_cfcl.trainers.lookup import plugin_trainers
 
 @pytest.fixture
 def variants(tmp_path, monkeypatch) -> Path:
-    """An empty folder in the place of nnU-Net's own `variants`."""
+    """An empty folder in place of nnU-Net's own ``variants``."""
     monkeypatch.setattr(installation, "shim_folder", lambda: tmp_path / installation.SHIM_FOLDER)
     return tmp_path
 
@@ -85,10 +85,10 @@ def test_foreign_files_beside_the_shim_are_not_deleted(variants):
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_that_names_the_alternative(variants, monkeypatch):
-    def refuse(file, text):
+    def deny(file, text):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(installation, "write_text_atomically", refuse)
+    monkeypatch.setattr(installation, "write_text_atomically", deny)
     with pytest.raises(UserError, match=r"Permission denied.*export nnUNet_extTrainer"):
         installation.install(plugin_trainers())
     assert listing(variants) == []

@@ -61,7 +61,7 @@ def make() -> None:
     preprocess_pool("7", "2d", log=lambda line: None)
 
 
-def test_a_manifest_comes_back_as_it_was_written(tmp_path):
+def test_a_manifest_is_read_as_it_was_written(tmp_path):
     manifest = Manifest("d1", True, {"b": RECORD, "a": dataclasses.replace(RECORD, silver=False)})
     write_manifest(tmp_path / "x_cfcl_pool", manifest)
     assert read_manifest(tmp_path / "x_cfcl_pool") == manifest

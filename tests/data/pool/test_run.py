@@ -93,7 +93,7 @@ def test_a_case_is_stored_as_nnunet_stores_cases_with_labels_and_confidence(raw,
 
 
 @pytest.mark.end_to_end
-def test_several_processes_store_what_one_stores(raw, preprocessed):
+def test_several_processes_store_the_same_as_one(raw, preprocessed):
     add(raw, "a", "b", "c", silver=True)
     run()
     alone = read_manifest(pool_folder(preprocessed))
@@ -148,7 +148,7 @@ def test_a_pool_that_was_emptied_is_removed_while_one_whose_folders_are_missing_
         run()
 
 
-def test_a_table_of_patients_with_names_of_files_is_one_more_problem(raw, preprocessed):
+def test_a_table_of_patients_with_file_names_is_listed_with_the_other_problems(raw, preprocessed):
     add(raw, "a")
     write(raw / "imagesUn" / "b_0001.png", np.ones(SHAPE))
     (raw / "attributes.csv").write_text("case,patient\na_0000,p1\ntoy_1.png,p1\n")
@@ -159,7 +159,7 @@ def test_a_table_of_patients_with_names_of_files_is_one_more_problem(raw, prepro
     assert not pool_folder(preprocessed).exists()
 
 
-def test_every_array_carries_checksums_and_a_damaged_one_is_made_again_once_it_is_deleted(raw, preprocessed):
+def test_every_array_has_checksums_and_a_damaged_one_is_recreated_after_deletion(raw, preprocessed):
     add(raw, "a", silver=True)
     write(raw / "imagesTr" / "toy_0_0000.png", np.arange(24 * 24).reshape(24, 24) % 251)
     write(raw / "labelsSilver" / "toy_0.png", np.ones((24, 24)))
@@ -170,7 +170,7 @@ def test_every_array_carries_checksums_and_a_damaged_one_is_made_again_once_it_i
                pool / "a_seg.b2nd": lambda: SilverLabels(preprocessed).read("a", WHOLE),
                silver / "toy_0.b2nd": lambda: SilverLabels(preprocessed).read("toy_0", WHOLE)}
     for file, read in readers.items():
-        whole, sound = file.read_bytes(), read()
+        whole, expected = file.read_bytes(), read()
         assert b"cfcl_checksums" in whole
         damaged = bytearray(whole)
         # the chunk of the first voxels: the header, of a fixed size, names its own length
@@ -182,7 +182,7 @@ def test_every_array_carries_checksums_and_a_damaged_one_is_made_again_once_it_i
         file.unlink()
         run()
         # not byte by byte: blosc2's threads write the blocks of a chunk in any order
-        assert b"cfcl_checksums" in file.read_bytes() and np.array_equal(read(), sound)
+        assert b"cfcl_checksums" in file.read_bytes() and np.array_equal(read(), expected)
 
 
 def test_a_changed_quality_and_a_removed_label_are_detected(raw, preprocessed):
@@ -421,7 +421,7 @@ def test_the_patients_of_all_cases_are_stored_for_trainings_without_the_raw_data
     assert not known_patients(raw, preprocessed.parent).outdated
 
 
-def test_a_table_of_patients_that_cannot_be_read_is_listed_with_the_bad_images(raw, preprocessed):
+def test_a_table_of_patients_that_cannot_be_read_is_listed_with_the_invalid_images(raw, preprocessed):
     add(raw, "toy_0", "good")
     (raw / "attributes.csv").write_text("case,patient\na,p1\na,p2\n")
     with pytest.raises(UserError, match="2 problems in .*nothing was written") as error:

@@ -120,7 +120,7 @@ def plan_of(base: Path, dataset: str) -> tuple[PlansManager, dict]:
 
 
 def copy_to_pool(raw: Path) -> list[str]:
-    """Every training case once more in the pool, under another name, with its manual label as a silver one."""
+    """Copy every training case into the pool under another name, with its manual label as silver label."""
     cases = []
     for path in sorted((raw / "imagesTr").iterdir()):
         case, ending = path.name.split("_0000.")
@@ -227,7 +227,7 @@ def predict(base: Path, dataset: str, configuration: str, case: str) -> np.ndarr
 @pytest.mark.parametrize(("dataset", "configuration", "case", "resampled"), [
     (VOLUMES, "2d", "hippocampus_004", False), (VOLUMES, "3d_fullres", "hippocampus_026", True),
     (XRAYS, "2d", None, False)])
-def test_the_probabilities_nnunet_saves_become_the_confidence_of_its_labels(
+def test_nnunets_saved_probabilities_become_the_confidence_of_its_labels(
         datasets, dataset, configuration, case, resampled):
     folder = preprocessed(datasets, dataset, configuration)
     case = case or sorted(nnUNetDatasetBlosc2.get_identifiers(str(folder)))[0]
