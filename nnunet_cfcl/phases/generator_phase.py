@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from nnunet_cfcl.counterfactual.choice import wants_generator
 from nnunet_cfcl.counterfactual.gate.attribute_predictor import train_predictor
-from nnunet_cfcl.counterfactual.gate.evaluate import Judges, evaluate, train_judges
+from nnunet_cfcl.counterfactual.gate.judges import Judges, evaluate, train_judges
 from nnunet_cfcl.counterfactual.gate.report import write_report
 from nnunet_cfcl.counterfactual.gate.results import GateReport
 from nnunet_cfcl.counterfactual.generator.data import Patches, draw_patches
@@ -332,4 +332,4 @@ def _summary(report: GateReport) -> dict[str, Any]:
     verdicts = dict(zip((one.name for one in report.interventions), report.verdicts))
     return {"passed": [name for name, verdict in verdicts.items() if verdict.passed],
             "ineffective": [name for name, verdict in verdicts.items() if verdict.ineffective],
-            "words": {name: verdict.words for name, verdict in verdicts.items()}}
+            "words": {name: verdict.summary for name, verdict in verdicts.items()}}
