@@ -15,7 +15,7 @@ from nnunet_cfcl.config import identity_settings
 from nnunet_cfcl.counterfactual.gate.verdict import FEWEST_CASES
 from nnunet_cfcl.counterfactual.generator.data import case_quantiles, split_patients
 from nnunet_cfcl.counterfactual.generator.generator import IntensityScale
-from nnunet_cfcl.counterfactual.generator.hvae_sizes import plan_sizes
+from nnunet_cfcl.counterfactual.generator.hvae_planning import plan_sizes
 from nnunet_cfcl.counterfactual.generator.task import GeneratorTask
 from nnunet_cfcl.data.attributes import AttributeCoding, is_missing
 from nnunet_cfcl.data.pretraining_cases import pretraining_cases
