@@ -27,11 +27,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from nnunet_cfcl.config import Settings, resolve_settings
-from nnunet_cfcl.counterfactual.gate.evaluate import judge
+from nnunet_cfcl.counterfactual.gate.judges import judge
 from nnunet_cfcl.counterfactual.gate.report import write_report
 from nnunet_cfcl.counterfactual.generator.data import case_quantiles, draw_patches, split_patients
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator, IntensityScale
-from nnunet_cfcl.counterfactual.generator.hvae_sizes import plan_sizes
+from nnunet_cfcl.counterfactual.generator.hvae_planning import plan_sizes
 from nnunet_cfcl.counterfactual.generator.interventions import default_interventions
 from nnunet_cfcl.counterfactual.generator.task import GeneratorTask
 from nnunet_cfcl.counterfactual.generator.training import GeneratorTraining

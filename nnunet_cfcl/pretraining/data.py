@@ -1,4 +1,4 @@
-"""What one pretraining step needs, drawn in worker processes: crops, views, counterfactual parameters, points."""
+"""Dataset of the pretraining: crops, views, counterfactual parameters and points, drawn in worker processes."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from nnunet_cfcl.views import (
     tissue_box,
 )
 
+#: Number of crops drawn until one has contrast, and foreground where that is wanted.
 POSITIONS_TRIED = 8
 
 
@@ -34,13 +35,13 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
     """Sample ``s * images_per_step + i`` is image i of step s and depends on (seed, s, i) alone.
 
     Args:
-        reader: the cases.
-        source: the counterfactuals.
-        objective: draws the points.
+        reader: reader of the cases.
+        source: source of the counterfactuals.
+        objective: the pretraining method, which draws the points.
         geometry: patch size and spacing.
         settings: all settings.
-        steps: optimiser steps of the whole pretraining.
-        ignore_label: label that says nothing about the voxel; None: there is none.
+        steps: number of optimiser steps of the pretraining.
+        ignore_label: label of voxels whose class is unknown; None: there is none.
     """
 
     def __init__(
@@ -62,9 +63,13 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
         return self._steps * self._settings.pretrain.images_per_step
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One image: ``image`` (C, *crop), ``counterfactual`` parameters, ``matrices`` (V, D, D+1), ``intensity``
-        parameters of its V views, ``drawn`` by the objective; where it needs labels ``labels`` (2, *crop) int16: the
-        label map and its confidence in percent, -1 and 0 where nothing is known."""
+        """Draws of one image.
+
+        Returns:
+            ``image`` (C, *crop), ``counterfactual`` parameters, ``matrices`` (V, D, D+1) and ``intensity`` parameters
+            of its V views, ``drawn`` by the objective; where the objective needs labels, ``labels`` (2, *crop) int16:
+            the label map and its confidence in percent, -1 and 0 where nothing is known.
+        """
         step, image = divmod(index, self._settings.pretrain.images_per_step)
         generator = generator_for(self._settings.seed, step, image)
         case = self._case(index)
@@ -98,8 +103,8 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
         return self._cases[shuffled(index, len(self._cases), self._settings.seed)]
 
     def _crop(self, generator: Generator, case: str) -> tuple[CropBox, Tensor]:
-        """A random crop. One without any contrast teaches nothing, and for a supervised method a share of the crops
-        should hold foreground, so a few positions are tried."""
+        """Random crop. A few positions are tried: a constant crop carries no information, and a share of the crops of a
+        supervised method should contain foreground."""
         shape, share = self._reader.shape(case)[1:], self._settings.silver.balanced_share
         wants_foreground = self._objective.needs_labels and float(torch.rand((), generator=generator)) < share
         for _ in range(POSITIONS_TRIED):

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -88,6 +87,7 @@ def test_the_stock_command_takes_over_for_phase_2(pretrained, hippocampus):
     assert (fold / "checkpoint_latest.pth").exists()
 
 
+@pytest.mark.nightly
 def test_a_mistake_is_said_once_and_ends_all_processes(hippocampus):
     output = hippocampus.run(*TORCHRUN, *pretrain(plans="shortPlan"), status=1)
     said = [line for line in output.splitlines() if line.startswith("nnunet_cfcl.pretrain: ")]

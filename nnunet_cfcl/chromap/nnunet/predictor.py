@@ -203,7 +203,7 @@ class WithChromaps(Predictor):
 
     @contextmanager
     def _announced_at_export(self) -> Iterator[None]:
-        """Context in which the session gets a case's properties at its export: without processes, it is the only place."""
+        """Context in which the session gets a case's properties at its export, the only place without processes."""
         export = nnunet_prediction.export_prediction_from_logits
 
         @functools.wraps(export)

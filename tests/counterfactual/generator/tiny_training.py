@@ -15,7 +15,7 @@ from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.counterfactual.generator import training as generator_training
 from nnunet_cfcl.counterfactual.generator.data import case_quantiles
 from nnunet_cfcl.counterfactual.generator.generator import IntensityScale
-from nnunet_cfcl.counterfactual.generator.hvae_sizes import plan_sizes
+from nnunet_cfcl.counterfactual.generator.hvae_planning import plan_sizes
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.counterfactual.generator.task import GeneratorTask
 from nnunet_cfcl.data.attributes import Attribute, AttributeCoding
