@@ -53,10 +53,10 @@ def test_a_checkpoint_that_is_cut_short_or_missing_is_named(tmp_path):
     save_checkpoint({"x": torch.arange(3)}, file)
     check_checkpoint(file, "mend it")
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"checkpoint_final\.pth is damaged .*; mend it"):
+    with pytest.raises(UserError, match=r"checkpoint_final\.pth is damaged .*; fix: mend it"):
         check_checkpoint(file, "mend it")
     file.unlink()
-    with pytest.raises(UserError, match=r"there is no checkpoint .*checkpoint_final\.pth; mend it"):
+    with pytest.raises(UserError, match=r"there is no checkpoint .*checkpoint_final\.pth; fix: mend it"):
         check_checkpoint(file, "mend it")
 
 

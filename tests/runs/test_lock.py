@@ -118,7 +118,7 @@ def test_another_failure_of_the_file_system_is_not_taken_for_a_missing_lock(tmp_
 def test_a_folder_that_cannot_be_written_is_named_with_what_mends_it(tmp_path):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "sub"
-    refusal = pytest.raises(UserError, match="cannot write .*file/sub .Not a directory.; free some space")
+    refusal = pytest.raises(UserError, match="cannot write .*file/sub .Not a directory.; fix: free some space")
     with refusal, exclusive(folder, print):
         pass
 
