@@ -190,7 +190,7 @@ class AcquisitionSettings:
     matching: tuple[float, float] = setting(
         (0.0, 1.0), "range of the shift of the transfer curve towards another case's intensity distribution", 0, 1)
     gamma: tuple[float, float] = setting((0.5, 2.0), "range of the transfer curve's exponent (log-uniform)", 0.05, 20)
-    point_spread: tuple[float, float] = setting((0.0, 1.0), "range of the point spread's sigma in in-plane voxels", 0, 20)
+    point_spread: tuple[float, float] = setting((0.0, 1.0), "range of the point spread's sigma, in-plane voxels", 0, 20)
     noise_level: tuple[float, float] = setting(
         (0.0, 0.05), "range of the noise's standard deviation as a share of the intensity range", 0, 1)
     noise_correlation: tuple[float, float] = setting(

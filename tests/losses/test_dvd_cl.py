@@ -280,6 +280,7 @@ def test_hard_negatives_raise_the_share_of_near_negatives_in_the_gradient():
         ({"ignore_radius": 3.0}, "ignore_radius 3 needs the positions of the points"),
         ({"ignore_radius": -1.0}, "ignore_radius must be finite and not negative, got -1"),
         ({"ignore_radius": math.nan}, "ignore_radius must be finite and not negative, got nan"),
+        ({"ignore_radius": math.inf}, "ignore_radius must be finite and not negative, got inf"),
         ({"ignore_radius": 1.0, "positions": torch.ones(2, 4, 3)}, r"positions must be floating \(2, 3, D\)"),
     ],
 )

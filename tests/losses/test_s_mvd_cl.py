@@ -50,6 +50,12 @@ def test_points_of_unknown_label_are_not_there():
     torch.testing.assert_close(s_mvd_cl_loss(z, unknown).loss, s_mvd_cl_loss(z, CLASSES, valid=unknown >= 0).loss)
 
 
+@pytest.mark.parametrize("labels", [CLASSES[:1], CLASSES.float(), CLASSES.bool()])
+def test_wrong_labels_are_a_readable_error(labels):
+    with pytest.raises(ValueError, match=r"labels must be integers \(2, 2, 3\), got torch"):
+        s_mvd_cl_loss(torch.ones(2, 2, 3, 5), labels)
+
+
 def test_the_documented_example_runs():
     result = doctest.testmod(s_mvd_cl)
     assert result.attempted > 0 and result.failed == 0

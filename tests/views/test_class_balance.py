@@ -26,6 +26,8 @@ from nnunet_cfcl.views import (
     tissue_box,
     to_view,
 )
+from nnunet_cfcl.views.class_balance import draw_labelled
+from nnunet_cfcl.views.read_region import read_region
 
 FLAT = ViewGeometry((24, 32), (1.0, 2.5))
 CUBE = ViewGeometry((12, 16, 10), (1.0, 0.8, 2.0))
@@ -328,3 +330,12 @@ def test_shares_and_labels_that_make_no_sense_are_an_error():
         ClassBalance(labels.int() + 40000, 0.5)
     with pytest.raises(ValueError, match="same number of axes"):
         draw_view_points(generator(), identity_views(CUBE, 1), CUBE, whole_crop(CUBE), 5, ClassBalance(labels, 0.5))
+
+
+def test_no_further_labelled_points_are_drawn_in_a_crop_without_ignored_voxels():
+    labels = organs(FLAT)
+    region = read_region(identity_views(FLAT, 1).unsqueeze(1), FLAT, whole_crop(FLAT), labels)
+    points, valid = draw_labelled(generator(), region, torch.tensor([3]))
+    assert points.shape == (1, 0, 2) and valid.shape == (1, 0)
+    ignored = read_region(identity_views(FLAT, 1).unsqueeze(1), FLAT, whole_crop(FLAT), labels - 1)
+    assert int(draw_labelled(generator(), ignored, torch.tensor([3]))[1].sum()) == 3
