@@ -167,8 +167,8 @@ def test_no_anchor_with_a_positive_gives_a_zero_with_a_graph(point_objective, dr
     if case == "no positive":
         if point_objective.name == "dvd":
             pytest.skip("a point of DVD-CL always has its positive")
-        spread = torch.arange(24.0).reshape(3, 2, 4)
-        problem = replace(problem, labels=spread.long() + 1, positions=spread[..., None])
+        distinct = torch.arange(24.0).reshape(3, 2, 4)
+        problem = replace(problem, labels=distinct.long() + 1, positions=distinct[..., None])
     found = point_objective.compute(problem, hard_negatives=beta)
     found.loss.backward()
     assert found.loss.item() == 0 and found.with_positive == 0
@@ -223,7 +223,7 @@ def test_anchors_and_those_with_a_positive_are_counted(objectives, draw_problem)
         assert (int(found.anchors), int(found.with_positive)) == counts, name
 
 
-def test_a_second_derivative_is_refused_and_not_silently_wrong(objective, draw_problem):
+def test_a_second_derivative_is_rejected(objective, draw_problem):
     problem = draw_problem()
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(objective.loss(problem), problem.z, create_graph=True)

@@ -27,7 +27,7 @@ def _valid(batch: int, points: int, seed: int) -> Tensor:
 
 
 def _loop_oracle(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
-    """The definition, read aloud: every anchor of every direction, every candidate, one cosine at a time."""
+    """The definition as a double loop: every anchor of every direction, every candidate, one cosine at a time."""
     batch, points, _ = a.shape
     places = [(i, p) for i in range(batch) for p in range(points) if valid is None or valid[i, p]]
     total = torch.zeros((), dtype=torch.float64)
@@ -257,7 +257,7 @@ def test_the_ignore_band_leaves_the_positive_and_other_images_in():
     assert at_the_radius.item() == pytest.approx(2 * far, abs=1e-12)
 
 
-def test_without_a_radius_positions_are_not_looked_at():
+def test_without_a_radius_positions_are_not_read():
     a, b = _pair()
     assert torch.equal(dvd_cl_loss(a, b, positions=torch.zeros(1)).loss, dvd_cl_loss(a, b).loss)
 

@@ -42,7 +42,7 @@ def test_a_point_alone_in_its_class_is_left_out():
     assert found.loss.item() == pytest.approx(math.log(3), abs=1e-12)
 
 
-def test_points_of_unknown_label_are_not_there():
+def test_points_of_unknown_label_are_invalid():
     g = torch.Generator().manual_seed(0)
     z = torch.randn(2, 2, 3, 4, generator=g, dtype=torch.float64)
     unknown = torch.where(torch.rand(2, 2, 3, generator=g) < 0.3, -1, CLASSES)

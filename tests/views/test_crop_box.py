@@ -67,7 +67,7 @@ def test_an_extended_crop_repeats_the_border_and_a_padded_one_has_the_value(star
         np.testing.assert_array_equal(padded[crop], expected)
 
 
-def test_a_crop_around_a_voxel_holds_it_and_stays_inside():
+def test_a_crop_around_a_voxel_contains_it_and_stays_inside():
     for voxel in ((0, 0, 0), (4, 9, 19), (2, 5, 3)):
         box = crop_around(voxel, (5, 10, 20), (3, 4, 6))
         assert all(s <= at < s + size and 0 <= s <= n - size
