@@ -207,7 +207,7 @@ def test_a_column_with_one_value_is_said_and_without_another_nothing_can_be_chan
     assert lines == ["attributes.csv: column 'vendor' is not used: its only value is 'X'"]
     with pytest.raises(NothingToChange, match=r"no attribute of attributes\.csv can be changed.*no attribute with two"):
         choose(table(vendor=["X"] * 40))
-    with pytest.raises(UserError, match=r"'vendor' is no attribute with at least two values.*counterfactual.interv"):
+    with pytest.raises(UserError, match=r"'vendor' is not an attribute with at least two.*counterfactual.interv"):
         choose(table(scanner=SCANNER, vendor=["X"] * 40), ["vendor"])
 
 
