@@ -216,7 +216,7 @@ def measure(
         found.setdefault(one.name, {}).update(
             effectiveness=min(effect.share or 0.0 for effect in one.effectiveness),
             accuracy_on_real=min(effect.accuracy or 0.0 for effect in one.effectiveness),
-            reversibility=one.reversibility, dice_ratio=one.dice_ratio, gate=verdict.words)
+            reversibility=one.reversibility, dice_ratio=one.dice_ratio, gate=verdict.summary)
     return {**found, "composition": report.composition}
 
 

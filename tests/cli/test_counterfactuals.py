@@ -1,4 +1,4 @@
-"""Importing counterfactuals: the original images themselves must come out as nnU-Net preprocessed them."""
+"""Import of counterfactuals: the original images must be preprocessed exactly as by nnU-Net."""
 
 import argparse
 import json
@@ -146,14 +146,14 @@ def test_the_command_imports_several_interventions_into_the_store_training_finds
     shutil.rmtree(folder.parent)
 
 
-def test_a_killed_process_is_an_error_that_says_so(datasets, tmp_path, kill_first_child):
+def test_a_killed_process_raises_a_clear_error(datasets, tmp_path, kill_first_child):
     images = offer(datasets, XRAYS, tmp_path / "images")
     with kill_first_child, pytest.raises(UserError, match="a process was killed, probably for lack of memory.*"
                                                           "smaller -np"):
         import_counterfactuals(XRAYS, "2d", images, store_folder=tmp_path / "store", processes=2)
 
 
-def test_a_repeated_import_makes_only_what_is_missing_or_out_of_date(datasets, tmp_path):
+def test_a_repeated_import_writes_only_missing_and_outdated_files(datasets, tmp_path):
     images = offer(datasets, XRAYS, tmp_path / "images")
     store = import_counterfactuals(XRAYS, "2d", images, store_folder=tmp_path / "store")
     stamps = {case: store.path(case, "same").stat().st_mtime_ns for case in CASES}
@@ -166,7 +166,7 @@ def test_a_repeated_import_makes_only_what_is_missing_or_out_of_date(datasets, t
     assert store.path("patient_2", "same").stat().st_mtime_ns > stamps["patient_2"]
 
 
-def test_wrong_input_is_named_before_anything_is_written(datasets, tmp_path):
+def test_invalid_input_raises_before_anything_is_written(datasets, tmp_path):
     images = offer(datasets, XRAYS, tmp_path / "images")
     attempt = lambda dataset=XRAYS, configuration="2d", folder=images: import_counterfactuals(  # noqa: E731
         dataset, configuration, folder, store_folder=tmp_path / "store")
@@ -194,7 +194,7 @@ def test_an_image_on_another_grid_is_an_error_with_both_shapes(datasets, tmp_pat
         import_counterfactuals(XRAYS, "2d", images, store_folder=tmp_path / "store")
 
 
-def test_an_image_that_is_not_finite_after_normalisation_is_refused(datasets, tmp_path):
+def test_an_image_that_is_not_finite_after_normalisation_raises(datasets, tmp_path):
     images = offer(datasets, VOLUMES, tmp_path / "images")
     path = images / "patient_0__same_0000.nii.gz"
     volume = sitk.ReadImage(str(path))

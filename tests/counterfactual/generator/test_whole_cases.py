@@ -1,4 +1,4 @@
-"""Counterfactuals of whole cases by blended windows, against a slow oracle in double precision."""
+"""Sliding-window counterfactuals of whole cases against a slow oracle in double precision."""
 
 from itertools import product
 from unittest import mock
@@ -48,7 +48,7 @@ def joined(blend: SlidingWindowCounterfactuals, cases) -> dict[str, torch.Tensor
 
 
 def oracle(generator, image: np.ndarray) -> torch.Tensor:
-    """Windows one by one over the whole image, extended far enough, and a whole map of weights, in float64."""
+    """Blend windows one by one over the whole, padded image with a full map of weights, in float64."""
     size = (1,) * (3 - len(generator.patch_size)) + generator.patch_size
     gaussian = compute_gaussian(generator.patch_size, dtype=torch.float64, device=torch.device("cpu")).view(size)
     before = [max(0, n - have + 1) // 2 for n, have in zip(size, image.shape[1:])]
@@ -71,7 +71,7 @@ def oracle(generator, image: np.ndarray) -> torch.Tensor:
 
 @SHAPES
 @pytest.mark.parametrize("learned_scale", [True, False], ids=["learned scale", "fixed scale"])
-def test_the_blend_equals_the_oracle_to_a_hundredth_of_the_images_spread(dim, shape, learned_scale):
+def test_the_blend_equals_the_oracle_within_a_hundredth_of_the_standard_deviation(dim, shape, learned_scale):
     generator = random_generator(dim, channels=2, learned_scale=learned_scale)
     image = images((2, *shape))
     found = joined(blender(generator, {"case": image}), [asked()])["case"]
@@ -167,7 +167,7 @@ def test_a_sample_of_the_posterior_depends_on_its_seed_alone():
     assert (of(1) - of(2)).abs().max() > 0.05 and (of(1) - means).abs().max() > 0.05
 
 
-def test_neither_reads_nor_what_is_held_grow_with_the_case():
+def test_neither_reads_nor_memory_grow_with_the_case():
     """One window, or a few planes, at a time."""
     generator, boxes, held = random_generator(3), [], []
     reader = CasesInMemory({"case": images((1, 100, 9, 10))})
