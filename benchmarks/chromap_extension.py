@@ -26,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 from pretraining_setup import write_result
 
-from nnunet_cfcl.chromap.color_space import UMAP_MIN_DISTANCE, UMAP_NEIGHBOURS, ColorSpace
+from nnunet_cfcl.chromap.color_space import ColorSpace
+from nnunet_cfcl.chromap.fitting import UMAP_MIN_DISTANCE, UMAP_NEIGHBOURS
 
 CHANNELS, TISSUES, FREQUENCIES = 32, 6, 12
 MIXED, NOISE = 0.15, 0.15
