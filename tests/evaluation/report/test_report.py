@@ -125,8 +125,8 @@ def test_the_metrics_equal_those_of_evaluate_by_group(root):
 
 def test_the_page_warns_that_fold_all_was_trained_on_its_validation_cases(root):
     write_dataset(root)
-    words = ("Caution: fold all was trained on these cases: the metrics of nnUNetTrainerDVDCL do not generalise to other "
-             "cases")
+    words = ("Caution: fold all was trained on these cases: the metrics of nnUNetTrainerDVDCL do not generalise to "
+             "other cases")
     assert words in page_of(write_complete(root, fold="all")).text("fold1-metrics")
     assert "fold all" not in page_of(write_complete(root)).text("fold1-metrics")
 
@@ -158,7 +158,8 @@ def test_the_page_reports_what_is_missing(root, kind):
     page = page_of(fold)
     check_is_harmless(page)
     overview, gate = page.text("fold1-overview"), page.text("fold1-gate")
-    words = {"empty": "not started there is no log", "killed": "not finished 2 of 9 epochs, 3 min 00 s: stopped or running; resume with --c",
+    words = {"empty": "not started there is no log",
+             "killed": "not finished 2 of 9 epochs, 3 min 00 s: stopped or running; resume with --c",
              "stock": "pretraining none the trainer has no pretraining"}
     assert words[kind] in overview and "log.jsonl" not in overview
     assert ("analytic interventions on the acquisition" if kind == "killed" else "no report of a generator's") in gate
@@ -298,7 +299,8 @@ def test_an_unknown_column_is_an_error_before_anything_is_written(root, capsys):
     write_dataset(root)
     fold = write_complete(root)
     error = error_of(capsys, fold, "--by", "scaner")
-    assert "no column 'scaner' to group by" in error and "; fix: name one of them with --by" in error and "site" in error
+    assert "no column 'scaner' to group by" in error and "site" in error
+    assert "; fix: name one of them with --by" in error
     assert not (fold / "cfcl" / "report").exists()
 
 
