@@ -131,7 +131,7 @@ def main() -> None:
     result = measure(arguments)
     failed = [name for name, part in result.items() if isinstance(part, dict) and not part.get("passed", True)]
     if failed:
-        raise SystemExit(f"speed ratio below {LEAST_RATIO:g}, or trustworthiness lower by over {LARGEST_LOSS}: {failed}")
+        raise SystemExit(f"speed ratio below {LEAST_RATIO:g} or trustworthiness lower by over {LARGEST_LOSS}: {failed}")
 
 
 if __name__ == "__main__":

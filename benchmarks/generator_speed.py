@@ -55,7 +55,7 @@ CELLS = {"scanner": "A", "disease": "no"}
 
 @dataclass(frozen=True)
 class Setting:
-    """Setting of a measurement: cases (Z, Y, X), patch and widths (fine to coarse) of the generator, windows per pass."""
+    """Setting of a measurement: cases (Z, Y, X), patch and widths (fine to coarse) of the model, windows per pass."""
 
     cases: int
     shape: tuple[int, ...]
