@@ -21,9 +21,9 @@ from nnunet_cfcl.data.attribute_table import ATTRIBUTES
 from nnunet_cfcl.data.pool.manifest import pool_command, read_manifest, silver_folder
 from nnunet_cfcl.data.pool.sources import SILVER_LABELS
 from nnunet_cfcl.data.pretraining_cases import PretrainingCases, pretraining_cases
-from nnunet_cfcl.errors import CheckResult, UserError, first_line
+from nnunet_cfcl.errors import CheckResult, UserError, first_line, isolated
 from nnunet_cfcl.files.json_files import read_json
-from nnunet_cfcl.nnunet import check_dataset
+from nnunet_cfcl.nnunet import lookup
 from nnunet_cfcl.nnunet.decoder_tap import decoder_width
 from nnunet_cfcl.nnunet.fold import FoldContext, Split
 from nnunet_cfcl.nnunet.plan import check_single_stage, view_geometry
@@ -66,16 +66,17 @@ class PlannedPretraining:
             yield CheckResult("ok", "no pretraining (pretrain.enabled is false)")
             return
         manager = PlansManager(self.plan).get_configuration(self.configuration)
-        yield _checked(lambda: check_single_stage(self.configuration, manager), "no previous stage needed",
+        yield _checked(lambda: check_single_stage(self.configuration, manager), "no previous stage required",
                        f"-c {manager.previous_stage_name}, or set pretrain.enabled to false for this stage in "
                        f"{_settings_file()}")
         views = self.trainer.method.adapt(self.settings).views
         yield _checked(lambda: check_patch(view_geometry(manager), views), "the views fit the patch",
-                       f"set views.crop_fraction in {_settings_file()}, or another patch_size in {self.plans}.json")
-        yield _checked(lambda: self._objective(manager), f"method {self.trainer.method.name}",
-                       f"change the setting in {_settings_file()}")
+                       f"set views.crop_fraction in {_settings_file()}, or another patch_size in {self.plans}.json",
+                       keep_fix=True)
+        yield _checked(lambda: self._objective(manager), f"pretraining method {self.trainer.method.name}",
+                       f"change the setting in {_settings_file()}", keep_fix=True)
         yield from self._network_results(manager.batch_size)
-        yield from self._data_results(check_dataset.preprocessed_folder(self.dataset, manager.configuration))
+        yield from self._data_results(lookup.preprocessed_folder(self.dataset, manager.configuration))
 
     def _objective(self, manager: ConfigurationManager) -> Objective:
         context = MethodContext(self.trainer.method.adapt(self.settings), view_geometry(manager),
@@ -84,22 +85,22 @@ class PlannedPretraining:
         return objective
 
     def _network_results(self, batch_size: int) -> Iterator[CheckResult]:
-        try:
-            network = self._network()
         # custom networks may need real tensors when built, which says nothing about the training
-        except Exception as error:
+        with isolated() as errors:
+            network = self._network()
+        if errors:
             yield CheckResult("warn",
-                              "decoder and norms not checked, the network could not be built on the meta device "
-                                  f"({first_line(error)})")
+                              "decoder and norms not checked, as the network could not be built on the meta device "
+                              f"({first_line(errors[0])})")
             return
         is_the_plans = self.trainer.build_network_architecture is nnUNetTrainer.build_network_architecture
-        plan_again = check_dataset.plan_command(self.dataset, self.configuration, "nnUNetPlans")
-        yield _checked(lambda: decoder_width(network), f"{type(network).__name__} has the decoder to be pretrained",
+        plan_again = lookup.plan_command(self.dataset, self.configuration, "nnUNetPlans")
+        yield _checked(lambda: decoder_width(network), f"{type(network).__name__} has a decoder that can be pretrained",
                        f"{plan_again}, then -p nnUNetPlans" if is_the_plans
                        else "derive the trainer from one that builds the plan's own network")
         chosen, views = self.settings.pretrain, self.settings.counterfactual.count + 1
         patches, per_pass = chosen.images_per_step * views, chosen.patches_per_pass or batch_size
-        cached = patches > per_pass and not self.trainer.method.example().separable
+        cached = patches > per_pass and not self.trainer.method.separable
         yield _checked(lambda: check_norms(network) if cached else None,
                        f"{patches} patches per step of pretraining, at most {per_pass} per pass",
                        f"plan with InstanceNorm, or set pretrain.patches_per_pass to {patches} in {_settings_file()}")
@@ -107,7 +108,7 @@ class PlannedPretraining:
     def _network(self) -> nn.Module:
         # some trainers modify the plan
         manager = PlansManager(copy.deepcopy(self.plan))
-        channels = check_dataset.network_channels(self.dataset, self.plan, self.configuration)
+        channels = lookup.network_channels(self.dataset, self.plan, self.configuration)
         with torch.device("meta"):
             network: nn.Module = build_network(
                 self.trainer, manager, manager.get_configuration(self.configuration), *channels, deep_supervision=True)
@@ -116,7 +117,7 @@ class PlannedPretraining:
     def _data_results(self, folder: Path) -> Iterator[CheckResult]:
         """Check cases and counterfactuals of fold "all"; where a check fails, find the folds that can be pretrained."""
         try:
-            known = check_dataset.preprocessed_cases(folder, "")
+            known = lookup.preprocessed_cases(folder, "")
         except UserError:
             return  # `check_preprocessed` reports it
         found = list(self._fold_results(folder, "all", known, known))
@@ -135,7 +136,7 @@ class PlannedPretraining:
     ) -> Iterator[CheckResult]:
         log: list[str] = []
         context = self._context(folder, fold, (sorted(training), sorted(validation)), log)
-        needs_labels, method = self.trainer.method.example().needs_labels, self.trainer.method
+        needs_labels, method = self.trainer.method.needs_labels, self.trainer.method
         try:
             cases = pretraining_cases(context, self.settings, needs_labels, unpack=False)
         except UserError as error:
@@ -167,9 +168,10 @@ class PlannedPretraining:
             return CheckResult("FAIL", error.message, error.fix or f"correct {ATTRIBUTES}")
         return _checked(
             lambda: choose_source(self.settings, cases, folder, asked.schemes, len(asked.geometry.patch_size)),
-            "counterfactuals for all cases",
+            "counterfactuals available for all cases",
             f"nnunet_cfcl counterfactuals import -d {int(self.dataset[7:10])} -c {self.configuration} "
-            f"-p {self.plans} -i IMAGES, or set counterfactual.source to acquisition in {_settings_file()}")
+            f"-p {self.plans} -i IMAGES, or set counterfactual.source to acquisition in {_settings_file()}",
+            keep_fix=True)
 
     def _attributes_result(
         self, known: KnownAttributes | None, asked: FoldContext, cases: PretrainingCases
@@ -209,11 +211,12 @@ def _no_loss() -> Any:
     """The doctor builds a method, but computes no loss."""
 
 
-def _checked(check: Callable[[], object], ok: str, fix: str) -> CheckResult:
+def _checked(check: Callable[[], object], ok: str, fix: str, keep_fix: bool = False) -> CheckResult:
+    """Run a check; ``fix`` replaces the fix of its error, or precedes it (``keep_fix``)."""
     try:
         check()
     except UserError as error:
-        return CheckResult("FAIL", str(error), fix)
+        return CheckResult("FAIL", error.message, f"{fix}, or {error.fix}" if keep_fix and error.fix else fix)
     return CheckResult("ok", ok)
 
 

@@ -18,9 +18,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_cfcl.config import Settings, resolve_settings
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet import versions
-from nnunet_cfcl.nnunet.check_dataset import find_dataset, load_configuration, load_plan
-from nnunet_cfcl.nnunet.check_environment import check_folders
 from nnunet_cfcl.nnunet.experiment_loggers import Track, pretraining_tracker, track_nothing
+from nnunet_cfcl.nnunet.lookup import check_folders, find_dataset, load_configuration, load_plan
 from nnunet_cfcl.nnunet.plan import settings_block, view_geometry
 from nnunet_cfcl.nnunet.segmentation_loss import NnUNetLoss, segmentation_loss
 from nnunet_cfcl.runs.seeds import seed_everything

@@ -1,4 +1,4 @@
-"""The cases of phase 1, from files that nnU-Net's own storage class has written."""
+"""Selection and reading of the pretraining's cases, from files written by nnU-Net's own storage class."""
 
 import json
 import multiprocessing
@@ -114,7 +114,7 @@ def patients_and_pool(name_patients, save):
 
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("fold", FOLDS)
-def test_no_validation_case_and_none_of_its_patients_images_enter(make_fold, patients_and_pool, toy, fold, data):
+def test_no_validation_case_and_no_image_of_its_patient_is_selected(make_fold, patients_and_pool, toy, fold, data):
     cases = pretraining_cases(make_fold(fold), settings(data), needs_labels=True).cases
     labelled, pool = {f"toy_{n}" for n in range(6)}, {f"un_{n}" for n in range(7)}
     if fold == "all":
@@ -132,7 +132,7 @@ def test_no_validation_case_and_none_of_its_patients_images_enter(make_fold, pat
     assert validation or len(cases) == len(offered)
 
 
-def test_the_folds_of_the_toy_dataset_do_hold_back_images_of_the_pool_and_of_training(make_fold, patients_and_pool):
+def test_the_folds_of_the_toy_dataset_leave_out_images_of_pool_and_training_set(make_fold, patients_and_pool):
     lines = [line for fold in FOLDS[:5] for owner in [make_fold(fold)]
              if pretraining_cases(owner, settings(), needs_labels=False) for line in owner.log if "phase 1" in line]
     assert all("cases of the pool (" in line and "left out: same patient as a validation case)" in line
@@ -156,7 +156,7 @@ def test_a_case_that_a_split_names_in_both_parts_is_not_used(make_fold, toy):
     assert pretraining_cases(make_fold(0), settings(), needs_labels=False).cases == ("toy_0", "toy_1")
 
 
-def test_a_patient_that_has_the_name_of_a_validation_case_is_that_cases_own(make_fold, save, name_patients):
+def test_a_patient_named_like_a_validation_case_is_that_cases_patient(make_fold, save, name_patients):
     validation = make_fold(0).split()[1]
     name_patients({"un_0": validation[0], "un_1": "someone"})
     save({"un_0": -1, "un_1": -1})
@@ -164,7 +164,7 @@ def test_a_patient_that_has_the_name_of_a_validation_case_is_that_cases_own(make
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_the_log_says_where_patients_are_not_known(make_fold, save, name_patients, data):
+def test_the_log_reports_that_patients_are_not_known(make_fold, save, name_patients, data):
     save({"un_0": -1})
     owner = make_fold(0)
     pretraining_cases(owner, settings(data), needs_labels=False)
@@ -174,7 +174,7 @@ def test_the_log_says_where_patients_are_not_known(make_fold, save, name_patient
     assert any("patients are not known" in line for line in owner.log) == (data == "pool")
 
 
-def test_the_log_names_the_cases_whose_patient_is_not_known(make_fold, save, name_patients):
+def test_the_log_lists_the_cases_whose_patient_is_not_known(make_fold, save, name_patients):
     save({"un_0": -1})
     name_patients({f"toy_{n}": f"p{n}" for n in range(6)})
     owner = make_fold(0)
@@ -195,7 +195,7 @@ def test_without_the_raw_dataset_the_same_cases_are_left_out(
     assert [pretraining_cases(make_fold(fold), settings(data), needs_labels=False).cases for fold in FOLDS] != reached
 
 
-def test_a_table_that_changed_since_the_pool_was_made_wins_and_the_log_names_the_command(
+def test_a_table_changed_since_the_pool_was_preprocessed_takes_precedence_and_is_logged(
         make_fold, patients_and_pool, toy_cases):
     store_patients(toy_cases.parent, {"un_5": "p0"})
     owner = make_fold(0)
@@ -210,7 +210,7 @@ def test_a_table_that_changed_since_the_pool_was_made_wins_and_the_log_names_the
 
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("suffix", ["_0000", "_0000.png", ".png"])
-def test_patients_of_files_instead_of_cases_are_refused(make_fold, save, name_patients, data, suffix):
+def test_file_names_instead_of_case_names_are_rejected(make_fold, save, name_patients, data, suffix):
     save({"un_0": -1})
     name_patients({"toy_0": "a", f"toy_1{suffix}": "a", f"un_0{suffix}": "b", "test_7": "c"})
     with pytest.raises(UserError, match=f"2 names of files where names of cases .*: toy_1{suffix}, un_0{suffix};"):
@@ -219,7 +219,7 @@ def test_patients_of_files_instead_of_cases_are_refused(make_fold, save, name_pa
     assert pretraining_cases(make_fold(0), settings(data), needs_labels=False).cases
 
 
-def test_a_table_that_names_only_cases_unknown_is_refused_with_and_without_the_raw_dataset(
+def test_a_table_of_unknown_cases_is_rejected_with_and_without_the_raw_dataset(
         make_fold, name_patients, toy_cases, monkeypatch):
     name_patients({"scan_1": "a", "scan_2": "a"})
     with pytest.raises(UserError, match="none of the 6 known cases, such as toy_0, but 2 others: scan_1, scan_2"):
@@ -230,7 +230,7 @@ def test_a_table_that_names_only_cases_unknown_is_refused_with_and_without_the_r
         pretraining_cases(make_fold(0), settings(), needs_labels=False)
 
 
-def test_if_nothing_is_left_the_reason_is_given(make_fold, save, name_patients):
+def test_an_empty_selection_is_an_error_with_the_reason(make_fold, save, name_patients):
     name_patients({**{f"toy_{n}": "one" for n in range(6)}, "un_0": "one"})
     save({"un_0": -1})
     with pytest.raises(UserError, match="no cases: all 1 are labelled cases or of their patients"):
@@ -251,7 +251,7 @@ def test_without_a_pool_the_training_cases_are_used_alone(make_fold):
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_all_cases_of_dataset_and_pool_are_known_whichever_are_used(make_fold, save, data):
+def test_all_cases_of_dataset_and_pool_are_known_used_or_not(make_fold, save, data):
     save({"un_0": -1, "un_1": -1})
     reader = pretraining_cases(make_fold(0), settings(data), needs_labels=False)
     assert reader.known == (*(f"toy_{n}" for n in range(6)), "un_0", "un_1")
@@ -268,7 +268,7 @@ def test_a_pool_that_was_never_preprocessed_is_an_error_that_names_the_command(m
 
 
 @pytest.mark.parametrize("folder_is_there", [True, False])
-def test_a_pool_that_is_empty_or_missing_is_an_error_where_it_is_wanted_alone(make_fold, toy, folder_is_there):
+def test_an_empty_or_missing_pool_is_an_error_if_it_is_the_only_data(make_fold, toy, folder_is_there):
     if folder_is_there:
         (toy / "nnUNet_raw" / DATASET / "imagesUn").mkdir()
     with pytest.raises(UserError, match=f"{DATASET}/imagesUn and run nnunet_cfcl pool -d 7 -c 2d"):
@@ -297,7 +297,7 @@ def test_a_dataset_that_is_not_preprocessed_is_an_error_that_names_the_command(m
         pretraining_cases(owner, settings("pool"), needs_labels=False)
 
 
-def test_the_pool_that_the_command_makes_is_read(make_fold, toy):
+def test_a_pool_preprocessed_by_the_command_is_read(make_fold, toy):
     from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
     from nnunet_cfcl.data.pool.run import preprocess_pool
@@ -312,7 +312,7 @@ def test_the_pool_that_the_command_makes_is_read(make_fold, toy):
                                      str(raw / "imagesUn" / f"un_{n}_0000.png"), {})
     NaturalImage2DIO().write_seg(label, str(raw / "labelsSilver" / "un_1.png"), {})
     (raw / "labelsSilver" / "silver.csv").write_text("case,quality\nun_1,0.8\n")
-    preprocess_pool("7", "2d", processes=1, say=lambda line: None)
+    preprocess_pool("7", "2d", processes=1, log=lambda line: None)
     reader = pretraining_cases(make_fold("all"), settings("pool"), needs_labels=True)
     assert reader.cases == ("un_0", "un_1") and reader.labelled == ("un_1",)
     assert reader.shape("un_0") == (1, 1, 24, 20)
@@ -326,7 +326,7 @@ def test_the_pool_that_the_command_makes_is_read(make_fold, toy):
 # --- labels
 
 
-def test_a_silver_label_of_the_pool_is_used_unless_its_quality_is_known_to_be_low(make_fold, save):
+def test_a_silver_label_of_the_pool_is_used_unless_its_quality_is_given_and_low(make_fold, save):
     stored = save({"un_0": None, "un_1": 0.69, "un_2": -1, "un_3": 0.7})
     owner = make_fold(0)
     reader = pretraining_cases(owner, settings("pool"), needs_labels=True)
@@ -341,21 +341,21 @@ def test_a_silver_label_of_the_pool_is_used_unless_its_quality_is_known_to_be_lo
     assert owner.log[-1] == "labels: 0 manual, 2 silver (1 more are not used: quality below 0.7)"
 
 
-def test_labels_taken_at_their_word_are_certain_wherever_they_are(make_fold, save):
+def test_labels_without_confidence_are_certain_wherever_they_exist(make_fold, save):
     stored = save({"un_0": 0.9})
     reader = pretraining_cases(make_fold(0), settings("pool", confidence=False), needs_labels=True)
     labels, confidence = reader.labels("un_0", BOX)
     np.testing.assert_array_equal(confidence, np.where(stored["un_0"][0][BOX] >= 0, 100, 0))
 
 
-def test_the_quality_that_is_asked_for_decides(make_fold, save):
+def test_labels_below_the_minimum_quality_are_not_used(make_fold, save):
     save({"un_0": 0.5, "un_1": 0.3})
     for least, labelled in ((0.2, ("un_0", "un_1")), (0.4, ("un_0",))):
         assert pretraining_cases(make_fold(0), settings("pool", min_quality=least), True).labelled == labelled
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_manual_labels_keep_their_values_the_ignore_label_included(make_fold, toy, toy_cases, regions):
+def test_manual_labels_keep_their_values_including_the_ignore_label(make_fold, toy, toy_cases, regions):
     labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3} if regions else {
         "background": 0, "a": 1, "b": 2, "ignore": 3}
     file = toy / "nnUNet_preprocessed" / DATASET / "dataset.json"
@@ -376,7 +376,7 @@ def test_manual_labels_keep_their_values_the_ignore_label_included(make_fold, to
     np.testing.assert_array_equal(confidence, np.where(found == -1, 0, 100))
 
 
-def test_without_silver_labels_the_manual_ones_are_used_and_the_log_says_so(make_fold, save):
+def test_without_silver_labels_the_manual_labels_are_used_and_logged(make_fold, save):
     save({"un_0": -1, "un_1": 0.1})
     owner = make_fold(0)
     reader = pretraining_cases(owner, settings(), needs_labels=True)
@@ -385,7 +385,7 @@ def test_without_silver_labels_the_manual_ones_are_used_and_the_log_says_so(make
                in line for line in owner.log)
 
 
-def test_training_cases_have_their_silver_label_only_where_that_is_asked_for(make_fold, save):
+def test_silver_labels_of_training_cases_are_used_only_if_the_setting_says_so(make_fold, save):
     training = sorted(make_fold(0).split()[0])
     stored = save({training[0]: None, training[1]: 0.1, make_fold(0).split()[1][0]: 0.9}, silver_of_training=True)
     box = (slice(0, 1), slice(3, 20), slice(0, 9))
@@ -453,7 +453,7 @@ def test_a_spawned_worker_reads_the_same(make_fold, save):
 
 
 def replace_files(folder, case, ending, image, labels):
-    """One of the two files of a case becomes that of another image and labels."""
+    """Replace one of the two files of a case by that of another image and labels."""
     nnUNetDatasetBlosc2.save_case(image, labels, {}, str(folder / "new"), **LAYOUT)
     shutil.move(folder / f"new{ending}", folder / f"{case}{ending}")
     for path in folder.glob("new*"):
@@ -504,7 +504,7 @@ def test_another_image_of_the_pool_changes_the_digest_of_those_that_use_the_pool
     assert [data for data in DATA if after[data] == before[data]] == ["training"]
 
 
-def test_names_of_cases_are_plain_strings_also_when_nnunet_has_just_made_the_split(toy, make_fold):
+def test_case_names_are_plain_strings_also_right_after_nnunet_created_the_split(toy, make_fold):
     (toy / "nnUNet_preprocessed" / DATASET / "splits_final.json").unlink(missing_ok=True)
     owner = make_fold()
     split = owner.split

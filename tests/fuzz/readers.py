@@ -25,6 +25,7 @@ from nnunet_cfcl.data.patients import known_patients, store_patients
 from nnunet_cfcl.data.pool.check import _quietly, _Unreadable, read_probabilities
 from nnunet_cfcl.data.pool.manifest import CaseRecord, Manifest, manifest_file, read_manifest, write_manifest
 from nnunet_cfcl.data.pool.sources import read_qualities
+from nnunet_cfcl.doctor.dataset import check_settings
 from nnunet_cfcl.evaluation.masks.tables import find_labels, join_attributes
 from nnunet_cfcl.evaluation.probe.models import read_weights
 from nnunet_cfcl.evaluation.report import sections
@@ -33,7 +34,7 @@ from nnunet_cfcl.evaluation.report.fold_folder import read_fold
 from nnunet_cfcl.evaluation.report.metrics import metrics_blocks, read_metrics
 from nnunet_cfcl.evaluation.report.page import render
 from nnunet_cfcl.evaluation.report.pictures import BrokenPicture, embed
-from nnunet_cfcl.nnunet import check_dataset
+from nnunet_cfcl.nnunet import lookup
 from nnunet_cfcl.nnunet.label_files import read_label_file
 from nnunet_cfcl.phases.attributes_of_cases import KnownAttributes, coding_and_interventions, known_attributes
 from nnunet_cfcl.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -114,9 +115,9 @@ def _make_plan(folder: Path) -> None:
 
 def _read_plan(folder: Path) -> None:
     with mock.patch.dict(os.environ, {"nnUNet_preprocessed": str(folder)}):
-        plan = check_dataset.load_plan(DATASET, "nnUNetPlans", "2d")
-        block = check_dataset.load_configuration(plan, "nnUNetPlans", "2d")
-        check_dataset.check_settings(block)
+        plan = lookup.load_plan(DATASET, "nnUNetPlans", "2d")
+        block = lookup.load_configuration(plan, "nnUNetPlans", "2d")
+        check_settings(block)
 
 
 def _make_store(folder: Path) -> None:

@@ -41,7 +41,7 @@ def trained_fold(fold: int | str = 0, configuration: str = "2d", names: tuple[st
                  trainer_name: str = "nnUNetTrainerDVDCL") -> Path:
     """Write the folder of a trained fold (with initial weights)."""
     import nnunet_cfcl.trainers
-    from nnunet_cfcl.nnunet.check_environment import look_up_trainer
+    from nnunet_cfcl.nnunet.lookup import look_up_trainer
 
     folder = Path(os.environ["nnUNet_preprocessed"]) / "Dataset007_Toy"
     plans, description = (json.loads((folder / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))

@@ -19,9 +19,9 @@ from nnunet_cfcl.data.cases import PreprocessedCases
 from nnunet_cfcl.data.patients import Patients, known_patients
 from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.files.hashing import digest
-from nnunet_cfcl.nnunet.check_dataset import preprocess_command
 from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.nnunet.fold_files import raw_folder
+from nnunet_cfcl.nnunet.lookup import preprocess_command
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.views.crop_box import CropBox
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunet_cfcl.errors import reason
+from nnunet_cfcl.errors import isolated, reason
 from nnunet_cfcl.evaluation.report.pictures import BrokenPicture, Picture, embed
 from nnunet_cfcl.files.lenient_json import as_number
 
@@ -222,8 +222,6 @@ def duration(seconds: float) -> str:
 
 def attempt(build: Callable[[], Sequence[Block]], failure: str) -> Sequence[Block]:
     """Build blocks, or a warning with the reason where that fails."""
-    try:
-        return build()
-    # best-effort artefact: a report is needed most for a broken folder
-    except Exception as error:
-        return [Note(f"{failure}: {reason(error)}", "bad")]
+    with isolated() as errors:
+        blocks = build()
+    return [Note(f"{failure}: {reason(errors[0])}", "bad")] if errors else blocks

@@ -15,7 +15,7 @@ import jinja2
 import nnunet_cfcl
 from nnunet_cfcl.chromap.nnunet.spaces import evenly
 from nnunet_cfcl.data.attribute_table import read_attribute_table
-from nnunet_cfcl.errors import UserError, listed, reason
+from nnunet_cfcl.errors import UserError, isolated, listed, reason
 from nnunet_cfcl.evaluation.report import sections
 from nnunet_cfcl.evaluation.report.blocks import (
     Block,
@@ -176,19 +176,17 @@ def _measured(
     first = next(iter(folds))
     joint = [name for name, fold in folds.items() if set(fold.validation) & set(folds[first].validation)]
     if len(joint) > 1:
-        try:
+        with isolated() as errors:
             together = evaluate_folds({name: folds[name] for name in joint}, caches[first] / "comparison", options.by,
                                       options.processes)
             found |= dict.fromkeys(joint, together)
-        # best-effort artefact: the folds are measured separately below
-        except Exception as error:
+        for error in errors:
             print(f"the trainings cannot be compared case by case: {reason(error)}")
     for name, fold in folds.items():
         if fold.validation and isinstance(found[name], str):
-            try:
+            with isolated() as errors:
                 found[name] = evaluate_folds({name: fold}, caches[name] / "evaluation", options.by, options.processes)
-            # best-effort artefact: the page reports the reason
-            except Exception as error:
+            for error in errors:
                 found[name] = reason(error)
     return found
 

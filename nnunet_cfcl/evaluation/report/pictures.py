@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from nnunet_cfcl.errors import first_line
+from nnunet_cfcl.errors import first_line, foreign_errors_as
 
 #: Size above which a PNG is encoded as JPEG, if that is smaller.
 PNG_BYTES = 300_000
@@ -57,20 +57,18 @@ def embed(file: Path, alt: str, caption: str = "", most_width: int = 1600, wide:
     Raises:
         BrokenPicture: the file cannot be read, or has more than `MOST_PIXELS` pixels.
     """
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns about sizes that are rejected below
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as opened:
-                if opened.width * opened.height > MOST_PIXELS:
-                    raise BrokenPicture(f"{file.name} has {opened.width} x {opened.height} pixels, too many to show "
-                                        f"(at most {MOST_PIXELS})")
-                picture = opened.convert("RGBA" if "A" in opened.getbands() or "transparency" in opened.info else "RGB")
-    except BrokenPicture:
-        raise
-    # foreign reader: Pillow raises many types for a damaged file
-    except Exception as error:
-        raise BrokenPicture(f"{file.name} cannot be read as a picture ({first_line(error)})") from error
+    def translate(error: Exception) -> Exception:
+        return error if isinstance(error, BrokenPicture) else BrokenPicture(
+            f"{file.name} cannot be read as a picture ({first_line(error)})")
+
+    with foreign_errors_as(translate), warnings.catch_warnings():
+        # Pillow warns about sizes that are rejected below
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(file) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise BrokenPicture(f"{file.name} has {opened.width} x {opened.height} pixels, too many to show "
+                                    f"(at most {MOST_PIXELS})")
+            picture = opened.convert("RGBA" if "A" in opened.getbands() or "transparency" in opened.info else "RGB")
     picture.thumbnail((most_width, TALLEST * most_width), Image.Resampling.LANCZOS)
     kind, content = _encoded(_on_white(picture))
     return Picture(data_uri(kind, content), alt, caption, picture.width, picture.height, wide)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from nnunet_cfcl.config import Settings
-from nnunet_cfcl.counterfactual.gate.results import AttributeFigures, GateReport, InterventionFigures, Verdict
+from nnunet_cfcl.counterfactual.gate.results import AttributeMetrics, GateReport, InterventionMetrics, Verdict
 from nnunet_cfcl.files.hashing import digest
 
 DATASET = "Dataset901_Made"
@@ -114,7 +114,7 @@ def write_validation(fold: Path, error: int = 1, cases: Sequence[str] = CASES) -
 
 
 def write_gate(fold: Path, name: str = "scanner", reason: str = "the way back does not lead to the original") -> None:
-    figures = [InterventionFigures(one, 20, 10, (AttributeFigures(one, 0.9, 0.95, 0.5),), reversibility=0.1,
+    figures = [InterventionMetrics(one, 20, 10, (AttributeMetrics(one, 0.9, 0.95, 0.5),), reversibility=0.1,
                                    structure=0.8, distance_before=2.0, distance_after=1.0) for one in (name, "disease")]
     report = GateReport(tuple(figures), (Verdict(True), Verdict(False, (reason,))), 0.01, 0.2, {name: 0.95}, 20, 10, 40,
                         {"enabled": True, "effectiveness": 0.8}, 0)

@@ -375,11 +375,11 @@ def test_folds_of_different_datasets_or_configurations_are_an_error(root, capsys
 
 
 @pytest.mark.parametrize(("which", "words"), [
-    ("nowhere", ["is not there", "TRAINER__PLANS__CONFIGURATION/fold_F"]),
-    ("nnUNet_results", ["no folder of a fold", "fold_0: name one of them"]),
+    ("nowhere", ["does not exist", "TRAINER__PLANS__CONFIGURATION/fold_F"]),
+    ("nnUNet_results", ["is not the folder of a fold", "fold_0; fix: name one of these folds"]),
     ("file.txt", ["is a file"]),
     ("empty", ["it holds nothing"]),
-    ("nnUNet_results/fold_0", ["no folder of a fold"]),
+    ("nnUNet_results/fold_0", ["is not the folder of a fold"]),
 ])
 def test_the_error_for_another_folder_says_what_was_found(root, capsys, which, words):
     fold_folder(root)
