@@ -70,8 +70,8 @@ class Recorder:
         print("$", *command, flush=True)
         done = subprocess.run(command, env=environment, cwd=self.folder, text=True, capture_output=True)
         if done.returncode:
-            said = (done.stdout + done.stderr)[-5000:]
-            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
+            output = (done.stdout + done.stderr)[-5000:]
+            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{output}")
 
     def note(self, name: str, content: Any) -> None:
         """Keep the hash of JSON-ready content."""

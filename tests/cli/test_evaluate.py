@@ -246,13 +246,8 @@ def test_the_error_names_unreadable_files_and_colour_pictures(folders, tmp_path,
 
 def test_the_error_for_wrong_folders_names_and_columns_has_a_fix(folders, write_mask, box, capsys):
     assert "nowhere is not a folder" in error_of(folders, capsys, "--against", folders / "nowhere")
-<<<<<<< HEAD
-    assert "two folders are named good, expected unique names; fix: give them names, as in --against" in error_of(
-        folders, capsys, "--against", folders / "good")
-=======
     expected = "two folders are named good, expected unique names; fix: give them names, as in --against other="
     assert expected in error_of(folders, capsys, "--against", folders / "good")
->>>>>>> main
     assert "found patient, scanner, disease; fix: write --by scanner" in error_of(
         folders, capsys, "--attributes", folders, "--by", "scaner")
     assert "--tolerance and --seed to be 0 or more, found -1 and 0" in error_of(folders, capsys, "--tolerance", "-1")
