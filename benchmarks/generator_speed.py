@@ -173,8 +173,8 @@ def _rounds(
             works["stored"] = lambda to=folder: generate_counterfactuals(
                 blender, cells, wanted, Path(to) / "plans", print)
             found = {what: seconds(work, arguments.device) for what, work in works.items()}
-        times = ", ".join(f"{part} {busy:.2f} s" for part, (_, busy) in found.items())
-        print(f"{name}, round {number}: {times}", flush=True)
+        line = ", ".join(f"{part} {busy:.2f} s" for part, (_, busy) in found.items())
+        print(f"{name}, round {number}: {line}", flush=True)
         for what, value in found.items():
             times[what] += [value] if number else []  # the first round is a warm-up
     ratios = {what: [one / passes for (_, one), (_, passes) in zip(times[what], times["passes"])]
