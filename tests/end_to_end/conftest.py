@@ -23,6 +23,7 @@ from PIL import Image
 from nnunet_cfcl import cli
 from nnunet_cfcl.nnunet.installation import trainers_path
 from nnunet_cfcl.trainers import nnUNetTrainerDVDCL
+from tests.planning import plan_and_preprocess
 
 TRAINER = "nnUNetTrainerDVDCL"
 PLANS = "shortPlans"
@@ -121,10 +122,7 @@ def preprocess(
         nnunet.folder(name).mkdir()
     (nnunet.folder("raw") / dataset).mkdir()
     write(nnunet.folder("raw") / dataset)
-    nnunet.run(
-        "nnUNetv2_plan_and_preprocess", "-d", dataset[7:10], "-c", *configurations, "-np", "1", "-npfp", "1",
-        "--no_pbar",
-    )
+    plan_and_preprocess({dataset: configurations}, nnunet.environment)
     shorten_plans(nnunet.folder("preprocessed") / dataset, batch_2d)
     return nnunet
 
@@ -268,7 +266,7 @@ def _add_silver_labels(nnunet: NnUNet) -> None:
     raw = nnunet.folder("raw") / "Dataset012_ChestXraysPool"
     nnunet.run(
         "nnUNetv2_predict", "-i", str(raw / "imagesUn"), "-o", str(raw / "labelsSilver"), "-d", "12", "-c", "2d",
-        "-f", "0", "-npp", "1", "-nps", "1", "--save_probabilities", *trainer,
+        "-f", "0", "-npp", "0", "-nps", "0", "--save_probabilities", *trainer,
     )
     nnunet.run("nnunet_cfcl", "pool", "-d", "12", "-c", "2d", "-p", PLANS, "-np", "1")
 
