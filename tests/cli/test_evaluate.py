@@ -260,6 +260,7 @@ def test_masks_of_background_alone_are_refused(tmp_path, write_mask, capsys):
     assert "nothing but background" in refused(tmp_path, capsys)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pipe that has a name")
 def test_the_error_of_one_case_is_seen_though_another_one_is_never_read(tmp_path):
     os.mkfifo(tmp_path / "a_pipe.png")

@@ -94,6 +94,10 @@ class NnUNet:
         file.write_text(json.dumps(merged))
         self.variables["nnUNet_cfcl_config"] = str(file)
 
+    def load_in_main_process(self) -> None:
+        """No data loading processes, which take seconds to start; `test_train_3d` has them."""
+        self.variables["nnUNet_n_proc_DA"] = "0"
+
     def fold(
         self, dataset: str, configuration: str, trainer: str = TRAINER, plans: str = PLANS, number: int = 0
     ) -> Path:
@@ -122,7 +126,8 @@ def preprocess(
         nnunet.folder(name).mkdir()
     (nnunet.folder("raw") / dataset).mkdir()
     write(nnunet.folder("raw") / dataset)
-    plan_and_preprocess({dataset: configurations}, nnunet.environment)
+    # the planner takes the number of data loading processes for that of threads, which must not be 0
+    plan_and_preprocess({dataset: configurations}, {**nnunet.environment, "nnUNet_n_proc_DA": "1"})
     shorten_plans(nnunet.folder("preprocessed") / dataset, batch_2d)
     return nnunet
 
@@ -218,7 +223,7 @@ def chest_xrays(built_once, real_images) -> NnUNet:
         _write_x_rays(real_images, raw, "imagesTr", table["eureka_cr"][:16])
         _write_x_rays(real_images, raw, "imagesTs", table["philips_dr"][:4])
 
-    return built_once("chest_xrays", lambda root: preprocess(root, "Dataset010_ChestXrays", write, ["2d"]))
+    return built_once("chest_xrays", lambda root: preprocess(root, "Dataset010_ChestXrays", write, ["2d"], batch_2d=2))
 
 
 def _write_attributes(raw: Path, training: list[dict[str, str]], pool: list[dict[str, str]]) -> None:
@@ -256,8 +261,8 @@ def chest_xrays_with_pool(built_once, real_images) -> NnUNet:
 
 def _add_silver_labels(nnunet: NnUNet) -> None:
     """Train briefly from scratch, label the pool with the model, and preprocess the pool."""
-    # everything in one process: faster for so little, and the silver labels are the same every time
-    nnunet.variables["nnUNet_n_proc_DA"] = "0"
+    # and the silver labels are the same every time
+    nnunet.load_in_main_process()
     nnunet.settings(finetune={
         "epochs": 1, "iterations_per_epoch": 80, "initial_lr": 0.05, "warmup_fraction": 0, "rotation_deg": 15,
     })

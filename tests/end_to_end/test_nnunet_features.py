@@ -53,7 +53,7 @@ def _command(*more: str, fold: str = "0") -> list[str]:
 def regions(tmp_path_factory) -> NnUNet:
     """Two channels, regions, an ignore label."""
     nnunet = preprocess(tmp_path_factory.mktemp(DATASET), DATASET, _write, ["2d"], batch_2d=2)
-    nnunet.variables["nnUNet_n_proc_DA"] = "0"
+    nnunet.load_in_main_process()
     nnunet.settings()
     return nnunet
 

@@ -23,6 +23,7 @@ def test_2d_trains_on_slices_of_real_volumes(make_trainer):
 def trained(chest_xrays):
     """A briefly trained model of X-rays, and what the command printed."""
     chest_xrays.settings()
+    chest_xrays.load_in_main_process()
     output = chest_xrays.run("nnUNetv2_train", "10", "2d", "0", "-tr", TRAINER, "-p", PLANS, "-device", "cpu")
     return chest_xrays, output
 
