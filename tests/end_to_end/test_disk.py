@@ -69,4 +69,4 @@ def test_a_training_on_a_full_disk_names_its_checkpoint_keeps_the_earlier_one_an
         assert [file.name for file in latest.parent.glob("checkpoint*")] == [latest.name]
         (disk / "filling").unlink()
         output = nnunet.run(*TRAIN, "--c")
-        assert f"Pretraining goes on after epoch {epoch - 1}" in output and "Training done" in output
+        assert f"Pretraining resumes after epoch {epoch - 1}" in output and "Training done" in output

@@ -47,9 +47,9 @@ def _stores(nnunet: NnUNet) -> list[Path]:
 
 
 def test_dvd_cl_trains_its_generator_is_killed_goes_on_generates_pretrains_and_fine_tunes(x_rays):
-    x_rays.run_until("Generator epoch 0", *TRAIN, "-tr", TRAINER)
+    x_rays.run_until("Generator training epoch 0", *TRAIN, "-tr", TRAINER)
     output = x_rays.run_until("Training done", *TRAIN, "-tr", TRAINER, "--c")
-    assert "The generator's training goes on after epoch 0" in output
+    assert "Generator training resumes after epoch 0" in output
     assert "Gate, intervention 'scanner'" in output and "counterfactuals: generator" in output
     assert "Phase 1 done" in output
     fold = x_rays.fold(DATASET, "2d")
@@ -165,5 +165,5 @@ def test_a_generator_of_another_plan_is_refused(x_rays, trainers_of, tmp_path):
     other = next(one for one in (tmp_path / DATASET / "cfcl_generators").iterdir() if one != folder)
     (other / "generator.pth").write_bytes(kept)
     (trainer.pretraining_folder / "checkpoint_final.pth").unlink()
-    with pytest.raises(UserError, match="was made with other generator, sizes, plan"):
+    with pytest.raises(UserError, match="differs from this run in generator, sizes, plan"):
         make(nnUNetTrainerDVDCL, plan=larger, **{**TRUSTED, "generator": {**GENERATOR, "epochs": 1}}).run_training()

@@ -63,7 +63,7 @@ def test_a_killed_run_is_noticed_by_the_training_and_gone_on_with(x_rays, chest_
     assert process.poll() is None, process.communicate()[0]
     os.killpg(process.pid, 9)
     process.wait()
-    with pytest.raises(UserError, match="is not complete.*nnunet_cfcl pool -d 12 -c 2d -p shortPlans"):
+    with pytest.raises(UserError, match="is incomplete.*nnunet_cfcl pool -d 12 -c 2d -p shortPlans"):
         trainers_of(x_rays, DATASET, "2d")().run_training()
     x_rays.run(*POOL)
     manifest = read_manifest(folder)
@@ -100,7 +100,7 @@ def _in_both(raw: Path) -> list[str]:
     images = sorted((raw / "imagesTr").iterdir())[:2]
     for image in images:
         shutil.copy(image, raw / "imagesUn")
-    return [f"case {image.name.removesuffix('_0000.png')} is in imagesTr too" for image in images]
+    return [f"case {image.name.removesuffix('_0000.png')} is also in imagesTr" for image in images]
 
 
 def _missing(raw: Path) -> list[str]:
@@ -171,12 +171,14 @@ def test_a_pool_that_was_emptied_stops_the_training_until_the_command_has_remove
     for folder in ("imagesUn", "labelsSilver"):
         shutil.rmtree(x_rays.folder("raw") / DATASET / folder)
         (x_rays.folder("raw") / DATASET / folder).mkdir()
-    with pytest.raises(UserError, match="imagesUn changed .*16 gone.*run nnunet_cfcl pool -d 12 -c 2d -p shortPlans"):
+    with pytest.raises(UserError, match="imagesUn changed .*16 removed.*"
+                                        "run nnunet_cfcl pool -d 12 -c 2d -p shortPlans"):
         trainers_of(x_rays, DATASET, "2d")(pretrain={"data": "pool"}).run_training()
     assert "16 cases are gone from the raw dataset and removed" in run_here(x_rays, *POOL)
     assert not _preprocessed_pool(x_rays).exists() and not manifest_file(_preprocessed_pool(x_rays)).exists()
     assert "there are no images in" in run_here(x_rays, *POOL, status=1)
-    with pytest.raises(UserError, match="pretrain.data is 'pool', but there is none.*imagesUn.*nnunet_cfcl pool -d 12"):
+    with pytest.raises(UserError, match="pretrain.data is 'pool', but the dataset has no pool.*imagesUn.*"
+                                        "nnunet_cfcl pool -d 12"):
         trainers_of(x_rays, DATASET, "2d")(pretrain={"data": "pool"}).run_training()
 
 

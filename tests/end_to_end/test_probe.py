@@ -32,4 +32,4 @@ def test_a_trained_fold_tells_more_than_an_untrained_network(chest_xrays_with_po
     # the plan's own network has four times the features of the trained one
     weights = nnunet.fold(DATASET, "2d", TRAINER) / "checkpoint_final.pth"
     output = run_here(nnunet, *command[:6], *command[8:], "--weights", str(weights), "-o", str(tmp_path), status=1)
-    assert "holds weights of another network" in output and output.count("nnunet_cfcl probe: ") == 1, output
+    assert "does not fit the network of the plan" in output and output.count("nnunet_cfcl probe: ") == 1, output

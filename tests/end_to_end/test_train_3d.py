@@ -57,7 +57,7 @@ def trained(hippocampus) -> tuple[Path, list[str]]:
 def test_a_run_killed_in_phase_1_goes_on_there(trained):
     fold, (first, second, _) = trained
     assert "Phase 1: DVD-CL pretraining" in first and "Pretraining epoch 0" in first
-    assert "Pretraining goes on after epoch" in second
+    assert "Pretraining resumes after epoch" in second
     assert "Pretraining epoch 0" not in second and "Pretraining epoch 2" in second and "Phase 2" in second
     assert _epochs(fold) == [0, 1, 2]
 
