@@ -91,7 +91,7 @@ def test_an_interrupted_pretraining_on_the_pool_goes_on(folders, capsys, monkeyp
     monkeypatch.setenv("nnUNet_cfcl_config", str(WRITTEN / "settings_pool.json"))
     output = run_pretraining(INTERRUPTED, capsys)
     assert f"{POOL} cases of the pool" in output
-    assert "Pretraining goes on after epoch 0" in output and "Pretraining epoch 0" not in output
+    assert "Pretraining resumes after epoch 0" in output and "Pretraining epoch 0" not in output
     folder, = (folders / "nnUNet_results" / DATASET).glob(f"{INTERRUPTED}__{PLANS}__2d/cfcl_pool_*")
     content = torch.load(folder / "checkpoint_final.pth", weights_only=True)
     assert all(torch.isfinite(value).all() for value in content["network_weights"].values())
