@@ -4,8 +4,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from nnunet_cfcl.counterfactual.store import CounterfactualStore
 from nnunet_cfcl.data.pool.manifest import pool_folder
 from nnunet_cfcl.data.pool.run import preprocess_pool
 from nnunet_cfcl.errors import UserError
+from tests.planning import plan_and_preprocess
 
 pytestmark = pytest.mark.end_to_end
 
@@ -75,10 +74,7 @@ def datasets(tmp_path_factory):
             description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1},
                            "numTraining": len(CASES), "file_ending": ending}
             (raw / "dataset.json").write_text(json.dumps(description))
-            configurations = [configuration for dataset, configuration in CONFIGURATIONS if dataset == name]
-            command = [str(Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess")), "-d", name[7:10],
-                       "-npfp", "1", "-c", *configurations, "-np", *["1"] * len(configurations)]
-            subprocess.run(command, check=True, env=dict(os.environ), capture_output=True, timeout=600)
+        plan_and_preprocess({VOLUMES: ["3d_fullres", "2d"], XRAYS: ["2d"]}, os.environ)
         yield base
 
 

@@ -94,7 +94,7 @@ def test_an_intervention_that_fails_the_gate_has_acquisition_in_its_place(x_rays
     output = capsys.readouterr().out
     assert "the generator is fine-tuned against an attribute predictor" in output
     assert "Gate, intervention 'scanner': not passed" in output
-    assert "No intervention of the generator passed the gate: acquisition takes its place" in output
+    assert "No intervention of the generator passed the gate: acquisition effects replace it" in output
     assert "counterfactuals: acquisition" in output
 
 
