@@ -1,11 +1,11 @@
-"""Everything is in pyproject.toml; this alone makes the bytes of a distribution depend on the files in it alone."""
+"""Metadata is in pyproject.toml; here are the list of packages and reproducible distributions."""
 
 import gzip
 import os
 import tarfile
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.sdist import sdist
 
@@ -47,4 +47,8 @@ class ReproducibleWheel(bdist_wheel):
                 file.chmod(0o644)
 
 
-setup(cmdclass={"bdist_wheel": ReproducibleWheel, "sdist": ReproducibleSdist})
+setup(
+    # the folder trainers/, which nnUNet_extTrainer is given, is a package of another name (package-dir)
+    packages=[*find_packages(include=["nnunet_cfcl", "nnunet_cfcl.*"]), "nnunet_cfcl._dropin"],
+    cmdclass={"bdist_wheel": ReproducibleWheel, "sdist": ReproducibleSdist},
+)

@@ -24,6 +24,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerat
 from nnunet_cfcl.counterfactual.generator.whole_cases import CaseChange, SlidingWindowCounterfactuals
 from nnunet_cfcl.counterfactual.source import AcquisitionSource
 from nnunet_cfcl.data.cases import PreprocessedCases
-from nnunet_cfcl.evaluation.probe.measures import distance_between_classes, matched_clusters
+from nnunet_cfcl.evaluation.probe.metrics import distance_between_classes, matched_clusters
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.views.crop_box import CropBox
@@ -145,9 +146,9 @@ def models(arguments: argparse.Namespace, dataset: str, configuration: str) -> d
 def fit_untrained(trainer: Any, folder: Path) -> None:
     """The colour space of the weights that the training began with, as a training fits its own."""
     from nnunet_cfcl.chromap.nnunet.spaces import fit_after_training
+    from nnunet_cfcl.nnunet.fold import FoldContext
 
-    trainer.output_folder = str(folder / "fold_0")
-    fit_after_training(trainer)
+    fit_after_training(replace(FoldContext.of(trainer), folder=folder / "fold_0"), trainer.network)
 
 
 def validation_cases(arguments: argparse.Namespace, dataset: str) -> list[str]:

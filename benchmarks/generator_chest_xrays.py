@@ -90,15 +90,15 @@ def main() -> None:
     import torch
     from pretraining_setup import write_result
 
-    from nnunet_cfcl.phases.bare_trainer import bare_trainer
+    from nnunet_cfcl.nnunet.fold import FoldContext
     from nnunet_cfcl.phases.generator_phase import GeneratorPhase
     from nnunet_cfcl.runs.ranks import Ranks
     from nnunet_cfcl.trainers.lookup import find_trainer
 
     torch.set_num_threads(arguments.threads)
-    trainer = bare_trainer(find_trainer("nnUNetTrainerDVDCL"), DATASET, "2d", "all", "nnUNetPlans",
-                           torch.device(arguments.device), print)
-    phase = GeneratorPhase(trainer, Ranks())
+    fold = FoldContext.find(find_trainer("nnUNetTrainerDVDCL"), DATASET, "2d", "all", "nnUNetPlans",
+                            torch.device(arguments.device), print)
+    phase = GeneratorPhase(fold, Ranks())
     started = time.perf_counter()
     phase.trained()
     trained = time.perf_counter()

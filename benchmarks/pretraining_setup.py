@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from nnunet_cfcl.nnunet.decoder_tap import tapped
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.phases.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.loop import Pretraining
 from nnunet_cfcl.runs.ranks import Ranks
@@ -53,8 +54,9 @@ def prepared_pretraining(
     trainer: Any, images: int | None = None, patches_per_pass: int | None = None
 ) -> Iterator[Prepared]:
     """The trainer's pretraining, ready to step; afterwards its network is as before."""
-    objective = build_objective(trainer, trainer.method)
-    task = build_task(trainer, trainer.method, objective, Ranks())
+    fold = FoldContext.of(trainer)
+    objective = build_objective(fold, trainer.method)
+    task = build_task(fold, trainer.method, objective, Ranks())
     if images is not None:
         pretrain = replace(task.settings.pretrain, images_per_step=images)
         task = replace(task, settings=replace(task.settings, pretrain=pretrain))

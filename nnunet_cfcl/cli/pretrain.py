@@ -125,7 +125,7 @@ def _first_to_say(message: str, store: dist.Store | None) -> bool:
 
 @record  # tells torchrun which rank was the first to fail, and why
 def _pretrain(arguments: argparse.Namespace, device: torch.device) -> None:
-    from nnunet_cfcl.phases.bare_trainer import bare_trainer
+    from nnunet_cfcl.nnunet.fold import FoldContext
     from nnunet_cfcl.phases.pretraining_phase import PretrainingPhase
     from nnunet_cfcl.runs.ranks import Ranks
     from nnunet_cfcl.trainers.lookup import find_trainer
@@ -133,9 +133,12 @@ def _pretrain(arguments: argparse.Namespace, device: torch.device) -> None:
     ranks = Ranks.current()
     log = _print if ranks.is_main else _silent
     trainer_class = find_trainer(arguments.tr)
-    trainer = bare_trainer(
+    fold = FoldContext.find(
         trainer_class, arguments.dataset, arguments.configuration, arguments.fold, arguments.p, device, log)
-    folder = PretrainingPhase(trainer, trainer_class.method, None, ranks).run()
+    if not fold.settings.pretrain.enabled:
+        raise UserError("pretrain.enabled is false, so there is no pretraining to run",
+                        "set it to true, or start nnUNetv2_train directly")
+    folder = PretrainingPhase(fold, trainer_class.method, None, ranks).run(fold.build_network())
     cpu = " -device cpu" if device.type == "cpu" else ""
     log(f"Phase 1 done, its files are in {folder}. Phase 2: nnUNetv2_train {arguments.dataset} "
         f"{arguments.configuration} {arguments.fold} -tr {arguments.tr} -p {arguments.p}{cpu}")

@@ -1,7 +1,7 @@
-"""Attributes of cases, the parents of the image in the structural causal model: their kinds and their encoding.
+"""Kinds and encodings of case attributes, the parents of the image in the structural causal model.
 
-The encoding of an attribute ends with one number that is 1 where its value is not known (and all others 0 there), so
-that a network learns what "unknown" means.
+The last element of an attribute's encoding is 1 where its value is unknown (all others are 0 then), so that a network
+can learn from cases with missing values.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from torch import Tensor
 from nnunet_cfcl.errors import UserError, listed
 
 Kind = Literal["binary", "categorical", "continuous"]
-#: What may be declared: one more kind takes a column out.
+#: Kinds that may be declared; "ignore" excludes a column.
 DECLARABLE = (*get_args(Kind), "ignore")
 
-#: Cells that hold no value, whatever their case; "none" is one, of a disease for instance.
+#: Cells without a value, in any letter case; "none" is a value, of a disease for instance.
 MISSING = ("", "na", "n/a", "nan", "null", "unknown", "?")
-#: Whole numbers are taken for the names of groups if there are at most so many of them ...
+#: Whole numbers are inferred to be categories if there are at most this many of them ...
 MOST_NUMBERED_GROUPS = 10
-#: ... and every group has on average at least so many cases.
+#: ... with at least this many cases per category on average.
 CASES_PER_GROUP = 5
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One attribute.
+    """Kind, values and statistics of one attribute.
 
     Attributes:
-        name: of its column.
+        name: column name.
         kind: binary, categorical or continuous.
-        values: of a binary or categorical attribute, as written in the table, sorted; empty for a continuous one.
-        mean, std: of a continuous attribute in its own units; 0 and 1 for the others.
+        values: sorted values of a binary or categorical attribute as written in the table; empty if continuous.
+        mean, std: mean and population standard deviation of a continuous attribute; 0 and 1 otherwise.
     """
 
     name: str
@@ -48,27 +48,27 @@ class Attribute:
 
     @property
     def width(self) -> int:
-        """Length of its encoding: one number (binary 0 or 1, continuous standardised) or one per value, and one for
+        """Length of the encoding: one element (binary 0 or 1, continuous standardised) or one per value, plus one for
         "unknown"."""
         return 1 + (len(self.values) if self.kind == "categorical" else 1)
 
     def encode(self, cell: str) -> Tensor:
-        """The encoding (width,) float32 of a cell.
+        """Encode a cell as (width,) float32.
 
         Raises:
-            UserError: a value that the attribute has not, or no number where it is continuous.
+            UserError: a categorical attribute has no such value, or a continuous one no number.
         """
         encoded = torch.zeros(self.width)
         if is_missing(cell):
             encoded[-1] = 1
         elif self.kind == "continuous":
             if (number := _number(cell)) is None:
-                raise UserError(f"attribute '{self.name}' is continuous, found '{cell}'", "write a number, or declare "
-                                f'"{self.name}": "categorical" in attributes.json')
+                raise UserError(f"attribute '{self.name}' is continuous, found '{cell}'",
+                                f'write a number, or declare "{self.name}": "categorical" in attributes.json')
             encoded[0] = (number - self.mean) / self.std
         elif cell not in self.values:
-            raise UserError(f"attribute '{self.name}' has the values {listed(self.values)}, found '{cell}'", "mend "
-                            "attributes.csv, or train a new generator that knows this value")
+            raise UserError(f"attribute '{self.name}' has the values {listed(self.values)}, found '{cell}'",
+                            "correct attributes.csv, or train a new generator on cases with this value")
         elif self.kind == "binary":
             encoded[0] = self.values.index(cell)
         else:
@@ -78,20 +78,20 @@ class Attribute:
 
 @dataclass(frozen=True)
 class AttributeCoding:
-    """All attributes of a generator, in a fixed order, and the encoding of a case: theirs, one after the other."""
+    """Encoding of a case: the encodings of a generator's attributes, concatenated in a fixed order."""
 
     attributes: tuple[Attribute, ...]
 
     @property
     def width(self) -> int:
-        """Length of the encoding."""
+        """Length of the encoding of a case."""
         return sum(attribute.width for attribute in self.attributes)
 
     def encode(self, cells: Mapping[str, str]) -> Tensor:
-        """The encoding (width,) float32 of one case.
+        """Encode one case as (width,) float32.
 
         Args:
-            cells: attribute -> cell; one that is not there is unknown.
+            cells: attribute -> cell; a missing attribute is unknown.
 
         Raises:
             UserError: see `Attribute.encode`.
@@ -99,44 +99,45 @@ class AttributeCoding:
         return torch.cat([attribute.encode(cells.get(attribute.name, "")) for attribute in self.attributes])
 
     def to_json(self) -> list[dict[str, Any]]:
-        """For `from_json`."""
+        """JSON-compatible form, read by `from_json`."""
         return [{**asdict(attribute), "values": list(attribute.values)} for attribute in self.attributes]
 
     @classmethod
     def from_json(cls, content: Sequence[Mapping[str, Any]]) -> AttributeCoding:
-        """The opposite of `to_json`."""
+        """Inverse of `to_json`."""
         return cls(tuple(Attribute(**{**entry, "values": tuple(entry["values"])}) for entry in content))
 
 
 def is_missing(cell: str) -> bool:
-    """Whether a cell of the table holds no value."""
+    """Whether a cell of the table has no value."""
     return cell.strip().lower() in MISSING
 
 
 def infer_attributes(
     columns: Mapping[str, Mapping[str, str]], cases: Sequence[str], declared: Mapping[str, str] | None = None
 ) -> tuple[AttributeCoding, list[str]]:
-    """The attributes of a table, by what their cells look like unless their kind is declared.
+    """Infer the attributes of a table from their cells, unless their kind is declared.
 
-    Two values are binary. More are continuous if all are numbers, but for up to `MOST_NUMBERED_GROUPS` different whole
-    numbers with `CASES_PER_GROUP` cases each on average, which count as names; other texts are categorical. A column
-    whose value never changes, or whose texts are nearly all different (dates, names, remarks), is no attribute.
+    A column with two values is binary. With more, it is continuous if all are numbers, except that up to
+    `MOST_NUMBERED_GROUPS` different whole numbers with `CASES_PER_GROUP` cases each on average are categories; other
+    texts are categorical. A column with a single value, or with mostly unique texts (dates, names, remarks), is not an
+    attribute.
 
     Args:
         columns: attribute -> case -> cell.
-        cases: the cases to learn from; statistics and values come from them alone.
-        declared: attribute -> one of `DECLARABLE`, as `attributes.json` has it.
+        cases: training cases; values and statistics are computed on these alone.
+        declared: attribute -> one of `DECLARABLE`, from ``attributes.json``.
 
     Returns:
-        The attributes in the order of the columns, and a line for the user about each column that is none.
+        The attributes in the order of the columns, and a log line for each column that is not an attribute.
 
     Raises:
-        UserError: a declaration of no column, of no kind, or one that the values do not allow; all of them are named.
+        UserError: a declaration names an unknown column or kind, or does not match the values; the error lists all.
     """
     declared = declared or {}
-    faults = [f"'{name}' is no column of attributes.csv (found {listed(columns) or 'none'})"
+    errors = [f"'{name}' is not a column of attributes.csv (found {listed(columns) or 'none'})"
               for name in declared if name not in columns]
-    faults += [f"'{name}' cannot be '{kind}', only {', '.join(DECLARABLE)}"
+    errors += [f"'{name}' cannot be '{kind}', expected one of {', '.join(DECLARABLE)}"
                for name, kind in declared.items() if kind not in DECLARABLE]
     found, notes = [], []
     for name, cells in columns.items():
@@ -146,24 +147,24 @@ def infer_attributes(
         except _NoAttribute as reason:
             notes.append(f"column '{name}' is not used: {reason}")
         except _NotAllowed as reason:
-            faults.append(f"'{name}' cannot be {declared[name]}: {reason}")
-    if faults:
-        raise UserError(f"attributes.json has {len(faults)} faults: {listed(faults)}", "mend it")
+            errors.append(f"'{name}' cannot be {declared[name]}: {reason}")
+    if errors:
+        raise UserError(f"attributes.json has {len(errors)} errors: {listed(errors)}", "correct it")
     return AttributeCoding(tuple(found)), notes
 
 
 class _NoAttribute(Exception):
-    """Why a column is none."""
+    """Reason why a column is not an attribute."""
 
 
 class _NotAllowed(Exception):
-    """Why a column cannot be what it is declared to be."""
+    """Reason why a column cannot have its declared kind."""
 
 
 def _attribute(name: str, present: Sequence[str], declared: str | None) -> Attribute:
-    """From the cells that hold a value."""
+    """Infer one attribute from the cells that have a value."""
     if declared == "ignore":
-        raise _NoAttribute("declared so in attributes.json")
+        raise _NoAttribute("declared 'ignore' in attributes.json")
     counts = Counter(present)
     if len(counts) < 2:
         raise (_NotAllowed if declared in DECLARABLE else _NoAttribute)(
@@ -174,7 +175,7 @@ def _attribute(name: str, present: Sequence[str], declared: str | None) -> Attri
     if kind == "continuous":
         if len(numeric) < len(present):
             texts = sorted({cell for cell, number in zip(present, numbers) if number is None})
-            raise _NotAllowed(f"it has cells that are no numbers ({listed(texts, 3)})")
+            raise _NotAllowed(f"it has cells that are not numbers ({listed(texts, 3)})")
         return _continuous(name, numeric)
     if kind == "binary" and len(counts) != 2:
         raise _NotAllowed(f"it has {len(counts)} values ({listed(sorted(counts), 3)})")
@@ -188,8 +189,8 @@ def _inferred_kind(counts: Mapping[str, int], numbers: Sequence[float | None]) -
     cases, known = len(numbers), [number for number in numbers if number is not None]
     if len(known) < cases:
         if len(counts) > cases / 2:
-            raise _NoAttribute(f"{len(counts)} of {cases} values are different texts; declare it in attributes.json if "
-                               "it is one")
+            raise _NoAttribute(f"{len(counts)} of {cases} values are different texts; declare its kind in "
+                               "attributes.json to use it")
         return "categorical"
     whole = all(number == round(number) for number in known)
     named = whole and len(counts) <= MOST_NUMBERED_GROUPS and cases >= CASES_PER_GROUP * len(counts)
@@ -200,7 +201,7 @@ def _continuous(name: str, numbers: Sequence[float]) -> Attribute:
     values = torch.tensor(numbers, dtype=torch.float64)
     std = float(values.std(correction=0))
     if std == 0:
-        raise _NotAllowed("all its numbers are the same")
+        raise _NotAllowed("all its numbers are equal")
     return Attribute(name, "continuous", (), float(values.mean()), std)
 
 

@@ -1,7 +1,7 @@
-"""Which cases are of the same patient, from ``attributes.csv`` of the raw dataset.
+"""Patients of the cases, from ``attributes.csv`` of the raw dataset.
 
-A training may run where the raw dataset is not: ``nnunet_cfcl pool`` leaves a copy, ``cfcl_patients.json``, beside the
-preprocessed data.
+``nnunet_cfcl pool`` stores a copy, ``cfcl_patients.json``, beside the preprocessed data, for trainings on machines
+without the raw dataset.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Patients:
-    """Which cases are of the same patient.
+    """Assignment of cases to patients.
 
     Attributes:
-        names: case -> patient, for the cases that have one.
-        table: where that is from, in words; "" where there is no table with patients.
-        outdated: the stored copy says something else than the raw dataset.
+        names: case -> patient, for the cases whose patient is known.
+        table: description of the source, for messages; "" without a table of patients.
+        outdated: whether the stored copy differs from the raw dataset.
     """
 
     names: Mapping[str, str]
@@ -35,19 +35,19 @@ class Patients:
     outdated: bool = False
 
     def of(self, case: str) -> str:
-        """The patient of a case; one that the table does not name is a patient of the case's own name."""
+        """The patient of a case; where it is unknown, the case counts as a patient of its own."""
         return self.names.get(case, case)
 
 
 def known_patients(raw_folder: Path | None, preprocessed: Path) -> Patients:
-    """The raw dataset's table where there is one with patients, else the copy that ``nnunet_cfcl pool`` has stored.
+    """Read the patients from the raw dataset's table if it names any, else from the copy of ``nnunet_cfcl pool``.
 
     Args:
-        raw_folder: ``nnUNet_raw/DatasetXXX``, there or not; None where nnUNet_raw is not set.
+        raw_folder: ``nnUNet_raw/DatasetXXX``, existing or not; None if nnUNet_raw is not set.
         preprocessed: ``nnUNet_preprocessed/DatasetXXX``.
 
     Raises:
-        UserError: one of the two cannot be read.
+        UserError: the table or the copy cannot be read.
     """
     raw = read_patients(raw_folder) if raw_folder else None
     is_stored, stored = _read_stored(preprocessed / STORED)
@@ -55,22 +55,22 @@ def known_patients(raw_folder: Path | None, preprocessed: Path) -> Patients:
         table = f"the column '{PATIENT}' of nnUNet_raw/{preprocessed.name}/{ATTRIBUTES}"
         return Patients(raw, table, outdated=is_stored and raw != stored)
     if stored is not None:
-        return Patients(stored, f"the table of patients that nnunet_cfcl pool has stored ({preprocessed / STORED})")
+        return Patients(stored, f"the table of patients stored by nnunet_cfcl pool ({preprocessed / STORED})")
     return Patients({}, "")
 
 
 def store_patients(preprocessed: Path, patients: Mapping[str, str] | None) -> None:
-    """Keep what `read_patients` found for trainings without the raw dataset, atomically.
+    """Store the result of `read_patients` atomically, for trainings without the raw dataset.
 
     Args:
         preprocessed: ``nnUNet_preprocessed/DatasetXXX``.
-        patients: case -> patient of all cases in the table; None: there is no table with patients.
+        patients: case -> patient of all cases in the table; None without a table of patients.
     """
     write_text_atomically(preprocessed / STORED, checksummed_text({"format": FORMAT, "patients": patients}))
 
 
 def _read_stored(file: Path) -> tuple[bool, dict[str, str] | None]:
-    """Whether a run of the command stored what it knew, and what that was."""
+    """Whether there is a stored copy, and its patients."""
     if not file.is_file():
         return False, None
     try:
@@ -80,18 +80,18 @@ def _read_stored(file: Path) -> tuple[bool, dict[str, str] | None]:
         patients = content["patients"]
         return True, None if patients is None else {case: str(patient) for case, patient in patients.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} is not a readable list of patients ({type(error).__name__}: {error})", "delete it and "
-                        "run nnunet_cfcl pool again") from error
+        raise UserError(f"{file} is not a readable list of patients ({type(error).__name__}: {error})",
+                        "delete it and run nnunet_cfcl pool again") from error
 
 
 def read_patients(raw_folder: Path) -> dict[str, str] | None:
-    """Patients of the cases in the columns ``case`` and ``patient``; other columns are not looked at.
+    """Read the columns ``case`` and ``patient`` of ``attributes.csv``.
 
     Args:
         raw_folder: ``nnUNet_raw/DatasetXXX``.
 
     Returns:
-        Case -> patient, for the cases that have one; None without the file or its column ``patient``.
+        Case -> patient, for the cases whose patient is known; None without the file or its column ``patient``.
 
     Raises:
         UserError: see `read_attribute_table`.

@@ -1,21 +1,18 @@
-"""The cases of phase 1: the fold's training cases, the pool, or both; never a case or a patient of the validation."""
+"""Selection of the pretraining's cases: the fold's training cases, the pool, or both; never a validation patient."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from numpy.typing import NDArray
 
 from nnunet_cfcl.config import Settings, SilverSettings
 from nnunet_cfcl.data.attribute_table import ATTRIBUTES, PATIENT
-from nnunet_cfcl.data.cases import PreprocessedCases, certain
+from nnunet_cfcl.data.cases import PreprocessedCases
 from nnunet_cfcl.data.patients import Patients, known_patients
 from nnunet_cfcl.data.pool.manifest import (
     Manifest,
@@ -27,128 +24,50 @@ from nnunet_cfcl.data.pool.manifest import (
 )
 from nnunet_cfcl.data.pool.silver_labels import SilverLabels
 from nnunet_cfcl.data.pool.sources import POOL_IMAGES, SILVER_LABELS
+from nnunet_cfcl.data.pretraining_reader import Labels, PretrainingCases
 from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.files.csv_table import check_case_names
 from nnunet_cfcl.files.hashing import digest
-from nnunet_cfcl.nnunet.check_dataset import preprocess_command
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Which labels phase 1 uses; without arguments none.
-
-    Attributes:
-        manual: cases with their manual label.
-        silver: cases with their silver label, none of them in ``manual``.
-        reader: of the silver labels, None where there are none.
-        confidence: False takes silver labels at their word.
-        content: a digest of these labels.
-    """
-
-    manual: frozenset[str] = frozenset()
-    silver: frozenset[str] = frozenset()
-    reader: SilverLabels | None = None
-    confidence: bool = True
-    content: str = ""
-
-
-class PretrainingCases:
-    """Boxes of the images and labels of phase 1; picklable, safe in worker processes.
-
-    Args:
-        images: readers of the folders; a case is in one of them only.
-        known: all cases of the dataset and its pool, used or not.
-        labels: the labels that are to be used.
-        patients: case -> patient, of the cases that have one.
-
-    Attributes:
-        cases: the cases of phase 1, sorted.
-        known: all cases of the dataset and its pool, sorted.
-        labelled: those of ``cases`` that have labels, sorted; none where the method needs none.
-        patients: case -> patient, of the cases that have one.
-    """
-
-    def __init__(
-        self, images: Sequence[PreprocessedCases], known: Iterable[str], labels: Labels,
-        patients: Mapping[str, str] | None = None,
-    ) -> None:
-        self._images, self._labels, self.patients = tuple(images), labels, dict(patients or {})
-        self._reader = {case: reader for reader in images for case in reader.cases}
-        self.cases = tuple(sorted(self._reader))
-        self.known = tuple(sorted(known))
-        self.labelled = tuple(case for case in self.cases if self.has_labels(case))
-
-    def shape(self, case: str) -> tuple[int, ...]:
-        """(C, Z, Y, X) of a case in voxels; reads no intensities."""
-        return self._reader[case].shape(case)
-
-    def read(self, case: str, box: tuple[slice, ...]) -> NDArray[np.float32]:
-        """Intensities (C, z, y, x), float32, of the spatial ``box`` (three slices inside the case)."""
-        return self._reader[case].read(case, box)
-
-    def layout(self, case: str) -> tuple[Sequence[int] | None, Sequence[int] | None]:
-        """Chunks and blocks of a case's own file; None where it is in nnU-Net's old format."""
-        return self._reader[case].layout(case)
-
-    def has_labels(self, case: str) -> bool:
-        """Whether a case has a label that is used, manual or silver."""
-        return case in self._labels.manual or case in self._labels.silver
-
-    def labels(self, case: str, box: tuple[slice, ...]) -> tuple[NDArray[np.int16], NDArray[np.int16]] | None:
-        """Label map (z, y, x) of the spatial ``box`` in the dataset's values, the ignore label as it is stored and -1
-        where nothing is known, and its confidence (z, y, x) in percent; None for a case without labels."""
-        if case in self._labels.manual:
-            return self._reader[case].labels(case, box)
-        if case not in self._labels.silver or self._labels.reader is None:
-            return None
-        labels, confidence = self._labels.reader.read(case, box)
-        return labels, confidence if self._labels.confidence else certain(labels)
-
-    def content(self) -> str:
-        """A digest of the images and of the labels that are used, whatever the machine and its folders."""
-        return digest([[reader.content() for reader in self._images], self._labels.content])
-
-    def image_content(self) -> str:
-        """The same of the images alone."""
-        return digest([reader.content() for reader in self._images])
+from nnunet_cfcl.nnunet.fold import FoldContext
+from nnunet_cfcl.nnunet.lookup import preprocess_command
 
 
 def pretraining_cases(
-    trainer: Any, settings: Settings, needs_labels: bool, unpack: bool = True
+    fold: FoldContext, settings: Settings, needs_labels: bool, unpack: bool = True
 ) -> PretrainingCases:
-    """The cases of phase 1 according to ``pretrain.data``; says in the log how many there are, and of which kind.
+    """Select the cases of the pretraining according to ``pretrain.data``, and log their numbers.
 
-    Neither a validation case of the fold nor, according to `known_patients`, another image of a validation case's
-    patient is among them; fold "all" has none to keep apart. With the pool alone no labelled case's patient is among
-    them, so that they are the same for every fold.
+    The selection excludes the fold's validation cases and every other image of their patients (see `known_patients`);
+    fold "all" holds nothing out. With ``pretrain.data: pool`` it excludes the patients of all labelled cases and is
+    therefore the same for every fold.
 
     Args:
-        trainer: an nnU-Net trainer, or what `bare_trainer` makes.
-        settings: ``pretrain.data`` and the section ``silver`` decide.
-        needs_labels: the method learns from labels.
-        unpack: cases in nnU-Net's old format are made ready for reading boxes; False writes nothing.
+        fold: the fold to be trained.
+        settings: resolved settings, of which ``pretrain.data`` and the section ``silver`` are read.
+        needs_labels: whether the method learns from labels.
+        unpack: whether to unpack cases in nnU-Net's old format, which boxes cannot be read from; False writes nothing.
 
     Raises:
-        UserError: no cases; no labels where the method needs them; a pool or silver labels that are not preprocessed,
-            or not with this plan; cases in both the pool and the training set; a training case that is not
-            preprocessed; a table of attributes or its stored copy that cannot be read or has other names for the cases.
+        UserError: there are no cases, or no labels although the method needs them; the pool or the silver labels are
+            not preprocessed with this plan; a case is in both the pool and the training set; a training case is not
+            preprocessed; the table of attributes or its stored copy cannot be read or does not match the case names.
     """
-    dataset = _Dataset.of(trainer)
+    dataset = _Dataset.of(fold)
     with_pool, silver = settings.pretrain.data != "training", settings.silver
     if with_pool or (needs_labels and silver.training_cases == "silver"):
-        check_pool_is_current(dataset.folder, trainer.plans_manager, dataset.configuration, trainer.dataset_json)
+        check_pool_is_current(dataset.folder, fold.plans, dataset.configuration, fold.dataset_json)
     if with_pool:
         dataset.check_names()
     patients = dataset.patients
-    check_case_names(patients.names, dataset.known, trainer.dataset_json["file_ending"], patients.table)
-    chosen = _choose(trainer, settings.pretrain.data, dataset)
+    check_case_names(patients.names, dataset.known, fold.dataset_json["file_ending"], patients.table)
+    chosen = _choose(fold, settings.pretrain.data, dataset)
     labels = Labels()
     lines = chosen.lines(dataset)
     if needs_labels:
         labels = _labels(dataset, chosen, silver)
         lines.append(_label_line(dataset, chosen, labels, silver))
     for line in lines:
-        trainer.print_to_log_file(line)
+        fold.log(line)
     folders = ((dataset.folder, chosen.training), (pool_folder(dataset.folder), chosen.pool))
     if unpack:
         _unpack(folder for folder, cases in folders if cases)
@@ -157,7 +76,7 @@ def pretraining_cases(
 
 
 def _unpack(folders: Iterable[Path]) -> None:
-    """For cases that an older nnU-Net preprocessed, of which no single box can be read; nothing happens to others."""
+    """Unpack cases in an older nnU-Net's format, which single boxes cannot be read from; others stay as they are."""
     processes = max(1, get_allowed_n_proc_DA() // 2)
     for folder in folders:
         infer_dataset_class(str(folder)).unpack_dataset(str(folder), num_processes=processes)
@@ -165,7 +84,7 @@ def _unpack(folders: Iterable[Path]) -> None:
 
 @dataclass(frozen=True)
 class _Dataset:
-    """What is preprocessed of a dataset: all its labelled cases, its pool; and its patients."""
+    """The preprocessed labelled cases of a dataset, its pool, silver labels and patients."""
 
     folder: Path
     configuration: str
@@ -176,9 +95,9 @@ class _Dataset:
     patients: Patients
 
     @classmethod
-    def of(cls, trainer: Any) -> _Dataset:
-        folder = Path(trainer.preprocessed_dataset_folder)
-        configuration, plans = trainer.configuration_name, trainer.plans_manager.plans_name
+    def of(cls, fold: FoldContext) -> _Dataset:
+        folder = fold.preprocessed
+        configuration, plans = fold.configuration_name, fold.plans.plans_name
         if not folder.is_dir() or not any(folder.iterdir()):
             raise UserError(f"there are no preprocessed cases in {folder}", "run "
                             f"{preprocess_command(folder.parent.name, configuration, plans)}")
@@ -190,17 +109,17 @@ class _Dataset:
 
     @property
     def known(self) -> frozenset[str]:
-        """All cases, used or not."""
+        """All cases of the dataset and its pool, used or not."""
         return self.labelled | self.pool.cases.keys()
 
     @property
     def raw(self) -> str:
-        """The raw dataset, as users call it."""
+        """The raw dataset, for messages."""
         return f"nnUNet_raw/{self.folder.parent.name}"
 
     @property
     def patients_column(self) -> str:
-        """Where users name the patients."""
+        """The column that names the patients, for messages."""
         return f"the column '{PATIENT}' of {self.raw}/{ATTRIBUTES}"
 
     @property
@@ -208,26 +127,29 @@ class _Dataset:
         return pool_command(self.folder.parent.name, self.configuration, self.plans)
 
     def check_names(self) -> None:
-        """Refuse a pool that has names in common with the training set: nobody could tell which image is meant."""
+        """Reject a pool that shares case names with the training set, as these would be ambiguous."""
         if both := sorted(self.labelled & self.pool.cases.keys()):
-            raise UserError(f"{len(both)} cases are in both the pool and the training set: {listed(both)}", "take them "
-                            f"out of {self.raw}/{POOL_IMAGES} or rename them there, then run {self.pool_command}")
+            raise UserError(
+                f"{len(both)} cases are in both the pool and the training set: {listed(both)}",
+                f"remove or rename them in {self.raw}/{POOL_IMAGES}, then run {self.pool_command}")
 
     def check_preprocessed(self, training: Iterable[str]) -> None:
-        """Refuse training cases without preprocessed files, before they are met in the middle of a run."""
+        """Reject training cases without preprocessed files at the start, not in the middle of a run."""
         if missing := sorted(set(training) - self.labelled):
             fix = preprocess_command(self.folder.parent.name, self.configuration, self.plans)
             raise UserError(f"the fold has {len(missing)} training cases that are not in {self.folder}: "
-                            f"{listed(missing)}", f"run {fix}, or mend splits_final.json")
+                            f"{listed(missing)}", f"run {fix}, or correct splits_final.json")
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    """Cases of phase 1, sorted, and those left out because of their patient.
+    """Cases of the pretraining, and cases left out because of their patient.
 
     Attributes:
-        held_out: cases whose patients are kept away.
-        role: what these cases are.
+        training, pool: selected cases, sorted.
+        training_left_out, pool_left_out: numbers of cases left out.
+        held_out: cases whose patients are excluded.
+        role: kind of the held-out cases, for messages: "validation" or "labelled".
     """
 
     training: tuple[str, ...]
@@ -238,52 +160,50 @@ class _Chosen:
     role: str
 
     def lines(self, dataset: _Dataset) -> list[str]:
-        """For the log."""
+        """Log lines about the selection."""
         counts = ((len(self.training), "training cases", self.training_left_out),
                   (len(self.pool), "cases of the pool", self.pool_left_out))
-        said = [f"{count} {what}" + (f" ({out} left out: same patient as a {self.role} case)" if out else "")
+        parts = [f"{count} {what}" + (f" ({out} left out: same patient as a {self.role} case)" if out else "")
                 for count, what, out in counts if count or out]
-        return [f"phase 1 has {' and '.join(said)}", *self._patient_lines(dataset)]
+        return [f"phase 1 has {' and '.join(parts)}", *self._patient_lines(dataset)]
 
     def _patient_lines(self, dataset: _Dataset) -> list[str]:
-        """Whoever relies on patients being kept apart must learn where the table does not name them, or a training
-        elsewhere would not."""
+        """Log lines about patients that the table does not name, whose images may be on both sides of the split."""
         patients, lines = dataset.patients, []
         if patients.outdated:
-            lines.append(f"{patients.table} changed since its copy for trainings without nnUNet_raw was made: run "
+            lines.append(f"{patients.table} changed since its copy for trainings without nnUNet_raw was stored: run "
                          f"{dataset.pool_command} again")
         if not self.held_out:
             return lines
         if not patients.names:
-            return [*lines, f"patients are not known ({dataset.patients_column}): every case counts as a patient of "
-                            "its own"]
+            return [*lines, f"patients are not known ({dataset.patients_column} names none): every case counts as a "
+                            "patient of its own"]
         if unnamed := sorted({*self.training, *self.pool, *self.held_out} - patients.names.keys()):
-            lines.append(f"{patients.table} names no patient for {len(unnamed)} cases, each counts as a patient of its "
-                         f"own: {listed(unnamed)}")
+            lines.append(f"{patients.table} names no patient for {len(unnamed)} cases, each of which counts as a "
+                         f"patient of its own: {listed(unnamed)}")
         return lines
 
 
-def _choose(trainer: Any, data: str, dataset: _Dataset) -> _Chosen:
+def _choose(fold: FoldContext, data: str, dataset: _Dataset) -> _Chosen:
     training: Sequence[str]
     if data == "pool":
         training, held_out, role = (), dataset.labelled, "labelled"
     else:
         # nnU-Net's first split is of NumPy's strings, which a checkpoint must not hold
-        training, validation = ([str(case) for case in cases] for cases in trainer.do_split())
+        training, validation = ([str(case) for case in cases] for cases in fold.split())
         # fold "all" is validated on its training cases
-        held_out, role = frozenset(() if trainer.fold == "all" else validation), "validation"
+        held_out, role = frozenset(() if fold.fold == "all" else validation), "validation"
         dataset.check_preprocessed(training)
     pool = () if data == "training" else tuple(dataset.pool.cases)
     if data == "pool" and not pool:
-        raise UserError("pretrain.data is 'pool', but there is none",
-                        f"put images into {dataset.raw}/{POOL_IMAGES} and "
-                        f"run {dataset.pool_command}")
+        raise UserError("pretrain.data is 'pool', but the dataset has no pool",
+                        f"put images into {dataset.raw}/{POOL_IMAGES} and run {dataset.pool_command}")
     patients = {dataset.patients.of(case) for case in held_out}
     kept = [tuple(sorted(case for case in cases if dataset.patients.of(case) not in patients))
             for cases in (training, pool)]
     if not any(kept):
         raise UserError(f"phase 1 has no cases: all {len(training) + len(pool)} are {role} cases or of their patients",
-                        f"look at splits_final.json and at {dataset.patients.table or dataset.patients_column}")
+                        f"check splits_final.json and {dataset.patients.table or dataset.patients_column}")
     return _Chosen(kept[0], kept[1], len(training) - len(kept[0]), len(pool) - len(kept[1]), held_out, role)
 
 
@@ -296,9 +216,8 @@ def _labels(dataset: _Dataset, chosen: _Chosen, silver: SilverSettings) -> Label
         raise UserError(
             f"the method learns from labels, but none of the {len(chosen.pool)} cases of the pool has a silver label "
             f"of quality {silver.min_quality:g} or more",
-            f"put label maps into {dataset.raw}/{SILVER_LABELS} (an output "
-            f"folder of nnUNetv2_predict is one) and run {dataset.pool_command}, or set pretrain.data to "
-            "'training_and_pool'")
+            f"put label maps, such as the output of nnUNetv2_predict, into {dataset.raw}/{SILVER_LABELS} and run "
+            f"{dataset.pool_command}, or set pretrain.data to 'training_and_pool'")
     content = [PreprocessedCases(str(dataset.folder), sorted(manual)).label_content() if manual else "",
                dataset.pool.content(pool), dataset.silver.content(training)]
     reader = SilverLabels(dataset.folder, silver.min_quality) if pool or training else None

@@ -1,4 +1,4 @@
-"""How preprocessed images are read: the protocol of every reader of cases."""
+"""The protocol of every reader of preprocessed cases."""
 
 from __future__ import annotations
 
@@ -11,39 +11,47 @@ from nnunet_cfcl.errors import UserError
 
 
 class CaseReader(Protocol):
-    """Boxes of preprocessed cases; spatial boxes have three slices, 2D data one or more slices along Z."""
+    """Read access to boxes of preprocessed cases.
+
+    A spatial box has three slices (Z, Y, X); 2D data have one or more slices along Z.
+    """
 
     @property
     def cases(self) -> Sequence[str]:
-        """The cases to use."""
+        """Case identifiers to use."""
 
     @property
     def known(self) -> Sequence[str]:
-        """All cases of the dataset, those that are not used included."""
+        """All case identifiers of the dataset, used or not."""
 
     @property
     def labelled(self) -> Sequence[str]:
-        """Those of ``cases`` that have labels."""
+        """Cases among ``cases`` that have labels."""
 
     def shape(self, case: str) -> tuple[int, ...]:
-        """(C, Z, Y, X) in voxels."""
+        """Shape (C, Z, Y, X) of a case in voxels."""
 
     def read(self, case: str, box: tuple[slice, ...]) -> np.ndarray:
-        """Intensities (C, z, y, x), float32."""
+        """Intensities (C, z, y, x) of a box, float32."""
 
     def labels(self, case: str, box: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray] | None:
-        """Label map (z, y, x), below 0 where it says nothing, and its confidence in percent; None without labels."""
+        """Label map (z, y, x), negative where unknown, and its confidence in percent; None without labels."""
 
 
 def require_finite(part: np.ndarray, what: str, box: tuple[slice, ...]) -> None:
-    """Refuse NaN and infinite intensities, which would spoil every weight of the network.
+    """Reject NaN and infinite intensities, which would propagate to every weight of the network.
+
+    Args:
+        part: intensities of the box.
+        what: name of the image, for the error.
+        box: spatial slices (Z, Y, X).
 
     Raises:
-        UserError: names ``what`` and the voxels.
+        UserError: an intensity is not finite.
     """
     if not np.isfinite(part).all():
         where = ", ".join(f"{axis.start}:{axis.stop}" for axis in box)
         raise UserError(
             f"{what} holds values that are not finite (NaN or infinite) in voxels [{where}]",
-            "`nnunet_cfcl doctor -d DATASET -c CONFIGURATION --data` lists every such case"
+            "list every such case with `nnunet_cfcl doctor -d DATASET -c CONFIGURATION --data` and correct its image"
         )

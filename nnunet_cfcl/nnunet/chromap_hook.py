@@ -1,4 +1,4 @@
-"""Where a shim that an earlier version's ``nnunet_cfcl install`` wrote looks for the hook."""
+"""Import path of the CHRO-map hook for shims that ``nnunet_cfcl install`` of an earlier version wrote."""
 
 from nnunet_cfcl.chromap.nnunet.hook import offer_chromaps
 

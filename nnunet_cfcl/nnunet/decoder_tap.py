@@ -1,4 +1,4 @@
-"""Parts of an nnU-Net network, tapped instead of re-implemented: last decoder map (method section 3), encoder."""
+"""Taps of an nnU-Net network without re-implementing it: last decoder map (method, section 3), encoder, whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunet_cfcl.errors import UserError
 
 
 def plain_network(network: nn.Module) -> nn.Module:
-    """The network without DistributedDataParallel and torch.compile around it."""
+    """The network inside its DistributedDataParallel and torch.compile wrappers."""
     if isinstance(network, DistributedDataParallel):
         network = network.module
     if isinstance(network, OptimizedModule):
@@ -27,24 +27,31 @@ def decoder_width(network: nn.Module) -> int:
     """Channels F of the last decoder map.
 
     Raises:
-        UserError: the network has no decoder of nnU-Net's kind (``decoder.seg_layers``).
+        UserError: the network has no nnU-Net decoder (``decoder.seg_layers``).
     """
     decoder: Any = getattr(plain_network(network), "decoder", None)
     if not hasattr(decoder, "seg_layers") or not hasattr(decoder, "deep_supervision"):
         raise UserError(
             f"{type(plain_network(network)).__name__} has no decoder of nnU-Net's U-Net kind (decoder.seg_layers), "
-            "expected a PlainConvUNet or ResidualEncoderUNet: choose a plan with one of these architectures"
+            "expected a PlainConvUNet or ResidualEncoderUNet",
+            "use a plan with one of these architectures"
         )
     return int(decoder.seg_layers[-1].in_channels)
 
 
 @contextmanager
 def last_decoder_map(network: nn.Module, layer: nn.Module | None = None) -> Iterator[nn.Module]:
-    """Within the block the yielded network returns its last decoder map (N, F, *patch), or what ``layer`` makes of it;
-    afterwards it is as before.
+    """Let the yielded network return its last decoder map (N, F, *patch) within the block, then restore it.
 
-    The last segmentation layer is swapped for an identity, or ``layer``, and deep supervision is off. Swap before
-    compiling: torch.compile does not see later changes. Keys of the state dict lack that one layer within the block.
+    The last segmentation layer is replaced by an identity and deep supervision is switched off. Replace before
+    compiling: torch.compile does not see later changes. Within the block the state dict lacks the replaced layer.
+
+    Args:
+        network: nnU-Net's network, wrapped or not.
+        layer: module to apply to the last decoder map; None: identity.
+
+    Raises:
+        UserError: the network has no nnU-Net decoder.
     """
     decoder_width(network)
     plain = plain_network(network)
@@ -58,26 +65,26 @@ def last_decoder_map(network: nn.Module, layer: nn.Module | None = None) -> Iter
 
 
 class EncoderMap(nn.Module):
-    """The encoder's lowest map (N, F, *lowest) of images (N, C, *patch)."""
+    """The encoder's lowest-resolution map (N, F, *lowest) of images (N, C, *patch)."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        """The last of the skip connections."""
+        """Return the last skip connection."""
         lowest: Tensor = self.encoder(images)[-1]
         return lowest
 
 
 @dataclass(frozen=True)
 class Tapped:
-    """A part of a network.
+    """A tapped part of a network.
 
-    Args:
-        network: the whole, without wrappers; its state dict is the one to keep.
-        features: the part, (N, C, *patch) -> (N, width, ...); the whole network gives its list of logits.
-        width: the part's channels.
+    Attributes:
+        network: whole network without wrappers, whose state dict is saved.
+        features: tapped part, (N, C, *patch) -> (N, width, ...); for "segmentation" the network, which returns logits.
+        width: number of output channels of the part.
     """
 
     network: nn.Module
@@ -87,10 +94,10 @@ class Tapped:
 
 @contextmanager
 def tapped(network: nn.Module, tap: Literal["decoder", "encoder", "segmentation"]) -> Iterator[Tapped]:
-    """A part of the network within the block; see `last_decoder_map` for the decoder.
+    """Yield a part of the network for the duration of the block; see `last_decoder_map` for the decoder.
 
     Raises:
-        UserError: the network has no decoder of nnU-Net's kind.
+        UserError: the network has no nnU-Net decoder.
     """
     width = decoder_width(network)
     plain: Any = plain_network(network)

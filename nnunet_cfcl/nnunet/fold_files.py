@@ -1,4 +1,7 @@
-"""What nnU-Net leaves in the folder of a fold, read without loading a checkpoint (which could run anything)."""
+"""Readers of the files that nnU-Net writes into a fold's folder.
+
+No checkpoint is loaded, since unpickling one can run arbitrary code.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,18 @@ EXPECTED = "nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION/fold_F"
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?): ?(.*)")
 _NUMBER = r"-?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
 _EPOCH = re.compile(r"Epoch (\d{1,9})")
-#: How nnU-Net's lines about an epoch begin -> what they are about.
-_FIGURES = {"Current learning rate:": "learning_rate", "train_loss": "train_loss", "val_loss": "val_loss",
-            "Pseudo dice": "pseudo_dice", "Epoch time:": "seconds"}
+#: Beginnings of nnU-Net's log lines about an epoch -> name of the value.
+_VALUES = {"Current learning rate:": "learning_rate", "train_loss": "train_loss", "val_loss": "val_loss",
+           "Pseudo dice": "pseudo_dice", "Epoch time:": "seconds"}
 
 
 @dataclass(frozen=True)
 class FoldPlace:
-    """Where a fold lies and what its path says.
+    """A fold's folder and the names in its path.
 
     Attributes:
-        folder: absolute.
-        dataset, trainer, plans, configuration, fold: as the folders are called.
+        folder: absolute path.
+        dataset, trainer, plans, configuration, fold: names in the path.
     """
 
     folder: Path
@@ -42,21 +45,21 @@ class FoldPlace:
 
     @property
     def short(self) -> str:
-        """The part of the path that says what it is; a page that is handed around need not say more."""
+        """The identifying part of the path, which reveals nothing else when a report is shared."""
         return "/".join(self.folder.parts[-3:])
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """nnU-Net's own training as its text logs tell it.
+    """nnU-Net's own training according to its text logs.
 
     Attributes:
-        epochs: a line per epoch, in order: ``epoch`` and those of learning_rate, train_loss, val_loss, pseudo_dice
-            (mean over the labels) and seconds that the log has.
-        started, ended: times of the first and the last line; None without a log.
-        dice: "Mean Validation Dice" of the final validation; None where it was not reached.
-        planned: epochs that it is to have, from nnU-Net's debug.json; None where that is not known.
-        torch, device: what it ran on, as written there; "" where that is not known.
+        epochs: one entry per epoch, in order: ``epoch`` and, where logged, learning_rate, train_loss, val_loss,
+            pseudo_dice (mean over the labels) and seconds.
+        started, ended: times of the first and the last log line; None without a log.
+        dice: "Mean Validation Dice" of the final validation; None if it was not reached.
+        planned: number of epochs according to nnU-Net's debug.json; None if unknown.
+        torch, device: torch version and device according to debug.json; "" if unknown.
     """
 
     epochs: tuple[dict[str, float], ...] = ()
@@ -69,45 +72,45 @@ class TrainingRecord:
 
 
 def locate_fold(folder: Path) -> FoldPlace:
-    """What the path of a fold's folder says.
+    """Parse the path of a fold's folder.
 
     Raises:
-        UserError: it is no such folder; what was found, and which folds are near.
+        UserError: the folder does not exist or is not a fold's; the fix names folds below it.
     """
     from nnunetv2.utilities.file_path_utilities import convert_identifier_to_trainer_plans_config
 
     place = folder.resolve()
     if not place.is_dir():
-        raise UserError(f"{folder} is {'a file' if place.is_file() else 'not there'}, expected the folder of a fold, "
-                        f"{EXPECTED}", "mend the path")
+        found = "is a file" if place.is_file() else "does not exist"
+        raise UserError(f"{folder} {found}, expected the folder of a fold, {EXPECTED}", "correct the path")
     parts = convert_identifier_to_trainer_plans_config(str(place.parent))
     if not place.name.startswith("fold_") or len(parts) != 3:
-        near = sorted(str(one.relative_to(place)) for depth in ("fold_*", "*/fold_*", "*/*/fold_*")
-                      for one in place.glob(depth) if one.is_dir())
-        found = f"it holds {listed(near, 4)}: name one of them" if near else (
-            f"it holds {listed(sorted(one.name for one in place.iterdir()), 4) or 'nothing'}")
-        raise UserError(f"{folder} is no folder of a fold, expected {EXPECTED}", f"{found}")
+        folds = sorted(str(path.relative_to(place)) for depth in ("fold_*", "*/fold_*", "*/*/fold_*")
+                       for path in place.glob(depth) if path.is_dir())
+        found = listed(folds or sorted(path.name for path in place.iterdir()), 4) or "nothing"
+        raise UserError(f"{folder} is not the folder of a fold, expected {EXPECTED}; it holds {found}",
+                        "name one of these folds" if folds else "correct the path")
     trainer, plans, configuration = parts
     return FoldPlace(place, place.parent.parent.name, trainer, plans, configuration, place.name.removeprefix("fold_"))
 
 
 def read_training(folder: Path, problems: list[str]) -> TrainingRecord:
-    """The text logs of a fold, one per start of the training.
+    """Read the text logs of a fold, one per start of the training.
 
-    A log that begins at epoch k takes the place of what earlier ones say of epoch k and later.
+    A log that begins at epoch k replaces the entries of earlier logs from epoch k on.
 
     Args:
-        folder: of the fold.
-        problems: files that cannot be read are added.
+        folder: folder of the fold.
+        problems: list to which a message for each unreadable file is added.
     """
-    record = _of_debug_file(read_json_object(folder / "debug.json", problems))
+    record = _from_debug_file(read_json_object(folder / "debug.json", problems))
     logs = []
     for file in sorted(folder.glob("training_log_*.txt")):
         try:
             logs.append(list(_stamped(file.read_text(encoding="utf-8", errors="replace"))))
         except OSError as error:
             problems.append(f"{file.name} cannot be read ({error.strerror})")
-    # their names are not in the order of time: months and days have no leading zeros
+    # file names do not sort by time: months and days have no leading zeros
     logs = sorted((lines for lines in logs if lines), key=lambda lines: lines[0][0])
     if not logs:
         return record
@@ -120,15 +123,15 @@ def read_training(folder: Path, problems: list[str]) -> TrainingRecord:
                    ended=logs[-1][-1][0], dice=dice[-1] if dice else None)
 
 
-def _of_debug_file(content: Mapping[str, Any]) -> TrainingRecord:
-    """nnU-Net writes every attribute of its trainer as text."""
+def _from_debug_file(content: Mapping[str, Any]) -> TrainingRecord:
+    """Read debug.json, in which nnU-Net writes every attribute of its trainer as text."""
     planned, torch, device = (str(content.get(key, "")) for key in ("num_epochs", "torch_version", "device"))
     epochs = int(planned) if re.fullmatch(r"\d{1,7}", planned) else None
     return TrainingRecord(planned=epochs, torch=torch, device=device)
 
 
 def _stamped(text: str) -> Iterator[tuple[datetime, str]]:
-    """The lines that begin with a time, and what they say."""
+    """Yield time and text of the lines that begin with a time."""
     for line in text.splitlines():
         if found := _STAMP.match(line):
             try:
@@ -143,18 +146,18 @@ def _epochs(lines: Sequence[tuple[datetime, str]]) -> dict[int, dict[str, float]
     for _, words in lines:
         if begun := _EPOCH.fullmatch(words):
             line = epochs[int(begun[1])] = {"epoch": float(begun[1])}
-        for beginning, name in _FIGURES.items():
+        for beginning, name in _VALUES.items():
             if words.startswith(beginning) and line:
                 numbers = _numbers(words.removeprefix(beginning))
                 line |= {name: sum(numbers) / len(numbers)} if numbers else {}
-    # the last one may have been killed before it had a figure
+    # the last epoch may have been interrupted before its losses were logged
     return {number: line for number, line in epochs.items() if "train_loss" in line or "val_loss" in line}
 
 
 def _numbers(words: str) -> list[float]:
-    """Those of "[np.float32(0.5), nan]", of "0.5" and of "1.25 s"."""
+    """The numbers in texts such as "[np.float32(0.5), nan]", "0.5" and "1.25 s"."""
     inner = re.sub(r"np\.float\d+\(", " ", words)
-    return [float(one) for one in re.findall(rf"(?<![\w.]){_NUMBER}(?![\w.])", inner)]
+    return [float(number) for number in re.findall(rf"(?<![\w.]){_NUMBER}(?![\w.])", inner)]
 
 
 def _first_number(words: str, beginning: str) -> float | None:
@@ -163,7 +166,7 @@ def _first_number(words: str, beginning: str) -> float | None:
 
 
 def validation_masks(folder: Path) -> dict[str, Path]:
-    """Case -> mask that nnU-Net's final validation predicted for it."""
+    """Case -> mask predicted by nnU-Net's final validation."""
     from nnunet_cfcl.nnunet.label_files import case_of
 
     masks = folder / VALIDATION
@@ -174,14 +177,14 @@ def validation_masks(folder: Path) -> dict[str, Path]:
 
 
 def raw_folder(dataset: str) -> Path | None:
-    """The raw dataset, where nnUNet_raw says; None where it is not."""
+    """Folder of the raw dataset in nnUNet_raw; None if it does not exist."""
     from nnunetv2.paths import nnUNet_raw
 
     return _below(nnUNet_raw, dataset)
 
 
 def truth_folder(dataset: str) -> Path | None:
-    """True masks of a dataset: those that nnU-Net's validation used, else the raw dataset's; None without any."""
+    """Folder of a dataset's ground-truth masks: nnU-Net's copy, else the raw dataset's; None if neither exists."""
     from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 
     kept = _below(nnUNet_preprocessed, f"{dataset}/gt_segmentations")

@@ -1,4 +1,4 @@
-"""Keeping pretrained weights as they are while fresh segmentation layers learn to use them."""
+"""Freezing of pretrained weights while freshly initialised segmentation layers are trained."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch.optim import Optimizer
 
 
 def freeze_body(optimizer: Optimizer, network: nn.Module, frozen: Callable[[], bool]) -> None:
-    """Let the optimiser skip all parameters but those of the segmentation layers as long as ``frozen`` says so.
+    """Freeze all parameters except the segmentation layers' for as long as ``frozen`` returns True.
 
-    Gradients of fresh segmentation layers distort pretrained features, which costs most on data unlike the labelled:
-    linear probing, then fine-tuning (LP-FT, arXiv 2202.10054). The gradients are dropped before the step rather than
-    not computed, since networks wrapped for several GPUs expect all of them: neither weight decay nor momentum moves a
-    parameter without a gradient.
+    Gradients of freshly initialised segmentation layers distort pretrained features, which costs most accuracy on
+    out-of-distribution data: linear probing, then fine-tuning (LP-FT, Kumar et al. 2022, arXiv 2202.10054). All
+    gradients are computed, since DistributedDataParallel expects them, and dropped before the step: neither weight
+    decay nor momentum changes a parameter without a gradient.
 
     Args:
-        optimizer: of all parameters.
-        network: nnU-Net's, wrapped or not.
-        frozen: asked at every step.
+        optimizer: optimiser of all parameters.
+        network: nnU-Net's network, wrapped or not.
+        frozen: function that is called at every step; True skips all but the segmentation layers.
     """
     body = [parameter for name, parameter in network.named_parameters() if "seg_layers." not in name]
 

@@ -1,8 +1,8 @@
-"""Make the trainers known to nnU-Net: the drop-in folder, or a shim inside an nnU-Net installation.
+"""Registration of the trainers with nnU-Net: the drop-in folder, or a shim inside an nnU-Net installation.
 
 nnU-Net looks a trainer up in its own folder ``training/nnUNetTrainer`` first, then in the folders named by
-``nnUNet_extTrainer`` (``nnunetv2.utilities.find_objects``). The variable is the better way; the shim is for
-installations in which it cannot be set, and for nnU-Net before 2.8, which does not know it.
+``nnUNet_extTrainer`` (``nnunetv2.utilities.find_objects``). The variable is preferred; the shim is for installations
+where it cannot be set, and for nnU-Net before 2.8, which does not read it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.atomic import write_text_atomically
 
 EXPORT_COMMAND = "export nnUNet_extTrainer=$(nnunet_cfcl trainers-path)"
-#: nnU-Net before 2.8 does not know the variable.
+#: For nnU-Net before 2.8, which does not read the variable.
 INSTALL_COMMAND = "nnunet_cfcl install"
 SHIM_FOLDER = "nnunet_cfcl_plugin"
 
 _PACKAGE_SOURCE = '"""Written by `nnunet_cfcl install` {version}; `nnunet_cfcl uninstall` removes this folder."""\n'
-_SHIM_SOURCE = '''"""Hands the trainers of the installed package nnunet_cfcl to nnU-Net's look-up.
+_SHIM_SOURCE = '''"""Offers the trainers of the installed package nnunet_cfcl to nnU-Net's look-up.
 
-The package is imported only when one of its trainers is asked for: whatever is wrong with it, stock nnU-Net goes on.
+The package is imported only when one of its trainers is requested: a broken package does not affect stock nnU-Net.
 """
 
 import sys
@@ -57,36 +57,36 @@ def trainers_path() -> Path:
     spec = importlib.util.find_spec("nnunet_cfcl._dropin")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{Path(nnunet_cfcl.__file__).parent} is importable but not installed, so that its drop-in "
-                        "folder cannot be found", "pip install -e . in the checkout mends it")
+                        "folder cannot be found", "pip install -e . in the checkout")
     return Path(next(iter(spec.submodule_search_locations))).resolve()
 
 
 def shim_folder() -> Path:
-    """Where the shim lies, or would lie, in the nnU-Net installation of this interpreter.
+    """Path of the shim in the nnU-Net installation of this interpreter, whether it exists or not.
 
     Raises:
-        UserError: nnU-Net is not installed, or its trainers lie elsewhere than in the supported versions.
+        UserError: nnU-Net is not installed, or lacks the folder that the supported versions keep their trainers in.
     """
     spec = importlib.util.find_spec("nnunetv2")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("nnU-Net is not installed for this Python", "pip install nnunetv2 mends it")
+        raise UserError("nnU-Net is not installed in this Python environment", "pip install nnunetv2")
     variants = Path(next(iter(spec.submodule_search_locations))) / "training" / "nnUNetTrainer" / "variants"
     if not variants.is_dir():
-        raise UserError(f"this nnU-Net has no folder {variants}", f"{EXPORT_COMMAND} works without it")
+        raise UserError(f"this nnU-Net has no folder {variants} for the shim", f"{EXPORT_COMMAND}, which needs no shim")
     return variants / SHIM_FOLDER
 
 
 def install(trainers: Sequence[str]) -> Path:
-    """Writes the shim into the nnU-Net installation; done again, it is brought up to date.
+    """Write or update the shim in the nnU-Net installation.
 
     Args:
-        trainers: names that nnU-Net is to find.
+        trainers: names of the trainers that the shim offers.
 
     Returns:
-        The folder written.
+        Folder of the shim.
 
     Raises:
-        UserError: no nnU-Net, or its folder is not writable.
+        UserError: nnU-Net is not installed, or its folder is not writable.
     """
     folder = shim_folder()
     files = _shim_files(trainers)
@@ -98,20 +98,19 @@ def install(trainers: Sequence[str]) -> Path:
     except OSError as error:
         if is_new:
             shutil.rmtree(folder, ignore_errors=True)
-        raise UserError(f"cannot write {folder} ({error.strerror})", "run this with the rights of the installation's "
-                        f"owner, or {_way_without_install()}") from error
+        raise UserError(f"cannot write {folder} ({error.strerror})", "run this as the owner of the installation, or "
+                        f"{_command_without_install()}") from error
     return folder
 
 
-def _way_without_install() -> str:
+def _command_without_install() -> str:
     from nnunet_cfcl.nnunet.versions import reads_external_trainers
 
-    way = f"use the variable instead: {EXPORT_COMMAND}"
-    return way if reads_external_trainers() else f"install nnunetv2 2.8 or newer and {way}"
+    return EXPORT_COMMAND if reads_external_trainers() else f"install nnunetv2 2.8 or newer and {EXPORT_COMMAND}"
 
 
 def uninstall() -> Path | None:
-    """Takes the shim out again, with the byte code Python made of it.
+    """Remove the shim and its byte code.
 
     Returns:
         The folder removed; None if there was none.
@@ -125,12 +124,13 @@ def uninstall() -> Path | None:
     ours = (*_SHIM_NAMES, "__pycache__")
     foreign = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(ours))
     if foreign:
-        raise UserError(f"{folder} also holds {', '.join(foreign)}, not written by nnunet_cfcl", "move it away first")
+        raise UserError(f"{folder} also holds {', '.join(foreign)}, not written by nnunet_cfcl",
+                        "move these files elsewhere first")
     try:
         shutil.rmtree(folder)
     except OSError as error:
-        raise UserError(f"cannot remove {folder} ({error.strerror})", "run this with the rights of the installation's "
-                        "owner") from error
+        raise UserError(f"cannot remove {folder} ({error.strerror})",
+                        "run this as the owner of the installation") from error
     return folder
 
 

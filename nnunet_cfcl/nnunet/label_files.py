@@ -1,4 +1,4 @@
-"""Files of whole-number labels (masks, predictions), read by nnU-Net's own readers, with their geometry."""
+"""Reader of label files (masks, predictions) and their geometry, through nnU-Net's own image readers."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from numpy.typing import NDArray
 
 from nnunet_cfcl.errors import UserError
 
-#: Reader for the files of an ending; natural images have no spacing of their own.
+#: File ending -> nnU-Net's reader; natural images have no spacing.
 READERS = {**dict.fromkeys(NaturalImage2DIO.supported_file_endings, NaturalImage2DIO),
            **dict.fromkeys(SimpleITKIO.supported_file_endings, SimpleITKIO)}
-#: More different values than this are an image, not labels.
+#: A file with more different values than this is an image, not a mask.
 MOST_LABELS = 1000
-#: Headers are written with few digits: what may differ in spacing (relative), direction (cosine), origin (voxels).
+#: Tolerances for rounded headers: spacing (relative), direction (cosine), origin (voxels).
 SPACING, DIRECTION, ORIGIN = 1e-3, 1e-3, 1e-2
 
 
 @dataclass(frozen=True)
 class LabelFile:
-    """One file's voxels and where they lie.
+    """Labels and geometry of one file.
 
     Attributes:
-        file: where it was read.
-        labels: (Z, Y, X) int32, 0 or more; (1, Y, X) for a 2D image.
-        spacing: of each axis in mm, the slowest first; for natural images 1 (pixel). An axis of one voxel has nnU-Net's
-            stand-in.
-        origin, direction: as SimpleITK gives them (x first); empty for natural images.
+        file: path of the file.
+        labels: (Z, Y, X) int32, non-negative; (1, Y, X) for a 2D image.
+        spacing: voxel size per axis (Z, Y, X) in mm; 1 (pixel) for natural images. nnU-Net's reader sets a placeholder
+            for the missing axis of a 2D image.
+        origin, direction: geometry in SimpleITK's order (x first); empty for natural images.
     """
 
     file: Path
@@ -41,12 +41,12 @@ class LabelFile:
 
     @property
     def in_pixels(self) -> bool:
-        """Whether its spacing is in pixels, because such files hold no millimetres."""
+        """Whether the spacing is in pixels, as for natural images, which store no millimetres."""
         return not self.origin
 
 
 def case_of(file_name: str) -> str | None:
-    """The file's name without its ending; None where nnU-Net's readers read no such file, and for hidden files."""
+    """File name without its ending; None for hidden files and endings that nnU-Net's readers do not support."""
     endings = [ending for ending in READERS if file_name.lower().endswith(ending)]
     if not endings or file_name.startswith("."):
         return None
@@ -54,24 +54,24 @@ def case_of(file_name: str) -> str | None:
 
 
 def read_label_file(file: Path) -> LabelFile:
-    """Read labels with nnU-Net's reader for this ending.
+    """Read a label file with nnU-Net's reader for its ending.
 
     Args:
-        file: one of which `case_of` knows the ending.
+        file: file whose ending `case_of` supports.
 
     Raises:
-        UserError: it cannot be read, has several channels, or values that are no labels.
+        UserError: the file cannot be read, has several channels, or values that are not labels.
     """
-    ending = max((one for one in READERS if file.name.lower().endswith(one)), key=len)
+    ending = max((known for known in READERS if file.name.lower().endswith(known)), key=len)
     try:
         voxels, properties = READERS[ending]().read_seg(str(file))
-    # SimpleITK raises RuntimeError, the natural-image reader whatever its library or an assertion raises
+    # SimpleITK raises RuntimeError, the natural-image reader AssertionError or anything its library raises
     except Exception as error:
         reason = " ".join(str(error).split())[-200:] or type(error).__name__
-        raise UserError(f"{file} cannot be read as a mask ({reason})", "write it again") from error
+        raise UserError(f"{file} cannot be read as a mask ({reason})", "export the mask again") from error
     if len(voxels) != 1:
-        raise UserError(f"{file} has {len(voxels)} channels, expected one of whole-number labels", "write it as a mask "
-                        "(for PNG: greyscale, not RGB)")
+        raise UserError(f"{file} has {len(voxels)} channels, expected one channel of integer labels",
+                        "export it as a mask (PNG: greyscale, not RGB)")
     _check_values(file, voxels)
     header = properties.get("sitk_stuff", {})
     return LabelFile(file, voxels[0].astype(np.int32), tuple(float(size) for size in properties["spacing"]),
@@ -82,18 +82,18 @@ def _check_values(file: Path, voxels: NDArray[np.float32]) -> None:
     values = np.unique(voxels)
     wrong = values[~np.isfinite(values) | (values < 0) | (values != np.round(values))]
     if len(wrong):
-        raise UserError(f"{file} has values that are no labels, such as {wrong[0]:g}; expected whole numbers from 0: "
-                        "is it an image or a probability map?")
+        raise UserError(f"{file} has values that are not labels, such as {wrong[0]:g}, expected non-negative integers",
+                        "use a mask, not an image or a probability map")
     if len(values) > MOST_LABELS:
-        raise UserError(f"{file} has {len(values)} different values, expected at most {MOST_LABELS} labels: is it an "
-                        "image?")
+        raise UserError(f"{file} has {len(values)} different values, expected at most {MOST_LABELS} labels",
+                        "use a mask, not an image")
 
 
 def geometry_difference(one: LabelFile, other: LabelFile) -> str:
-    """What differs between the grids of two files, in words; "" where they agree.
+    """Describe the difference between the grids of two files; "" where they agree.
 
     Returns:
-        The first difference of shape, kind of spacing, spacing, direction and origin.
+        The first difference among shape, unit of spacing, spacing, direction and origin.
     """
     if one.labels.shape != other.labels.shape:
         return f"shapes {one.labels.shape} and {other.labels.shape}"

@@ -1,4 +1,4 @@
-"""What the pretraining needs to know of a plan."""
+"""Properties of a plan's configuration that the pretraining reads."""
 
 from __future__ import annotations
 
@@ -13,33 +13,37 @@ PLAN_BLOCK = "cfcl"
 
 
 def check_single_stage(name: str, configuration: ConfigurationManager) -> None:
-    """Refuse a cascade's second stage.
+    """Reject the second stage of a cascade.
+
+    Args:
+        name: name of the configuration, for the error.
+        configuration: configuration to check.
 
     Raises:
-        NotSupported: names the first stage, and says how to train the second.
+        NotSupported: the configuration has a previous stage; the fix says how to train it.
     """
     if configuration.previous_stage_name is not None:
         raise NotSupported(
-            f"'{name}' takes the previous stage's segmentation as input, which pretraining has not: pretrain "
-            f"{configuration.previous_stage_name}", "train this stage with pretrain.enabled set to false, and with the "
-            "same trainer, by whose name nnU-Net finds the masks"
+            f"'{name}' takes the previous stage's segmentation as input, which does not exist during pretraining",
+            f"pretrain {configuration.previous_stage_name} first, then train this stage with pretrain.enabled set to "
+            "false and the same trainer, under whose name nnU-Net looks for the first stage's masks"
         )
 
 
 def view_geometry(configuration: ConfigurationManager) -> ViewGeometry:
-    """Patch size in voxels and spacing in millimetres, in array-axis order."""
+    """Patch size in voxels and spacing in millimetres, both in array-axis order."""
     patch_size = tuple(int(n) for n in configuration.patch_size)
     spacing = tuple(float(s) for s in configuration.spacing)[-len(patch_size) :]
     return ViewGeometry(patch_size, spacing)
 
 
 def settings_block(configuration: ConfigurationManager) -> dict[str, Any] | None:
-    """The ``"cfcl"`` block of the plan's configuration, or None."""
+    """The configuration's ``"cfcl"`` block of settings; None without one."""
     return configuration.configuration.get(PLAN_BLOCK)
 
 
 def fingerprint(configuration: ConfigurationManager) -> dict[str, Any]:
-    """What of a configuration decides about the pretrained weights: data, patch, spacing, network."""
+    """Entries of a configuration that determine the pretrained weights: data, patch, spacing, network."""
     plan = configuration.configuration
     keys = ("data_identifier", "patch_size", "spacing", "normalization_schemes", "architecture")
     return {key: plan.get(key) for key in keys}

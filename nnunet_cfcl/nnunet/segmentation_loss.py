@@ -1,4 +1,4 @@
-"""nnU-Net's own loss, as its trainer builds it, on label maps as they are stored."""
+"""nnU-Net's own loss, as its trainer builds it, on label maps as stored."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class NnUNetLoss:
-    """A trainer's loss, with what its data loading does to label maps in front of it; picklable.
+    """A trainer's loss, preceded by the label transforms of its data loading; picklable.
 
     Args:
         loss: (logits, target) -> scalar, under deep supervision of lists of both.
-        regions: labels of every region, where the network predicts regions, the ignore label last; None: classes.
-        scales: of the deep supervision, (D,) per output, the first 1; None: there is none.
+        regions: labels of every region where the network predicts regions, the ignore label last; None for classes.
+        scales: deep-supervision scales, (D,) per output, the first 1; None without deep supervision.
     """
 
     loss: nn.Module
@@ -27,7 +28,7 @@ class NnUNetLoss:
     scales: tuple[tuple[float, ...], ...] | None
 
     def __call__(self, logits: Any, labels: Tensor) -> Tensor:
-        """Scalar loss.
+        """Compute the scalar loss.
 
         Args:
             logits: (N, K, *patch), or a list from full to lowest resolution under deep supervision.
@@ -38,7 +39,8 @@ class NnUNetLoss:
         return value
 
     def target(self, labels: Tensor) -> Tensor | list[Tensor]:
-        """What the loss is given: classes (N, 1, ...) or regions (N, R, ...) bool, a list under deep supervision."""
+        """Transform label maps to the loss's target: classes (N, 1, ...) or regions (N, R, ...) bool; a list under deep
+        supervision."""
         # nnU-Net's transforms take one sample: here the batch goes through them as its channels
         known = RemoveLabelTransform(-1, 0)(segmentation=labels[:, 0].clone())["segmentation"]
         classes = [known] if self.regions is None else [_isin(known, region) for region in self.regions]
@@ -50,11 +52,11 @@ class NnUNetLoss:
         return [level.unflatten(0, target.shape[:2]) for level in levels]
 
 
-def segmentation_loss(trainer: Any) -> NnUNetLoss:
-    """The loss that a trainer trains with, for label maps (N, 1, *patch).
+def segmentation_loss(trainer: nnUNetTrainer) -> NnUNetLoss:
+    """Build the loss that a trainer trains with, for label maps (N, 1, *patch).
 
-    Built by the trainer's own ``_build_loss``, so a subclass's other loss is taken over, on its own: without exchange
-    between processes (their gradients are added up elsewhere) and not compiled (to be picklable).
+    The trainer's own ``_build_loss`` is called, so that a subclass's loss is used, but without communication between
+    processes (gradients are summed elsewhere) and not compiled (to be picklable).
 
     Args:
         trainer: an nnU-Net trainer; its network is not needed.

@@ -1,4 +1,4 @@
-"""Where a patch is put in an image, and how much it counts there, by nnU-Net's own functions."""
+"""Positions and Gaussian weights of nnU-Net's sliding-window prediction, by its own functions."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from nnunet_cfcl.views.blending import AxisWindows
 
 @dataclass(frozen=True)
 class SlidingWindows:
-    """The windows of nnU-Net's prediction; called with an image's shape, see `blended_change.Windows`. Picklable.
+    """Windows of nnU-Net's prediction, called with an image's shape; picklable.
 
-    An image with more axes than the patch is taken slice by slice. Where it is smaller than the patch there is one
-    window, centred, that reaches beyond.
+    An image with more axes than the patch is covered slice by slice. Along an axis shorter than the patch there is one
+    centred window, which extends beyond the image.
 
     Attributes:
-        patch_size: (D,) voxels.
-        step: distance of neighbouring windows, relative to the patch; smaller where it would not divide the image.
+        patch_size: (D,) in voxels.
+        step: maximum distance between neighbouring windows as a fraction of the patch size.
     """
 
     patch_size: tuple[int, ...]
     step: float = 0.5
 
     def __call__(self, shape: Sequence[int]) -> list[AxisWindows]:
-        """The windows along every axis of an image of this spatial shape."""
+        """Windows along every axis of an image of this spatial shape."""
         slices, plane = shape[: -len(self.patch_size)], shape[-len(self.patch_size) :]
         along = [AxisWindows(tuple(range(count)), torch.ones(count, 1)) for count in slices]
-        # nnU-Net's function wants images no smaller than the patch
+        # nnU-Net's function requires images at least as large as the patch
         reach = tuple(max(n, size) for n, size in zip(plane, self.patch_size, strict=True))
         steps = compute_steps_for_sliding_window(reach, self.patch_size, self.step)
         for n, size, found in zip(plane, self.patch_size, steps, strict=True):
@@ -42,12 +42,12 @@ class SlidingWindows:
 
 
 def _shares(starts: Sequence[int], size: int) -> Tensor:
-    """(windows, size) of the Gaussian weight in the sum over all windows.
+    """Share (windows, size) of each window's Gaussian weight in the sum over all windows.
 
-    nnU-Net's Gaussian of a patch is the product of those along its axes, and windows lie on a grid, so that sums may be
-    taken axis by axis: no map of a whole volume is needed.
+    nnU-Net's Gaussian of a patch is a product over the axes and the windows form a grid: the sums can be computed per
+    axis, without a weight map of the whole volume.
     """
-    # past its cache of two, in which the prediction itself keeps the Gaussian of a patch
+    # bypasses its cache of two entries, which holds the Gaussian that the prediction itself uses
     profile = inspect.unwrap(compute_gaussian)((size,), dtype=torch.float64, device=torch.device("cpu"))
     voxels = torch.tensor(starts)[:, None] - starts[0] + torch.arange(size)
     total = torch.zeros(int(voxels.max()) + 1, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""A linear warm-up on top of any of nnU-Net's learning rate schedules."""
+"""Linear warm-up on top of any of nnU-Net's learning rate schedules."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from nnunet_cfcl.runs.schedule import ramp
+
 
 class WarmUp:
-    """Lets a schedule set the rate of an epoch, then scales it by (epoch + 1) / (n + 1) in the first n epochs.
+    """Scale a schedule's learning rate by (epoch + 1) / (n + 1) in the first n epochs.
 
-    A cold momentum and a fresh segmentation layer would otherwise send large steps through pretrained weights.
+    Without warm-up, empty momentum buffers and freshly initialised segmentation layers cause large updates of the
+    pretrained weights.
 
     Args:
-        schedule: nnU-Net's scheduler; its ``step(epoch)`` sets the rate.
-        optimizer: whose rate is scaled.
-        epochs: length of the whole training.
-        fraction: share of it that is warm-up, rounded up.
+        schedule: nnU-Net's scheduler, whose ``step(epoch)`` sets the rate.
+        optimizer: optimiser whose rate is scaled.
+        epochs: number of epochs of the training.
+        fraction: fraction of the epochs with warm-up, rounded up.
     """
 
     def __init__(self, schedule: Any, optimizer: Optimizer, epochs: int, fraction: float) -> None:
@@ -26,12 +29,12 @@ class WarmUp:
         self._length = math.ceil(round(fraction * epochs, 9))
 
     def step(self, epoch: int) -> None:
-        """Set the rate of ``epoch`` (0-based)."""
+        """Set the learning rate of ``epoch`` (0-based)."""
         self._schedule.step(epoch)
         for group in self._optimizer.param_groups:
-            group["lr"] *= min(1.0, (epoch + 1) / (self._length + 1))
+            group["lr"] *= ramp(epoch + 1, self._length + 1)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # copying and unpickling ask before the schedule is there
+        if name.startswith("_"):  # copy and pickle look attributes up before the schedule is set
             raise AttributeError(name)
         return getattr(self._schedule, name)

@@ -1,7 +1,7 @@
-"""What is known of the cases of a dataset: the table of attributes, checked against the cases, and the interventions.
+"""The attributes of a dataset's cases, checked against the cases, and the interventions that follow from them.
 
-A training may run where the raw dataset is not: whoever has it leaves a copy, ``cfcl_attributes.json``, beside the
-preprocessed data.
+The table is copied to ``cfcl_attributes.json`` beside the preprocessed data, for trainings on machines without the raw
+dataset.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from nnunet_cfcl.files.csv_table import check_case_names
 
 STORED = "cfcl_attributes.json"
 FORMAT = 1
-#: A generator needs to know what it changes for at least this share of the cases.
+#: Minimum share of cases for which an attribute must be known to be intervened on.
 FEWEST_KNOWN = 0.5
 
 Columns = Mapping[str, Mapping[str, str]]
 
 
 class NothingToChange(UserError):
-    """The table is sound, but no attribute in it can be intervened on."""
+    """The table is valid, but no attribute in it can be intervened on."""
 
 
 @dataclass(frozen=True)
 class KnownAttributes:
-    """The attributes of a dataset's cases.
+    """The attribute table of a dataset.
 
     Attributes:
         columns: attribute -> case -> cell, as written.
         declared: attribute -> kind, as in ``attributes.json``.
-        table: where that is from, in words.
+        table: where the table was read, for messages.
     """
 
     columns: Columns
@@ -62,7 +62,7 @@ class KnownAttributes:
 
 
 def known_attributes(preprocessed: Path) -> KnownAttributes | None:
-    """The raw dataset's table where there is one, of which a copy is kept, else that copy; None without either.
+    """Read the raw dataset's table and update its copy; without the raw dataset, read the copy; None without either.
 
     Args:
         preprocessed: ``nnUNet_preprocessed/DatasetXXX``.
@@ -80,12 +80,12 @@ def known_attributes(preprocessed: Path) -> KnownAttributes | None:
             store_patients(preprocessed, read_patients(raw_folder))
         return KnownAttributes(table.attributes, declared, str(raw_folder / ATTRIBUTES))
     if raw_folder is not None and raw_folder.is_dir():
-        return None  # the raw dataset is here, and has no table any more
+        return None  # the table was deleted, so that its copy is outdated
     return _read_stored(stored) if stored.is_file() else None
 
 
 def _keep_copy(file: Path, content: Mapping[str, Any]) -> None:
-    """Writes the file where it differs; where nothing can be written, trainings beside the raw dataset go on."""
+    """Write the file if it differs. A read-only folder is no error: the raw dataset is at hand."""
     text = checksummed_text(content)
     with suppress(OSError, WriteError):
         if file.parent.is_dir() and not (file.is_file() and file.read_bytes() == text.encode()):
@@ -100,37 +100,37 @@ def _read_stored(file: Path) -> KnownAttributes:
         columns, declared = content["columns"], content["declared"]
         cells = [cell for column in columns.values() for cell in column.values()]
         if not all(isinstance(text, str) for text in (*cells, *declared.values())):
-            raise TypeError("cells that are no texts")
+            raise TypeError("cells that are not strings")
         return KnownAttributes(columns, declared, f"{file}, the copy of {ATTRIBUTES}")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file} is not a readable copy of {ATTRIBUTES} ({type(error).__name__}: {error})", "delete it "
-                        "and run `nnunet_cfcl generator train` where the raw dataset is") from error
+                        "and run `nnunet_cfcl generator train` on a machine with the raw dataset") from error
 
 
 def coding_and_interventions(
     known: KnownAttributes, cases: Sequence[str], all_cases: Sequence[str], ending: str,
     wanted: Sequence[str] | None, log: Callable[[str], object],
 ) -> tuple[AttributeCoding, tuple[Intervention, ...]]:
-    """The attributes that a generator of these cases is given, and what it will change.
+    """Derive the generator's parents and its interventions from the table.
 
     Args:
         known: the table.
-        cases: those that are learned from.
-        all_cases: of the dataset and its pool; rows of others are counted in the log.
+        cases: the cases to train on.
+        all_cases: all cases of the dataset and its pool; rows of other cases are counted in the log.
         ending: file ending of the dataset's images.
-        wanted: ``counterfactual.interventions``.
-        log: is told which columns are not used and which cases are not known.
+        wanted: the setting ``counterfactual.interventions``.
+        log: reports unused columns and cases without a value.
 
     Raises:
-        UserError: the table names no known case, or files; what is declared or wanted cannot be; the attributes to
-            change are not known for most cases. The message says what mends it.
-        NothingToChange: no attribute can be changed.
+        UserError: the table names no known case, or names files; an impossible declaration or intervention; an
+            attribute to intervene on is missing for most cases.
+        NothingToChange: no attribute can be intervened on.
     """
     named = {case for column in known.columns.values() for case in column}
     check_case_names(named, all_cases, ending, known.table)
     if foreign := sorted(named - set(all_cases)):
-        log(f"{known.table} has rows of {len(foreign)} cases that are not in the dataset or its pool, such as test "
-            f"cases (they are not used): {listed(foreign, 5)}")
+        log(f"{known.table} has rows of {len(foreign)} cases that are neither in the dataset nor in its pool, such as "
+            f"test cases (not used): {listed(foreign, 5)}")
     coding, notes = infer_attributes(known.columns, cases, known.declared)
     for note in notes:
         log(f"{known.table}: {note}")
@@ -138,9 +138,10 @@ def coding_and_interventions(
         coding, known.columns, cases)
     if not interventions:
         raise NothingToChange(
-            f"no attribute of {known.table} can be changed: an intervention needs a binary or categorical attribute, "
-            f"two of whose values have {ENOUGH_CASES} cases each ({_described(coding, known.columns, cases)})", "add "
-            f"cases or attributes, declare a kind in {DECLARATIONS}, name counterfactual.interventions, or set "
+            f"no attribute of {known.table} can be intervened on: an intervention needs a binary or categorical "
+            f"attribute, two of whose values have {ENOUGH_CASES} cases each "
+            f"({_described(coding, known.columns, cases)})",
+            f"add cases or attributes, declare a kind in {DECLARATIONS}, name counterfactual.interventions, or set "
             "counterfactual.source to acquisition")
     _check_known(known, cases, interventions, log)
     for one in interventions:
@@ -156,17 +157,17 @@ def coding_and_interventions(
 def _check_known(
     known: KnownAttributes, cases: Sequence[str], interventions: Sequence[Intervention], log: Callable[[str], object]
 ) -> None:
-    """Most cases must have a value of every attribute that is to be changed."""
+    """Check that most cases have a value of every attribute to intervene on."""
     for attribute in dict.fromkeys(attribute for one in interventions for attribute in one.attributes):
         column = known.columns[attribute.name]
         unknown = sorted(case for case in cases if is_missing(column.get(case, "")))
         if len(unknown) > (1 - FEWEST_KNOWN) * len(cases):
             raise UserError(
-                f"{known.table} says nothing about '{attribute.name}' for {len(unknown)} of {len(cases)} cases: "
-                f"{listed(unknown, 5)}", "at least half must be known to learn what it does: fill these rows in, leave "
-                "it out of counterfactual.interventions, or set counterfactual.source to acquisition")
+                f"{known.table} has no value of '{attribute.name}' for {len(unknown)} of {len(cases)} cases: "
+                f"{listed(unknown, 5)}", "fill in these rows (at least half of the cases need a value), leave the "
+                "attribute out of counterfactual.interventions, or set counterfactual.source to acquisition")
         if unknown:
-            log(f"{known.table} says nothing about '{attribute.name}' for {len(unknown)} of {len(cases)} cases, which "
+            log(f"{known.table} has no value of '{attribute.name}' for {len(unknown)} of {len(cases)} cases, which "
                 f"count as unknown: {listed(unknown, 5)}")
 
 

@@ -1,4 +1,4 @@
-"""``fold_F/cfcl/config.json``: what a training was asked for, with hashes."""
+"""Write ``fold_F/cfcl/config.json``: settings and identity of a training, with their hashes."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from typing import Any
 
 from nnunet_cfcl.files.atomic import writable_folder, write_text_atomically
 from nnunet_cfcl.files.hashing import digest
+from nnunet_cfcl.nnunet.fold import FoldContext
 
 
 def write_config(
-    trainer: Any, method: str, identity: Mapping[str, Any] | None = None, pretraining_folder: Path | None = None
+    fold: FoldContext, method: str, identity: Mapping[str, Any] | None = None, pretraining_folder: Path | None = None
 ) -> None:
-    """Write it atomically, unless nnU-Net's checkpointing is off.
+    """Write the file atomically, unless nnU-Net's checkpointing is off.
 
     Args:
-        trainer: with settings and the fold's folder; of several processes it is the first.
-        method: name of the pretraining, "none" without one.
-        identity: all that decides about the pretrained weights.
-        pretraining_folder: where they are kept.
+        fold: the fold that is trained; called on the main rank only.
+        method: name of the pretraining method, "none" without pretraining.
+        identity: everything that determines the pretrained weights.
+        pretraining_folder: folder of the pretraining's checkpoints.
     """
-    if trainer.disable_checkpointing:
+    if not fold.saves:
         return
-    settings, decides = trainer.settings.to_dict(), dict(identity or {})
+    settings, decides = fold.settings.to_dict(), dict(identity or {})
     content = {
         "method": method,
         "settings": settings, "settings_hash": digest(settings),
         "pretraining": decides, "pretraining_hash": digest(decides),
         "pretraining_folder": str(pretraining_folder or ""),
     }
-    folder = Path(trainer.output_folder) / "cfcl"
+    folder = fold.folder / "cfcl"
     writable_folder(folder, "free some space there or make it writable, then start again, with --c")
     write_text_atomically(folder / "config.json", json.dumps(content, indent=2))

@@ -1,11 +1,11 @@
-"""Phase 0 of a trainer: the generator of counterfactuals, trained, judged, and put to work."""
+"""The generator phase (phase 0) of a fold: train the counterfactual generator, judge it, generate counterfactuals."""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from nnunet_cfcl.counterfactual.choice import wants_generator
 from nnunet_cfcl.counterfactual.gate.attribute_predictor import train_predictor
-from nnunet_cfcl.counterfactual.gate.evaluate import Judges, evaluate, train_judges
+from nnunet_cfcl.counterfactual.gate.judges import Judges, evaluate, train_judges
+from nnunet_cfcl.counterfactual.gate.metrics import GATE_VERSION
 from nnunet_cfcl.counterfactual.gate.report import write_report
 from nnunet_cfcl.counterfactual.gate.results import GateReport
 from nnunet_cfcl.counterfactual.generator.data import Patches, draw_patches
@@ -22,7 +23,8 @@ from nnunet_cfcl.counterfactual.generator.generation import Generation, generate
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.counterfactual.generator.source import GeneratorSource
-from nnunet_cfcl.counterfactual.generator.training import GeneratorTask, GeneratorTraining
+from nnunet_cfcl.counterfactual.generator.task import GeneratorTask
+from nnunet_cfcl.counterfactual.generator.training import GeneratorTraining
 from nnunet_cfcl.counterfactual.generator.whole_cases import SlidingWindowCounterfactuals
 from nnunet_cfcl.counterfactual.mixed import MixedSource
 from nnunet_cfcl.counterfactual.source import (
@@ -37,7 +39,9 @@ from nnunet_cfcl.errors import UserError, first_line, listed
 from nnunet_cfcl.files.atomic import replace_atomically, writable_folder, write_text_atomically
 from nnunet_cfcl.files.checksummed_json import checksummed_text, read_checksummed
 from nnunet_cfcl.files.hashing import digest
+from nnunet_cfcl.files.lenient_json import read_json_object
 from nnunet_cfcl.files.names import is_safe_filename
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.nnunet.plan import fingerprint
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.phases.attributes_of_cases import NothingToChange
@@ -47,48 +51,47 @@ from nnunet_cfcl.runs.epoch_log import best_effort
 from nnunet_cfcl.runs.lock import exclusive
 from nnunet_cfcl.runs.ranks import Ranks
 
-#: Patches that the judges learn from: so many times those that are looked at.
+#: Training patches of the judges, as a multiple of the held-out patches.
 TRAINING_PATCHES = 8
-#: Memory that the patches of either kind may take.
+#: Memory limit of the patches of either kind.
 PATCH_BYTES = 2 << 30
-#: Part of the seed of the teacher in fine-tuning, which must not be the judge.
+#: Seed offset of the fine-tuning's attribute predictor, which must differ from the gate's judge.
 TEACHER_SEED = 101
 
 
-def lazy_generator_source(trainer: Any, ranks: Ranks) -> LazySource | None:
-    """The counterfactuals of a generator where the settings and the dataset ask for one; None where they do not.
+def lazy_generator_source(fold: FoldContext, ranks: Ranks) -> LazySource | None:
+    """The generator's counterfactuals where settings and dataset ask for a generator, else None.
 
-    Phase 0 is done when the promise is kept: whoever finds before that they are not needed, or cannot be used, has
-    waited for nothing.
+    Nothing is trained until the source is materialised.
 
     Raises:
         UserError: see `build_generator_task`.
     """
-    attributes = ranks.main_first(lambda: has_attributes(trainer))
-    if not wants_generator(trainer.settings, trainer.preprocessed_dataset_folder, attributes):
+    attributes = ranks.main_first(lambda: has_attributes(fold))
+    if not wants_generator(fold.settings, fold.preprocessed, attributes):
         return None
-    wanted = trainer.settings.counterfactual
+    wanted = fold.settings.counterfactual
     if isinstance(wanted.store, str):
         raise UserError(f"counterfactual.store names a folder ({wanted.store}), but counterfactual.source is "
-                        "'generator', whose store lies beside the preprocessed data: leave counterfactual.store out, "
-                        "or set the source to precomputed")
+                        "'generator', whose store lies beside the preprocessed data",
+                        "leave counterfactual.store out, or set the source to precomputed")
     if wanted.store is not False:
-        writable_folder(Path(trainer.preprocessed_dataset_folder).parent,
-                        "counterfactuals would be kept there: make it writable, or set counterfactual.store to false, "
-                        "or counterfactual.source to acquisition")
+        writable_folder(fold.preprocessed.parent,
+                        "make it writable for the counterfactuals, or set counterfactual.store to false, or "
+                        "counterfactual.source to acquisition")
     try:
-        phase = GeneratorPhase(trainer, ranks, tells_cases=False)
+        phase = GeneratorPhase(fold, ranks, logs_cases=False)
     except NothingToChange as reason:
-        if trainer.settings.counterfactual.source == "generator":
+        if fold.settings.counterfactual.source == "generator":
             raise
         if ranks.is_main:
-            trainer.print_to_log_file(f"No generator is trained, acquisition is used instead: {reason}")
+            fold.log(f"No generator is trained, acquisition effects are used instead: {reason}")
         return None
 
     def make() -> CounterfactualSource:
         source = phase.source()
-        if ranks.is_main and not trainer.disable_checkpointing:
-            phase.copy_report(Path(trainer.output_folder) / "cfcl" / "generator" / "report")
+        if ranks.is_main and fold.saves:
+            phase.copy_report(fold.folder / "cfcl" / "generator" / "report")
         return source
 
     return LazySource(phase.identity(), make)
@@ -96,11 +99,11 @@ def lazy_generator_source(trainer: Any, ranks: Ranks) -> LazySource | None:
 
 @dataclass(frozen=True)
 class Judged:
-    """A generator and what the gate says about it.
+    """A generator and its interventions, sorted by the gate.
 
     Attributes:
-        generator: the one to use.
-        passed, failed: its interventions.
+        generator: the generator, fine-tuned if that helped.
+        passed, failed: interventions that passed and failed the gate.
     """
 
     generator: CounterfactualGenerator
@@ -109,49 +112,50 @@ class Judged:
 
 
 class GeneratorPhase:
-    """The generator of a trainer's fold.
+    """The generator phase of a fold: train, judge, fine-tune, generate.
 
     Args:
-        trainer: an nnU-Net trainer with ``settings``, or what `bare_trainer` makes.
+        fold: the fold that is trained.
         ranks: the processes that share every step.
-        tells_cases: see `build_generator_task`.
+        logs_cases: see `build_generator_task`.
 
     Raises:
         UserError: see `build_generator_task`.
     """
 
-    def __init__(self, trainer: Any, ranks: Ranks, tells_cases: bool = True) -> None:
-        self.trainer, self.ranks = trainer, ranks
-        self.task: GeneratorTask = ranks.main_first(lambda: build_generator_task(trainer, ranks, tells_cases))
-        #: where the report on the generator that is used lies, once it is judged
+    def __init__(self, fold: FoldContext, ranks: Ranks, logs_cases: bool = True) -> None:
+        self.fold, self.ranks = fold, ranks
+        self.task: GeneratorTask = ranks.main_first(lambda: build_generator_task(fold, ranks, logs_cases))
+        #: folder of the gate's report on the generator in use, once it is judged
         self.report_folder = self.task.folder / "report"
 
     def identity(self) -> dict[str, Any]:
-        """All that decides about what `source` gives, the gate's verdicts included; nothing need be trained for it."""
+        """Everything that determines the counterfactuals of `source`, known before any training."""
         settings = self.task.settings
-        # ranges of acquisitions decide about nothing where none can take an intervention's place
+        # acquisition effects only matter where they may replace an intervention that fails
         name = f"generator or {AcquisitionSource.name}" if settings.gate.enabled else "generator"
         return {
             "source": name, "generator": digest(self.task.identity),
-            "finetuning": finetuned_identity(self.task)["finetuned"], "gate": settings.to_dict()["gate"],
+            "finetuning": finetuned_identity(self.task)["finetuned"], "gate": self._gate,
             "stored": settings.counterfactual.store is not False, "abduction": settings.counterfactual.abduction,
         }
 
     def trained(self) -> CounterfactualGenerator:
-        """The generator as its own training leaves it; trained, gone on with, or loaded."""
+        """Train the generator, continue its training, or load it if it is finished."""
         training_file = GeneratorTraining.final_in(self.task.folder)
         with exclusive(self.task.folder, self._log, self.ranks):
             if self.ranks.broadcast_object(training_file.exists()):
-                self._log(f"The generator was trained before, same settings, cases and attributes: {training_file}")
+                self._log(
+                    f"The generator was trained before with the same settings, cases and attributes: {training_file}")
             else:
                 self._announce()
                 GeneratorTraining(self.task).run(resume=True)
         return self._load(training_file)
 
     def judged(self) -> Judged:
-        """The generator after the gate; fine-tuned first where an intervention does too little."""
+        """Judge the generator; fine-tune and judge it again where an intervention is ineffective."""
         generator = trained = self.trained()
-        # both generators have the same judges, which are trained where a verdict is not written down yet
+        # both generators have the same judges, trained only if a verdict is missing
         judges = cache(lambda: self._judges(trained))
         with exclusive(self.task.folder, self._log, self.ranks):
             found = self.ranks.main_only(lambda: self._verdicts(trained, judges))
@@ -169,29 +173,30 @@ class GeneratorPhase:
                       tuple(one for one, passed in passes.items() if not passed))
 
     def generated(self, judged: Judged) -> CounterfactualStore:
-        """The store with the counterfactuals of all cases by the interventions that passed."""
+        """Generate the counterfactuals of all cases for the interventions that passed; returns their store."""
         reader, settings = cast(PretrainingCases, self.task.reader), self.task.settings.counterfactual
         blender = SlidingWindowCounterfactuals(judged.generator, reader, self._windows(judged), self._patches_per_pass,
                                                self._masked)
         wanted = Generation(
             digest(judged.generator.identity), judged.passed, self.task.settings.seed, settings.abduction,
-            # images are part of the generator's own identity
-            digest(fingerprint(self.trainer.configuration_manager)))
+            # the images are part of the generator's own identity
+            digest(fingerprint(self.fold.configuration)))
 
         def generate() -> CounterfactualStore:
             return generate_counterfactuals(
-                blender, self.task.cells, wanted, self.trainer.preprocessed_dataset_folder, self._log, reader.layout)
+                blender, self.task.cells, wanted, str(self.fold.preprocessed), self._log, reader.layout)
 
-        # the first rank makes them all, which may take long; the others find everything there
+        # the main rank generates, which may take long; the other ranks then find a complete store
         store = self.ranks.main_only(generate)
         return store if self.ranks.is_main else generate()
 
     def source(self) -> CounterfactualSource:
-        """What phase 1 takes its counterfactuals from; acquisition if no intervention passed the gate."""
+        """The counterfactual source of the pretraining; acquisition effects if no intervention passed the gate."""
         judged, settings = self.judged(), self.task.settings
-        acquisition = AcquisitionSource(self.task.reader, settings.acquisition, self._schemes, len(self.task.spacing))
+        acquisition = AcquisitionSource(
+            self.task.reader, settings.acquisition, self.fold.schemes, len(self.task.spacing))
         if not judged.passed:
-            self._log(f"No intervention of the generator passed the gate: acquisition takes its place. See "
+            self._log(f"No intervention of the generator passed the gate: acquisition effects replace it. See "
                       f"{self.report_folder}")
             return acquisition
         generated: CounterfactualSource
@@ -203,12 +208,12 @@ class GeneratorPhase:
             generated = PrecomputedSource(self.generated(judged), "generator")
         if not judged.failed:
             return generated
-        self._log(f"Acquisition takes the place of {', '.join(one.name for one in judged.failed)}, which did not pass "
+        self._log(f"Acquisition effects replace {', '.join(one.name for one in judged.failed)}, which did not pass "
                   f"the gate. See {self.report_folder}")
         return MixedSource(generated, acquisition, len(judged.passed), len(judged.failed))
 
     def copy_report(self, folder: Path) -> None:
-        """The gate's report, into the fold's own folder; a file that cannot be copied costs a word in the log."""
+        """Copy the gate's report into the fold's own folder; a failed copy is logged."""
         with best_effort(folder, self._log, "copy"):
             folder.mkdir(parents=True, exist_ok=True)
             for file in sorted(self.report_folder.iterdir()):
@@ -217,16 +222,15 @@ class GeneratorPhase:
                     replace_atomically(copy, partial(shutil.copyfile, file))
 
     def _judges(self, generator: CounterfactualGenerator) -> Judges:
-        """With judges trained on the generator's training patients."""
+        """Train the judges on the generator's training patients."""
         held_out, gate = self._held_out_patches(), self.task.settings.gate
-        self._log(f"Gate: {len(held_out)} patches of {len(set(held_out.cases))} held-out cases are looked at")
+        self._log(f"Gate: judging on {len(held_out)} patches of {len(set(held_out.cases))} held-out cases")
         return train_judges(generator, self._training_patches(), held_out, gate, self.task.settings.seed)
 
     def _verdicts(self, generator: CounterfactualGenerator, judges: Callable[[], Judges]) -> dict[str, Any]:
-        """Names that passed, names of those that do too little, words about each; from the report if it is there."""
+        """Passed and ineffective interventions and a summary of each, read from an earlier verdict if there is one."""
         names = [one.name for one in self.task.interventions]
-        key = digest([generator.identity, self.task.settings.to_dict()["gate"], names])
-        file, report_folder = self.task.folder / f"gate_{key}.json", self.task.folder / f"report_{key}"
+        file, report_folder = self._verdict_files(generator.identity)
         if not (file.exists() and report_folder.exists()):
             own = replace(judges(), generator=generator)
             report = evaluate(own, self.task.interventions, self.task.settings.gate)
@@ -235,7 +239,7 @@ class GeneratorPhase:
         try:
             found = read_checksummed(file)
             if not is_safe_filename(found["report"]):
-                raise ValueError("its report lies elsewhere")
+                raise ValueError("its report is not a name in the same folder")
             if not {*found["passed"], *found["ineffective"]} <= set(names) or {*found["words"].keys()} != set(names):
                 raise ValueError(f"expected verdicts on {listed(names)}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -243,14 +247,37 @@ class GeneratorPhase:
             raise UserError(f"{reason}", "delete it and start again, with --c") from error
         return found
 
+    def _verdict_files(self, identity: Mapping[str, Any]) -> tuple[Path, Path]:
+        """The file with the verdicts on a generator of this identity, and the folder of its report."""
+        names = [one.name for one in self.task.interventions]
+        key = digest([dict(identity), self._gate, names])
+        return self.task.folder / f"gate_{key}.json", self.task.folder / f"report_{key}"
+
+    @property
+    def _gate(self) -> dict[str, Any]:
+        """Everything besides the generator that verdicts depend on; the first version of the metrics has no number."""
+        gate: dict[str, Any] = self.task.settings.to_dict()["gate"]
+        return {**gate, "version": GATE_VERSION} if GATE_VERSION > 1 else gate
+
+    def is_judged(self) -> bool:
+        """Whether `judged` would train nothing: the generator is trained and there are verdicts on it, and so is its
+        fine-tuning where the gate found an intervention ineffective."""
+        file, _ = self._verdict_files(self.task.identity)
+        if not (GeneratorTraining.final_in(self.task.folder).is_file() and file.is_file()):
+            return False
+        if not (read_json_object(file, []).get("ineffective") and self.task.settings.generator.finetune_epochs):
+            return True
+        finetuned, _ = self._verdict_files(finetuned_identity(self.task))
+        return CounterfactualFineTuning.final_in(self.task.folder).is_file() and finetuned.is_file()
+
     def _finetuned(self, generator: CounterfactualGenerator) -> CounterfactualGenerator:
-        """After counterfactual fine-tuning, now or before."""
+        """Fine-tune the generator against an attribute predictor, or load it if that was done."""
         file = CounterfactualFineTuning.final_in(self.task.folder)
         if self.ranks.broadcast_object(file.exists()):
             taught = self._load(file)
             if digest(taught.identity) == digest(finetuned_identity(self.task)):
                 return taught
-        self._log("An intervention does too little: the generator is fine-tuned against an attribute predictor "
+        self._log("An intervention is ineffective: the generator is fine-tuned against an attribute predictor "
                   "(generator.finetune_epochs)")
         teacher = train_predictor(
             self._training_patches(), self.task.coding, "residual", self.task.settings.gate.predictor_steps,
@@ -259,18 +286,18 @@ class GeneratorPhase:
         return self._load(file)
 
     def _held_out_patches(self) -> Patches:
-        """Those that are looked at."""
+        """Patches of held-out patients, to judge on."""
         count = max(self.task.settings.gate.cases, len(self.task.validation))
         return self._patches(self.task.validation, count, self.task.settings.seed)
 
     def _training_patches(self) -> Patches:
-        """Those that judges and teacher learn from."""
+        """Patches of training patients, for the judges and the fine-tuning's predictor."""
         count = TRAINING_PATCHES * self.task.settings.gate.cases
         return self._patches(self.task.training, count, self.task.settings.seed + 1)
 
     def _patches(self, cases: Sequence[str], count: int, seed: int) -> Patches:
-        """Patches of the cases, as many as fit; the ignore label says nothing about a voxel, as no label does."""
-        task, ignored = self.task, self.trainer.label_manager.ignore_label
+        """Draw at most ``count`` patches that fit into memory; the ignore label counts as unlabelled."""
+        task, ignored = self.task, self.fold.labels.ignore_label
         size = task.sizes.resolutions[0].shape
         fitting = PATCH_BYTES // (4 * task.sizes.channels * math.prod(size))
         patches = draw_patches(task.reader, task.cells, cases, size, max(1, min(fitting, count)), seed)
@@ -279,20 +306,19 @@ class GeneratorPhase:
         return replace(patches, labels=patches.labels.masked_fill(patches.labels == ignored, -1))
 
     def _load(self, file: Path) -> CounterfactualGenerator:
-        """A generator of this task.
+        """Load a generator of this task.
 
         Raises:
-            UserError: it cannot be read, or was made for another plan, other cases, attributes or settings.
+            UserError: it cannot be read, or has another plan, other cases, attributes or settings.
         """
-        # other machines need not see the file, and hear of it if the first rank cannot read it
+        # ranks on other machines need not see the file; its errors reach all of them
         state = self.ranks.main_only(lambda: CounterfactualGenerator.load(file).state())
         generator = CounterfactualGenerator.from_state(state, self.task.device)
         generator.zero_is_outside = self._masked
         found, expected = generator.identity, json.loads(json.dumps(dict(self.task.identity)))
         differing = [key for key in expected if json.loads(json.dumps(found.get(key))) != expected[key]]
         if differing:
-            raise UserError(f"{file} was made with other {listed(differing)} than this run has: it was put there by "
-                            "hand, or changed",
+            raise UserError(f"{file} differs from this run in {listed(differing)}: it was copied or changed by hand",
                             f"delete {file.parent} and train anew with `nnunet_cfcl generator train`")
         return generator
 
@@ -301,22 +327,17 @@ class GeneratorPhase:
 
     @property
     def _patches_per_pass(self) -> int:
-        # without a graph to keep, more of them fit
+        # without a graph to keep, more patches fit
         return max(1, 2 * self.task.images_per_pass)
 
     @property
-    def _schemes(self) -> Sequence[str]:
-        schemes: Sequence[str] = self.trainer.configuration_manager.normalization_schemes
-        return schemes
-
-    @property
     def _masked(self) -> bool:
-        return zero_is_outside(self._schemes)
+        return zero_is_outside(self.fold.schemes)
 
     def _announce(self) -> None:
         task, chosen = self.task, self.task.settings.generator
         self._log(
-            f"Phase 0: a generator of counterfactuals is trained, {chosen.epochs} epochs of "
+            f"Phase 0: training a counterfactual generator, {chosen.epochs} epochs of "
             f"{chosen.iterations_per_epoch} steps of {chosen.images_per_step} patches of "
             f"{list(task.sizes.resolutions[0].shape)} voxels, {len(task.training)} cases and {len(task.validation)} "
             "held out, attributes "
@@ -325,11 +346,11 @@ class GeneratorPhase:
 
     def _log(self, line: str) -> None:
         if self.ranks.is_main:
-            self.trainer.print_to_log_file(line)
+            self.fold.log(line)
 
 
 def _summary(report: GateReport) -> dict[str, Any]:
     verdicts = dict(zip((one.name for one in report.interventions), report.verdicts))
     return {"passed": [name for name, verdict in verdicts.items() if verdict.passed],
             "ineffective": [name for name, verdict in verdicts.items() if verdict.ineffective],
-            "words": {name: verdict.words for name, verdict in verdicts.items()}}
+            "words": {name: verdict.summary for name, verdict in verdicts.items()}}

@@ -1,4 +1,4 @@
-"""Counterfactuals that take hours to make: what they will be is known before, and whether anyone needs them."""
+"""Counterfactuals that are expensive to create: their identity is known before they are created, and only if needed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nnunet_cfcl.views.crop_box import CropBox
 
 
 class LazySource:
-    """Stands for a source that is made by `materialise`, and is that source from then on.
+    """A counterfactual source that is created on demand.
 
     Args:
-        identity: all that decides about the counterfactuals, JSON-ready, with their kind under "source".
-        make: makes the source; called once at most.
+        identity: everything the counterfactuals depend on, JSON-ready, with the kind of source under "source".
+        make: creates the source; called at most once.
     """
 
     def __init__(self, identity: Mapping[str, Any], make: Callable[[], CounterfactualSource]) -> None:
@@ -26,14 +26,14 @@ class LazySource:
         self._made: CounterfactualSource | None = None
 
     def materialise(self) -> None:
-        """Make the source, if it is not made yet; before it goes to data loading processes."""
+        """Create the source unless it exists; call it before the source goes to data loading processes."""
         if self._make is not None:
             self._made = self._make()
-            # what was needed to make it may be large, and need not be picklable
+            # the factory may hold large objects that cannot be pickled
             self._make, self.name = None, self._made.name
 
     def identity(self) -> dict[str, Any]:
-        """What was promised; the same before and after."""
+        """The identity, which `materialise` does not change."""
         return self._identity
 
     def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> Any:
@@ -46,5 +46,5 @@ class LazySource:
 
     def _source(self) -> CounterfactualSource:
         if self._made is None:
-            raise RuntimeError("these counterfactuals are promised, but not made: `materialise` comes first")
+            raise RuntimeError("the counterfactuals do not exist yet: call `materialise` first")
         return self._made

@@ -1,4 +1,4 @@
-"""Phase 1 of a trainer: where it is kept, whether it can be reused, set aside, gone on with."""
+"""The pretraining phase (phase 1) of a fold: reuse a finished pretraining, continue one, or start anew."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from nnunet_cfcl.errors import NotSupported, UserError, listed
 from nnunet_cfcl.files.atomic import backup_path
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.nnunet.decoder_tap import tapped
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.phases.config_file import write_config
 from nnunet_cfcl.phases.generator_phase import lazy_generator_source
 from nnunet_cfcl.phases.pretraining_task import build_objective, build_task
@@ -24,37 +27,38 @@ from nnunet_cfcl.runs.ranks import Ranks
 
 @dataclass(frozen=True)
 class PretrainingPhase:
-    """The pretraining in front of an nnU-Net trainer.
+    """The pretraining phase of a fold.
 
     Args:
-        trainer: with its network; see `nnunet.pretraining_task.build_task` for what else is read.
+        fold: the fold that is trained.
         method: the pretraining method.
-        continues: True: go on from ``checkpoint_latest.pth`` and refuse one made otherwise; False: start anew; None: go
-            on if it was made with the same settings and cases.
+        continues: True: continue from ``checkpoint_latest.pth``, an error if it was made with other settings; False:
+            start anew; None: continue if it was made with the same settings and cases.
         ranks: the processes that share every step.
     """
 
-    trainer: Any
+    fold: FoldContext
     method: Method
     continues: bool | None
     ranks: Ranks
 
-    def run(self, before: Callable[[], None] = lambda: None) -> Path:
-        """Pretrain the trainer's network, or load what was pretrained before; returns the folder it lies in.
+    def run(self, network: nn.Module, before: Callable[[], None] = lambda: None) -> Path:
+        """Pretrain a network, or load the weights of a finished pretraining; returns the folder of its files.
 
         Args:
-            before: called when all has been checked and nothing of an earlier run is changed yet.
+            network: the fold's, initialised.
+            before: called after all checks, before any file of an earlier run is changed.
 
         Raises:
-            UserError: the configuration, the data or the device cannot be pretrained; an unfinished pretraining of
-                other settings is to be continued.
+            UserError: the configuration, the data or the device cannot be pretrained; the pretraining to continue has
+                other settings.
         """
-        objective = build_objective(self.trainer, self.method)
-        lazy = lazy_generator_source(self.trainer, self.ranks) if self.method.counterfactuals else None
-        with tapped(self.trainer.network, objective.tap) as part:
+        objective = build_objective(self.fold, self.method)
+        lazy = lazy_generator_source(self.fold, self.ranks) if self.method.counterfactuals else None
+        with tapped(network, objective.tap) as part:
             task = self.ranks.main_first(lambda: build_task(
-                self.trainer, self.method, objective, self.ranks, lazy))
-            # refuses what cannot be pretrained, before anything of an earlier run is touched
+                self.fold, self.method, objective, self.ranks, lazy))
+            # raises where nothing can be pretrained, before any file of an earlier run is touched
             pretraining = Pretraining(part.network, part.features, part.width, task)
             with exclusive(task.folder, self._log, self.ranks) if self._locks else nullcontext():
                 finished = self.ranks.broadcast_object(self._finished(pretraining) if self.ranks.is_main else None)
@@ -63,21 +67,21 @@ class PretrainingPhase:
                 self.write_config(task.identity, task.folder)
                 if finished is not None:
                     load_body(part.network, finished, keep_heads=objective.tap != "segmentation")
-                    self._log(f"Phase 1 was finished before, same settings: {pretraining.final} is reused.")
+                    self._log(f"Phase 1 was finished before with the same settings: {pretraining.final} is reused.")
                 else:
-                    # phase 0: nobody waits for a generator to hear that it is not needed, or of a mistake
+                    # the generator is trained last: it takes hours, and all checks have passed by now
                     if lazy is not None:
                         lazy.materialise()
                     self._train(pretraining, resume)
         return task.folder
 
     def write_config(self, identity: Mapping[str, Any], pretraining_folder: Path | None = None) -> None:
-        """See `trainers.config_file`; the first process writes."""
+        """Write `config.json` on the main rank, see `write_config`."""
         if self.ranks.is_main:
-            write_config(self.trainer, self.method.name, identity, pretraining_folder)
+            write_config(self.fold, self.method.name, identity, pretraining_folder)
 
     def back_up(self, *files: Path) -> None:
-        """Rename an earlier run's files, so that nothing goes on from them by mistake and nothing is lost."""
+        """Rename files of an earlier run, so that they are neither lost nor continued by mistake."""
         for file in files:
             if self._writes and file.exists():
                 kept = file.replace(backup_path(file, "previous"))
@@ -86,23 +90,23 @@ class PretrainingPhase:
     def _train(self, pretraining: Pretraining, resume: bool) -> None:
         if not resume:
             self.back_up(pretraining.latest)
-        self.back_up(pretraining.final)  # of other settings, or it would have been reused
+        self.back_up(pretraining.final)  # it has other settings, or it would have been reused
         self._announce(pretraining)
         pretraining.run(resume)
 
     def _finished(self, pretraining: Pretraining) -> dict[str, Any] | None:
-        """Weights of a finished pretraining of the same identity."""
+        """The weights of a finished pretraining of the same identity, or None."""
         if not pretraining.final.exists():
             return None
         content = _load_pretrained(pretraining.final)
         if content["hash"] != digest(pretraining.task.identity):
-            self._log(f"{pretraining.final} was made with other settings or cases and is not reused.")
+            self._log(f"{pretraining.final} has other settings or cases and is not reused.")
             return None
         weights: dict[str, Any] = content["network_weights"]
         return weights
 
     def _resumes(self, pretraining: Pretraining) -> bool:
-        """Whether there is something to go on from; refuses what cannot be gone on from or trained here."""
+        """Whether there is a pretraining to continue; raises where it must not be continued, or cannot run here."""
         self._check_device()
         found = self.ranks.main_first(lambda: self._can_resume(pretraining) if self.ranks.is_main else False)
         return bool(self.ranks.broadcast_object(found))
@@ -119,47 +123,47 @@ class PretrainingPhase:
 
     @property
     def _shared(self) -> bool:
-        """The folder serves all folds: whichever comes first begins, any of them goes on."""
-        return bool(self.trainer.settings.pretrain.data == "pool")
+        """Whether all folds share the pretraining: the first to come starts it, any of them continues it."""
+        return bool(self.fold.settings.pretrain.data == "pool")
 
     @property
     def _locks(self) -> bool:
-        """Whether another fold's run has to be waited for; the same on all ranks."""
-        return self._shared and not self.trainer.disable_checkpointing
+        """Whether to wait for the run of another fold; the same on all ranks."""
+        return self._shared and self.fold.saves
 
     @property
     def _writes(self) -> bool:
-        return bool(self.ranks.is_main and not self.trainer.disable_checkpointing)
+        return bool(self.ranks.is_main and self.fold.saves)
 
     def _check_device(self) -> None:
-        if self.trainer.device.type not in ("cpu", "cuda"):
-            raise NotSupported(f"pretraining runs with -device cuda or cpu, found {self.trainer.device.type}")
+        if self.fold.device.type not in ("cpu", "cuda"):
+            raise NotSupported(f"pretraining runs with -device cuda or cpu, found {self.fold.device.type}")
 
     def _announce(self, pretraining: Pretraining) -> None:
-        task, chosen, trainer = pretraining.task, pretraining.settings, self.trainer
+        task, chosen = pretraining.task, pretraining.settings
         patches = pretraining.total_steps * pretraining.patches_per_step
-        supervised = patches / (trainer.num_iterations_per_epoch * trainer.configuration_manager.batch_size)
+        supervised = patches / (self.fold.iterations_per_epoch * self.fold.configuration.batch_size)
         self._log(
             f"Phase 1: {self.method.name} pretraining, {chosen.epochs} epochs, {len(task.reader.cases)} cases, "
             f"counterfactuals: {task.source.name}, hash {digest(task.identity)}"
             + (f", {self.ranks.count} processes" if self.ranks.count > 1 else "")
-            + f". It processes as many patches as {supervised:.0f} epochs of fine-tuning; pretrain.epochs and "
-            "pretrain.iterations_per_epoch shorten it."
+            + f". It processes as many patches as {supervised:.0f} epochs of fine-tuning; shorten it with "
+            "pretrain.epochs and pretrain.iterations_per_epoch."
         )
 
     def _log(self, line: str) -> None:
         if self.ranks.is_main:
-            self.trainer.print_to_log_file(line)
+            self.fold.log(line)
 
 
 def _load_pretrained(file: Path) -> dict[str, Any]:
-    """A checkpoint of phase 1, finished or not.
+    """Load a checkpoint of phase 1, finished or not.
 
     Raises:
-        UserError: it cannot be read, or is one of something else.
+        UserError: it cannot be read, or is not one of phase 1.
     """
     content = load_checkpoint(file)
     if missing := [key for key in ("hash", "identity", "network_weights") if key not in content]:
-        raise UserError(f"{file} is no checkpoint of phase 1, it has no {listed(missing)}: take it away, and start the "
-                        "training again")
+        raise UserError(f"{file} is not a checkpoint of phase 1, it lacks {listed(missing)}",
+                        "remove it and start the training again")
     return content

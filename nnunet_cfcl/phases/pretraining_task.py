@@ -1,4 +1,4 @@
-"""Turns an nnU-Net trainer into the task of the pretraining loop; every fact about nnU-Net ends here."""
+"""Build the objective and the task of the pretraining loop from a fold."""
 
 from __future__ import annotations
 
@@ -9,73 +9,64 @@ import torch
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 
-from nnunet_cfcl.config import Settings
+from nnunet_cfcl.config import Reader, Settings, identity_settings
 from nnunet_cfcl.counterfactual.choice import choose_source
 from nnunet_cfcl.counterfactual.source import AcquisitionSource, CounterfactualSource, OriginalSource
 from nnunet_cfcl.data.pretraining_cases import PretrainingCases, pretraining_cases
 from nnunet_cfcl.files.hashing import digest
-from nnunet_cfcl.nnunet.experiment_loggers import pretraining_tracker
-from nnunet_cfcl.nnunet.plan import check_single_stage, fingerprint, view_geometry
-from nnunet_cfcl.nnunet.segmentation_loss import segmentation_loss
+from nnunet_cfcl.nnunet.fold import FoldContext
+from nnunet_cfcl.nnunet.plan import check_single_stage, fingerprint
 from nnunet_cfcl.pretraining.loop import PretrainingTask
 from nnunet_cfcl.pretraining.methods import Method, MethodContext
 from nnunet_cfcl.pretraining.objective import Objective
 from nnunet_cfcl.runs.ranks import Ranks
 
-#: Passes and processes change the speed alone.
-NOT_DECIDING = ("pretrain.enabled", "pretrain.patches_per_pass")
 
-
-def build_objective(trainer: Any, method: Method) -> Objective:
-    """The method for a trainer's configuration and labels."""
-    geometry = view_geometry(trainer.configuration_manager)
-    channels = len(trainer.configuration_manager.normalization_schemes)
-    ignore = trainer.label_manager.ignore_label
+def build_objective(fold: FoldContext, method: Method) -> Objective:
+    """Build the method's objective for the configuration and labels of a fold."""
     return method.build(
-        MethodContext(trainer.settings, geometry, channels, ignore, lambda: segmentation_loss(trainer)))
+        MethodContext(fold.settings, fold.geometry, len(fold.schemes), fold.labels.ignore_label, fold.loss))
 
 
 def build_task(
-    trainer: Any, method: Method, objective: Objective, ranks: Ranks, generated: CounterfactualSource | None = None
+    fold: FoldContext, method: Method, objective: Objective, ranks: Ranks, generated: CounterfactualSource | None = None
 ) -> PretrainingTask:
-    """The pretraining of a trainer: its cases, its patch, its device, its compile switch.
+    """Build the pretraining task of a fold: cases, patch, device, compilation.
 
     Args:
-        trainer: an nnU-Net trainer with ``settings``, or what `bare_trainer` makes.
+        fold: the fold that is trained.
         method: the pretraining method.
-        objective: made from it by `build_objective`.
+        objective: the method's objective, from `build_objective`.
         ranks: the processes that share every step.
-        generated: counterfactuals of a generator; None: others are chosen.
+        generated: counterfactuals of a generator; None chooses another source by the settings.
 
     Raises:
         UserError: the configuration is a cascade's second stage, there are no suitable cases, or the counterfactuals do
-            not fit them.
+            not match them.
     """
-    configuration, settings = trainer.configuration_manager, trainer.settings
-    check_single_stage(trainer.configuration_name, configuration)
-    reader = pretraining_cases(trainer, settings, objective.needs_labels)
-    geometry = view_geometry(configuration)
-    schemes, dim = configuration.normalization_schemes, len(geometry.patch_size)
+    settings, geometry = fold.settings, fold.geometry
+    check_single_stage(fold.configuration_name, fold.configuration)
+    reader = pretraining_cases(fold, settings, objective.needs_labels)
     source = OriginalSource() if not method.counterfactuals else generated or choose_source(
-        settings, reader, trainer.preprocessed_dataset_folder, schemes, dim)
-    identity = _identity(trainer, method, objective, reader, source.identity())
+        settings, reader, fold.preprocessed, fold.schemes, len(geometry.patch_size))
+    identity = _identity(fold, method, objective, reader, source.identity())
     return PretrainingTask(
         reader=reader,
         source=source,
         objective=objective,
         geometry=geometry,
         settings=settings,
-        patches_per_pass=settings.pretrain.patches_per_pass or configuration.batch_size,
-        device=trainer.device,
+        patches_per_pass=settings.pretrain.patches_per_pass or fold.configuration.batch_size,
+        device=fold.device,
         workers=get_allowed_n_proc_DA(),
-        folder=_folder(trainer, settings, identity),
+        folder=_folder(fold, identity),
         identity=identity,
-        log=trainer.print_to_log_file,
-        checkpoints=not trainer.disable_checkpointing,
-        compile=_compiled if trainer._do_i_compile() else lambda network: network,
+        log=fold.log,
+        checkpoints=fold.saves,
+        compile=_compiled if fold.compiles() else lambda network: network,
         ranks=ranks,
-        ignore_label=trainer.label_manager.ignore_label,
-        track=pretraining_tracker(trainer),
+        ignore_label=fold.labels.ignore_label,
+        track=fold.track,
     )
 
 
@@ -83,42 +74,34 @@ def _compiled(network: nn.Module) -> nn.Module:
     return cast(nn.Module, torch.compile(network))
 
 
-def _folder(trainer: Any, settings: Settings, identity: dict[str, Any]) -> Path:
-    """In the fold; where phase 1 does not depend on the fold, beside the folds, which all use it."""
-    if settings.pretrain.data == "pool":
-        return Path(trainer.output_folder_base) / f"cfcl_pool_{digest(identity)}"
-    return Path(trainer.output_folder) / "cfcl" / "pretraining"
+def _folder(fold: FoldContext, identity: dict[str, Any]) -> Path:
+    """The folder of the pretraining: inside the fold, or beside the folds where all of them share one."""
+    if fold.settings.pretrain.data == "pool":
+        return fold.folder.parent / f"cfcl_pool_{digest(identity)}"
+    return fold.folder / "cfcl" / "pretraining"
 
 
 def _identity(
-    trainer: Any, method: Method, objective: Objective, reader: PretrainingCases, source: dict[str, Any]
+    fold: FoldContext, method: Method, objective: Objective, reader: PretrainingCases, source: dict[str, Any]
 ) -> dict[str, Any]:
-    """All that decides about the pretrained weights; its digest says whether a finished phase 1 can be reused."""
+    """Everything that determines the pretrained weights; a finished pretraining of equal digest is reused."""
     content: dict[str, Any] = {
         "objective": method.name,
-        "settings": _deciding_settings(trainer.settings, method, source["source"]),
-        "plan": fingerprint(trainer.configuration_manager),
+        "settings": _identity_settings(fold.settings, method, source["source"]),
+        "plan": fingerprint(fold.configuration),
         "cases": list(reader.cases),
         "images": reader.content(),
         "counterfactuals": source,
     }
     if objective.needs_labels:
-        content["labels"] = {key: trainer.dataset_json.get(key) for key in ("labels", "regions_class_order")}
+        content["labels"] = {key: fold.dataset_json.get(key) for key in ("labels", "regions_class_order")}
     if objective.tap == "segmentation":
-        content["deep_supervision"] = bool(trainer.enable_deep_supervision)
+        content["deep_supervision"] = bool(fold.deep_supervision)
     return content
 
 
-def _deciding_settings(settings: Settings, method: Method, source: str) -> dict[str, Any]:
-    """All settings but those that this pretraining does not use, or that change only its speed or the second phase."""
-    chosen = settings.to_dict()
-    # the views hold what the preset did, and the source describes itself, with all that went into a generator
-    del chosen["finetune"], chosen["preset"], chosen["counterfactual"]["source"], chosen["counterfactual"]["store"]
-    del chosen["generator"], chosen["gate"], chosen["counterfactual"]["interventions"]
-    del chosen["counterfactual"]["abduction"]
-    if AcquisitionSource.name not in source:
-        del chosen["acquisition"]
-    for key in (*method.unused(), *NOT_DECIDING):
-        section, name = key.split(".")
-        del chosen[section][name]
-    return {section: part for section, part in chosen.items() if part != {}}
+def _identity_settings(settings: Settings, method: Method, source: str) -> dict[str, Any]:
+    """Select the settings that decide the pretrained weights; counterfactuals of a generator or a store describe
+    themselves."""
+    acquisition: tuple[Reader, ...] = ("acquisition",) if AcquisitionSource.name in source else ()
+    return identity_settings(settings, *method.reads, *acquisition)

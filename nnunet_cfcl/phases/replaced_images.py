@@ -1,4 +1,4 @@
-"""Fine-tuning on other acquisitions of the labelled cases: the image is replaced, the mask stays."""
+"""Replace training images by counterfactuals in nnU-Net's data loading; the mask stays."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from nnunet_cfcl.views.crop_box import CropBox
 
 @dataclass(frozen=True)
 class Replacement:
-    """What an image may be replaced by.
+    """A source of replacements and its probability.
 
     Attributes:
-        source: of the counterfactuals; its ``apply`` must work in data loading processes.
-        probability: that it is, for an image that no earlier replacement took.
+        source: the counterfactuals; its ``apply`` runs in data loading processes.
+        probability: probability for an image that no earlier replacement took.
     """
 
     source: CounterfactualSource
@@ -29,17 +29,17 @@ class Replacement:
 
 
 class ReplacedImages:
-    """nnU-Net's dataset of training cases, some of whose images are replaced whenever they are loaded.
+    """nnU-Net's dataset of training cases, with random replacement of images at loading.
 
-    nnU-Net's data loader asks for a case, then for one box of its image: the replacement is made in that box, at the
-    voxels of the preprocessed image, before any augmentation, as in the pretraining. Whether and how an image is
-    replaced is drawn from NumPy's global generator, as all that nnU-Net's loader draws.
+    nnU-Net's data loader asks for a case, then for one box of its image: the counterfactual is computed in that box, on
+    preprocessed voxels, before any augmentation, as in the pretraining. Whether and how an image is
+    replaced is drawn from NumPy's global generator, like everything that nnU-Net's loader draws.
 
     Args:
-        cases: nnU-Net's own, in either format.
-        replacements: tried one after the other; the first whose turn it is replaces the image.
+        cases: nnU-Net's dataset, in either storage format.
+        replacements: tried in order; the first one drawn replaces the image.
         spacing: (D,) voxel spacing in mm, in array-axis order; D = 2 for 2D configurations.
-        replaceable: names of the cases that the sources know; the images of others stay.
+        replaceable: names of the cases that the sources cover; other images stay.
     """
 
     def __init__(
@@ -55,23 +55,23 @@ class ReplacedImages:
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, Any]:
         """Image (C, Z, Y, X), mask (1, Z, Y, X), mask of the previous stage or None, properties."""
         image, *others = self._cases.load_case(identifier)
-        for one in self._replacements if identifier in self._replaceable else ():
-            if np.random.uniform() < one.probability:  # noqa: NPY002 - nnU-Net's loader draws from it, too
+        for replacement in self._replacements if identifier in self._replaceable else ():
+            if np.random.uniform() < replacement.probability:  # noqa: NPY002 - as nnU-Net's loader draws
                 seed = int(np.random.randint(2**31))  # noqa: NPY002
-                image = ReplacedImage(image, identifier, one.source, self._spacing, seed)
+                image = ReplacedImage(image, identifier, replacement.source, self._spacing, seed)
                 break
         return (image, *others)
 
 
 class ReplacedImage:
-    """A preprocessed image (C, Z, Y, X) of which boxes can be read, as of an array, that are a counterfactual's.
+    """Array-like view of a preprocessed image (C, Z, Y, X) whose boxes are read from a counterfactual.
 
     Args:
         image: the original.
-        case: its name.
-        source: of the counterfactual.
+        case: name of the case.
+        source: source of the counterfactual.
         spacing: (D,) in mm.
-        seed: of the draw; equal seeds give equal counterfactuals of a box.
+        seed: seed of the draw; equal seeds give equal counterfactuals of a box.
     """
 
     def __init__(

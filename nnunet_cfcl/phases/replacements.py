@@ -1,4 +1,4 @@
-"""What training images are replaced by in phase 2, according to the settings."""
+"""Counterfactuals in the fine-tuning's training images, as the settings ask for them."""
 
 from __future__ import annotations
 
@@ -9,60 +9,57 @@ from nnunet_cfcl.config import Settings
 from nnunet_cfcl.counterfactual.choice import choose_source
 from nnunet_cfcl.counterfactual.source import AcquisitionSource, CounterfactualSource
 from nnunet_cfcl.data.pretraining_cases import PretrainingCases, pretraining_cases
-from nnunet_cfcl.nnunet.plan import view_geometry
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.phases.generator_phase import lazy_generator_source
 from nnunet_cfcl.phases.replaced_images import ReplacedImages, Replacement
 from nnunet_cfcl.runs.ranks import Ranks
 
 
-def with_replacements(trainer: Any, cases: Any, ranks: Ranks) -> Any:
-    """nnU-Net's dataset of training cases, with ``finetune.counterfactual_probability`` and
-    ``finetune.acquisition_probability``; the dataset itself where both are 0.
+def with_replacements(fold: FoldContext, cases: Any, ranks: Ranks) -> Any:
+    """Wrap nnU-Net's dataset of training cases for ``finetune.counterfactual_probability`` and
+    ``finetune.acquisition_probability``; return it unchanged where both are 0.
 
-    The images whose intensities an acquisition may aim at are those of a pretraining with the same settings, so that a
-    pretraining is compared with an augmentation that has seen as much. Where no generator is there yet, phase 0 makes
-    one.
+    Acquisition effects aim at the intensities of the cases that a pretraining with the same settings would use, so that
+    augmentation and pretraining are compared on equal data. A missing generator is trained first.
 
     Args:
-        trainer: nnU-Net's, with ``settings``.
-        cases: its dataset of training cases.
+        fold: the fold that is trained.
+        cases: nnU-Net's dataset of the fold's training cases.
         ranks: the processes that share every step.
 
     Raises:
         UserError: see `pretraining_cases`, `choose_source` and `lazy_generator_source`.
     """
-    chosen = trainer.settings.finetune
+    chosen = fold.settings.finetune
     if not (chosen.counterfactual_probability or chosen.acquisition_probability):
         return cases
-    reader = ranks.main_first(lambda: pretraining_cases(trainer, _with_training_cases(trainer.settings), False))
-    configuration, geometry = trainer.configuration_manager, view_geometry(trainer.configuration_manager)
+    reader = ranks.main_first(lambda: pretraining_cases(fold, _with_training_cases(fold.settings), False))
+    geometry = fold.geometry
     replacements = []
     if chosen.counterfactual_probability:
-        source = _counterfactuals(trainer, reader, ranks)
+        source = _counterfactuals(fold, reader, ranks)
         replacements.append(Replacement(source, chosen.counterfactual_probability))
     if chosen.acquisition_probability:
-        acquisition = AcquisitionSource(reader, trainer.settings.acquisition, configuration.normalization_schemes,
+        acquisition = AcquisitionSource(reader, fold.settings.acquisition, fold.schemes,
                                         len(geometry.patch_size))
         replacements.append(Replacement(acquisition, chosen.acquisition_probability))
-    for one in replacements if ranks.is_main else ():
-        trainer.print_to_log_file(f"Fine-tuning: a training image is replaced with probability {one.probability:g} "
-                                  f"(counterfactuals: {one.source.name})")
+    for replacement in replacements if ranks.is_main else ():
+        fold.log(f"Fine-tuning: training images are replaced with probability {replacement.probability:g} "
+                 f"(counterfactuals: {replacement.source.name})")
     return ReplacedImages(cases, replacements, geometry.spacing, reader.cases)
 
 
-def _counterfactuals(trainer: Any, reader: PretrainingCases, ranks: Ranks) -> CounterfactualSource:
-    """Those of a pretraining with the same settings."""
-    lazy = lazy_generator_source(trainer, ranks)
+def _counterfactuals(fold: FoldContext, reader: PretrainingCases, ranks: Ranks) -> CounterfactualSource:
+    """The counterfactual source of a pretraining with the same settings."""
+    lazy = lazy_generator_source(fold, ranks)
     if lazy is not None:
         lazy.materialise()
         return lazy
-    configuration = trainer.configuration_manager
-    return choose_source(trainer.settings, reader, trainer.preprocessed_dataset_folder,
-                         configuration.normalization_schemes, len(configuration.patch_size))
+    return choose_source(fold.settings, reader, fold.preprocessed, fold.schemes, len(fold.geometry.patch_size))
 
 
 def _with_training_cases(settings: Settings) -> Settings:
-    """The pool alone lacks the images that are to be replaced."""
+    """Add the training cases where the pretraining uses the pool alone: their images are replaced."""
     if settings.pretrain.data != "pool":
         return settings
     return replace(settings, pretrain=replace(settings.pretrain, data="training_and_pool"))

@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_cfcl.config import Settings
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.atomic import write_text_atomically
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.phases.pretraining_phase import PretrainingPhase
 from nnunet_cfcl.pretraining import methods
 from nnunet_cfcl.pretraining.methods import Method
@@ -22,39 +23,39 @@ NNUNET_CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth", "checkpoin
 
 
 class CounterfactualPretraining(FineTuning):
-    """Phase 1 in front of the training of the nnU-Net trainer that follows it in the list of base classes.
+    """Mixin that pretrains the network (phase 1) before the nnU-Net trainer beside it trains (phase 2).
 
-    ``class Mine(CounterfactualPretraining, nnUNetTrainerDA5): pass`` is a whole trainer: `run_training` pretrains
-    encoder and decoder by counterfactual contrastive learning (arXiv 2603.17110), leaves its files in ``fold_F/cfcl/``,
-    and hands the network to the other base class. A subclass names another ``method``.
+    ``class Mine(CounterfactualPretraining, nnUNetTrainerDA5): pass`` is a complete trainer: `run_training` pretrains
+    encoder and decoder by counterfactual contrastive learning (arXiv 2603.17110), writes to ``fold_F/cfcl/``, and
+    passes the network on to the other base class. A subclass sets another ``method``.
     """
 
     method: ClassVar[Method] = methods.DVD_CL
 
     @classmethod
     def prepared_settings(cls, configuration: ConfigurationManager) -> Settings:
-        """The resolved settings, with the preset for the method's views."""
+        """Resolve the settings, with the preset of the method's views."""
         return cls.method.adapt(super().prepared_settings(configuration))
 
     @property
     def epochs_before(self) -> int:
-        """Epochs of the pretraining."""
+        """Number of pretraining epochs."""
         return self.settings.pretrain.epochs if self.settings.pretrain.enabled else 0
 
     @property
     def pretrains_body_alone(self) -> bool:
-        """False where segmentation layers are pretrained too, or nothing is."""
-        return self.settings.pretrain.enabled and self.method.example().tap != "segmentation"
+        """False if the segmentation layers are pretrained too, or nothing is."""
+        return self.settings.pretrain.enabled and self.method.tap != "segmentation"
 
     @property
     def pretraining_folder(self) -> Path:
-        """Where phase 1 keeps its checkpoints, log and pictures, unless one pretraining serves all folds."""
+        """Folder of the pretraining's checkpoints, log and figures, unless all folds share one pretraining."""
         return Path(self.output_folder) / "cfcl" / "pretraining"
 
     def _start(self) -> None:
-        """Phase 1, from wherever ``--c`` finds it. Nobody tells a trainer of -pretrained_weights: its network is there
-        already."""
-        phase = PretrainingPhase(self, self.method, self._continues, Ranks.current())
+        """Run phase 1, or continue it with ``--c``. A network that exists already means -pretrained_weights, of which
+        nnU-Net does not inform the trainer."""
+        phase = PretrainingPhase(FoldContext.of(self), self.method, self._continues, Ranks.current())
         if self.was_initialized:
             self.print_to_log_file("Weights were given (-pretrained_weights): no pretraining, only fine-tuning.")
             self._back_up_earlier(phase)
@@ -74,12 +75,12 @@ class CounterfactualPretraining(FineTuning):
             self._back_up_earlier(phase)
             phase.write_config({})
             return
-        folder = phase.run(before=lambda: self._back_up_earlier(phase))
+        folder = phase.run(self.network, before=lambda: self._back_up_earlier(phase))
         empty_cache(self.device)
         self.print_to_log_file(f"Phase 1 done, its files are in {folder}. Phase 2: fine-tuning.")
 
     def _back_up_earlier(self, phase: PretrainingPhase) -> None:
-        """A new run must not be continued from the checkpoints of an older one."""
+        """Back up the checkpoints of an earlier run, which a new run must not continue."""
         if not self._continues:
             phase.back_up(self._skipped, *(Path(self.output_folder) / name for name in NNUNET_CHECKPOINTS))
 
@@ -91,12 +92,12 @@ class CounterfactualPretraining(FineTuning):
         if self._skipped.exists():
             raise UserError(
                 f"{self.output_folder} was started with -pretrained_weights and stopped before its first checkpoint, "
-                "so there is nothing to continue: start again with -pretrained_weights FILE and without --c"
+                "so there is nothing to continue", "start again with -pretrained_weights FILE and without --c"
             )
 
     def _save_start_of_phase_2(self) -> None:
-        """From here on ``--c`` finds phase 2, whose first epoch may take long or be killed."""
-        self.current_epoch -= 1  # nnU-Net stores the epoch after the current one
+        """Write a checkpoint before the first epoch, so that ``--c`` continues phase 2 from here on."""
+        self.current_epoch -= 1  # nnU-Net stores the next epoch
         self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
         self.current_epoch += 1
 

@@ -1,8 +1,7 @@
-"""Phase 2: nnU-Net's own training, with settings suited to pretrained weights and checkpoints that survive a kill."""
+"""Phase 2: nnU-Net's own training, with settings for pretrained weights, seeds and atomic checkpoints."""
 
 from __future__ import annotations
 
-import random
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from nnunet_cfcl.errors import reason
 from nnunet_cfcl.files.atomic import replace_atomically
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.nnunet.experiment_loggers import put_after_pretraining
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.nnunet.frozen_body import freeze_body
 from nnunet_cfcl.nnunet.plan import settings_block
 from nnunet_cfcl.nnunet.versions import asked_to_continue
@@ -24,19 +24,20 @@ from nnunet_cfcl.phases.config_file import write_config
 from nnunet_cfcl.phases.replacements import with_replacements
 from nnunet_cfcl.runs.checkpoint import check_checkpoint
 from nnunet_cfcl.runs.ranks import Ranks
-from nnunet_cfcl.runs.watchdog import beat, show_stack_on_signal, watched
+from nnunet_cfcl.runs.seeds import seed_everything
+from nnunet_cfcl.runs.watchdog import beat, watched
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Trainer
 else:
-    # a mixin: the nnU-Net trainer comes after it in the list of base classes, whichever it is
+    # a mixin: any nnU-Net trainer follows it in the list of base classes
     Trainer = object
 
 
 class FineTuning(Trainer):
-    """Mixin: reads the settings, applies the ``finetune`` section to the nnU-Net trainer beside it, seeds it."""
+    """Mixin that resolves the settings, applies their ``finetune`` section to the nnU-Net trainer, and seeds it."""
 
-    # nnU-Net's, set by the trainer underneath
+    # set by the nnU-Net trainer
     num_epochs: int
     num_iterations_per_epoch: int
     num_val_iterations_per_epoch: int
@@ -62,17 +63,17 @@ class FineTuning(Trainer):
 
     @property
     def epochs_before(self) -> int:
-        """Epochs of a pretraining that precede nnU-Net's."""
+        """Number of pretraining epochs before nnU-Net's training."""
         return 0
 
     @property
     def pretrains_body_alone(self) -> bool:
-        """Whether all weights but those of the segmentation layers come from a pretraining."""
+        """Whether exactly the weights outside the segmentation layers are pretrained."""
         return False
 
     @classmethod
     def prepared_settings(cls, configuration: ConfigurationManager) -> Settings:
-        """The settings, resolved for a plan's configuration."""
+        """Resolve the settings for a configuration of the plan."""
         return resolve_settings(settings_block(configuration))
 
     def _apply_finetune_settings(self) -> None:
@@ -85,11 +86,12 @@ class FineTuning(Trainer):
         self.save_every = 1
 
     def run_training(self) -> None:
-        """nnU-Net's, after all that precedes its first epoch, which a checkpoint makes needless. Its epochs are
-        watched, see `runs.watchdog.watched`."""
+        """Run nnU-Net's training, preceded by the earlier phases unless a checkpoint was loaded.
+
+        Its epochs are watched, see `runs.watchdog.watched`.
+        """
         if not self._holds_checkpoint:
             self._start()
-        show_stack_on_signal()  # also of the data loading processes, which nnU-Net forks before its first epoch
         with ExitStack() as watch:
             self._watch = watch
             try:
@@ -99,84 +101,85 @@ class FineTuning(Trainer):
 
     def _start(self) -> None:
         if self.local_rank == 0:
-            write_config(self, "none")
+            write_config(FoldContext.of(self), "none")
 
     def initialize(self) -> None:
-        """nnU-Net's, from the settings' seed: two trainers with the same seed start from the same weights."""
+        """Seed, then initialise as nnU-Net does: trainers with the same seed start from the same weights."""
         self._seed()
         super().initialize()
 
     def on_train_start(self) -> None:
-        """nnU-Net's, seeded after the weights are drawn, so that trainers with and without pretraining go on alike."""
+        """Seed again after initialisation, so that trainers with and without pretraining continue alike."""
         if not self.was_initialized:
             self.initialize()
         self._seed(1 + self.current_epoch, self.local_rank)
         super().on_train_start()
 
     def on_epoch_start(self) -> None:
-        """nnU-Net's, seeded: an epoch's draws do not depend on what was drawn, or stopped, before. With
-        ``nnUNet_n_proc_DA=0`` the whole fine-tuning is reproducible, also by a run that was killed and continued, while
-        nnU-Net's worker processes draw their augmentations unseeded."""
-        # What nnU-Net does before and after its epochs has processes of its own, and may be silent for long; an epoch
-        # that somebody else begins may never end.
+        """Seed by the epoch, so that a continued run draws what an uninterrupted one would.
+
+        With ``nnUNet_n_proc_DA=0`` the fine-tuning is reproducible; nnU-Net's worker processes draw their augmentations
+        unseeded.
+        """
+        # only epochs: before and after them nnU-Net may be silent for long, and a test may start an epoch alone
         if self._watch is not None:
             self._watch.enter_context(watched(f"fine-tuning epoch {self.current_epoch}", self.print_to_log_file))
         self._seed(1 + self.current_epoch, self.local_rank)
         super().on_epoch_start()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's, which is progress."""
+        """Run nnU-Net's step and report progress to the watchdog."""
         beat()
         outputs: dict[str, Any] = super().train_step(batch)
         return outputs
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's, which is progress."""
+        """Run nnU-Net's step and report progress to the watchdog."""
         beat()
         outputs: dict[str, Any] = super().validation_step(batch)
         return outputs
 
     def on_epoch_end(self) -> None:
-        """nnU-Net's, with the checkpoint; then the epoch is over."""
+        """End nnU-Net's epoch, which writes the checkpoint, and stop watching."""
         super().on_epoch_end()
         if self._watch is not None:
             self._watch.close()
 
     def on_train_end(self) -> None:
-        """nnU-Net's; then the colour space of CHRO-maps is fitted, which must not cost a finished training."""
+        """End nnU-Net's training, then fit the colour space of CHRO-maps; a failure there is only logged."""
         super().on_train_end()
         if not self.settings.chromap.fit or self.local_rank != 0 or self.disable_checkpointing:
             return
         try:
-            # not before it is needed: nnU-Net imports this module whenever it looks a trainer up
+            # imported late: nnU-Net imports this module whenever it looks up a trainer
             from nnunet_cfcl.chromap.nnunet.spaces import fit_after_training
 
-            file = fit_after_training(self)
+            file = fit_after_training(FoldContext.of(self), self.network)
             self.print_to_log_file(f"Colour space of CHRO-maps: {file}")
-        # whatever it is, the model is trained
+        # the model is trained, whatever fails here
         except Exception as error:
-            self.print_to_log_file(f"No colour space of CHRO-maps ({reason(error)}); they get one from "
-                                   "the images that are predicted")
+            self.print_to_log_file(f"No colour space of CHRO-maps ({reason(error)}); prediction will fit one "
+                                   "to its own images")
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
-        """nnU-Net's, with ``finetune.counterfactual_probability`` and ``finetune.acquisition_probability``."""
+        """Build nnU-Net's datasets, with counterfactuals among the training images, see `with_replacements`."""
         training, validation = super().get_tr_and_val_datasets()
-        return with_replacements(self, training, Ranks.current()), validation
+        return with_replacements(FoldContext.of(self), training, Ranks.current()), validation
 
     def configure_optimizers(self, *arguments: Any, **named: Any) -> tuple[torch.optim.Optimizer, Any]:
-        """The nnU-Net trainer's own, with a linear warm-up, in which pretrained weights may stay frozen for a while."""
+        """Configure as the nnU-Net trainer does, with a linear warm-up and optionally frozen pretrained weights."""
         optimizer, schedule = super().configure_optimizers(*arguments, **named)
         if not isinstance(schedule, WarmUp):
             schedule = WarmUp(schedule, optimizer, self.num_epochs, self.settings.finetune.warmup_fraction)
             epochs = round(self.settings.finetune.frozen_fraction * self.num_epochs)
             if self.pretrains_body_alone and epochs:
                 freeze_body(optimizer, self.network, lambda: self.current_epoch < epochs)
-                self.print_to_log_file(f"In the first {epochs} epochs of phase 2 the segmentation layers alone learn "
-                                       "(finetune.frozen_fraction).")
+                self.print_to_log_file(f"In the first {epochs} epochs of phase 2 only the segmentation layers are "
+                                       "trained (finetune.frozen_fraction).")
         return optimizer, schedule
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, Any, Any, Any]:
-        """nnU-Net's, with ``finetune.rotation_deg`` and ``finetune.mirror_axes`` (also for prediction)."""
+        """Configure as nnU-Net does, with ``finetune.rotation_deg`` and ``mirror_axes`` (also for prediction)."""
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
@@ -185,7 +188,7 @@ class FineTuning(Trainer):
         if chosen.rotation_deg is not None:
             angle = float(np.deg2rad(chosen.rotation_deg))
             rotation = (-angle, angle)
-            # as nnU-Net computes it for its own angles: the crop that still holds the rotated, scaled patch
+            # nnU-Net's formula: the crop that contains the rotated, scaled patch
             initial_patch_size = get_patch_size(patch_size, rotation, rotation, rotation, (0.85, 1.25))
             if dummy_2d:
                 initial_patch_size[0] = patch_size[0]
@@ -197,13 +200,13 @@ class FineTuning(Trainer):
         return rotation, dummy_2d, initial_patch_size, mirror_axes
 
     def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's, to a temporary file that is then renamed: a kill while writing loses nothing."""
-        if self.local_rank == 0:  # the others of several GPUs write nothing and must not rename what this one writes
+        """Save to a temporary file, then rename it, so that a kill while writing loses nothing."""
+        if self.local_rank == 0:  # other ranks write nothing and must not rename this file
             save = super().save_checkpoint
             replace_atomically(filename, lambda temporary: save(str(temporary)))
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
-        """nnU-Net's, of a file that is as it was written; afterwards `run_training` knows that phase 2 has begun.
+        """Load nnU-Net's checkpoint after verifying it; `run_training` then continues phase 2.
 
         Raises:
             UserError: the file is damaged.
@@ -216,16 +219,13 @@ class FineTuning(Trainer):
         before = self.my_init_kwargs.get("cfcl", {}).get("settings", {})
         self._sign_checkpoints()
         if before != self.settings.to_dict():
-            self.print_to_log_file("The settings differ from those that this run was begun with; the new ones hold.")
+            self.print_to_log_file("The settings differ from those at the start of this run; the new ones apply.")
 
     def _sign_checkpoints(self) -> None:
-        # init_args is the one part of nnU-Net's checkpoint that a trainer can add to without writing the file twice
+        # init_args is the only part of nnU-Net's checkpoint that can be extended without writing the file twice
         settings = self.settings.to_dict()
         signature = {"settings": settings, "settings_hash": digest(settings)}
         self.my_init_kwargs = {**self.my_init_kwargs, "cfcl": signature}
 
     def _seed(self, *part: int) -> None:
-        seeds = np.random.SeedSequence([self.settings.seed, *part]).generate_state(3)
-        random.seed(int(seeds[0]))
-        np.random.seed(int(seeds[1]))  # noqa: NPY002 - batchgenerators draws from the global state
-        torch.manual_seed(int(seeds[2]))
+        seed_everything(self.settings.seed, *part)

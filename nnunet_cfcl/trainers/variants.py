@@ -1,4 +1,4 @@
-"""Every trainer that ``-tr`` may name: a method in front of nnU-Net's own training."""
+"""The trainers that ``-tr`` may name: a pretraining method in front of nnU-Net's own training."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ FEATURES = (
             "with that the first stage is pretrained, the second trained, both predict",
             (f"{_FEATURES}::"
              "test_a_cascades_first_stage_is_pretrained_and_its_second_trained_once_pretraining_is_switched_off",
-             "nnunet/test_check_pretraining.py::test_a_cascades_second_stage_is_refused_and_the_first_named")),
+             "doctor/test_pretraining.py::test_a_cascades_second_stage_is_refused_and_the_first_named")),
     Feature("torch.compile, on and off (`nnUNet_compile`)", "works; same losses",
             (f"{_VARIANTS}::test_a_compiled_network_is_trained_in_both_phases_as_one_that_is_not",)),
     Feature("batch norm", "is refused before training where a step needs several passes; says what to do",

@@ -1,4 +1,4 @@
-"""attributes.csv and attributes.json, as users write them. What is wrong with rows is tested in test_patients.py."""
+"""attributes.csv and attributes.json as users write them; faulty rows are tested in test_patients.py."""
 
 import csv
 
@@ -9,7 +9,7 @@ from nnunet_cfcl.data.attributes import infer_attributes
 from nnunet_cfcl.errors import UserError
 
 
-def test_patients_are_no_attribute_and_columns_without_a_name_are_none(tmp_path):
+def test_neither_the_patient_column_nor_unnamed_columns_are_attributes(tmp_path):
     (tmp_path / "attributes.csv").write_text("patient,age,case,,\np1,60,c1,,\np1,,c2,,\n")
     table = read_attribute_table(tmp_path)
     assert table.cases == ("c1", "c2")
@@ -17,7 +17,7 @@ def test_patients_are_no_attribute_and_columns_without_a_name_are_none(tmp_path)
     assert table.attributes == {"age": {"c1": "60", "c2": ""}}
 
 
-def test_without_the_files_nothing_is_known(tmp_path):
+def test_without_the_files_there_is_no_table_and_no_declaration(tmp_path):
     assert read_attribute_table(tmp_path) is None and read_declared_kinds(tmp_path) == {}
 
 
@@ -27,13 +27,13 @@ def test_declarations_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"age": {"type": "continuous"}}', '{"age": 1}'])
-def test_other_json_is_refused_with_the_name_of_the_file(tmp_path, text):
+def test_any_other_json_is_an_error_that_names_the_file(tmp_path, text):
     (tmp_path / "attributes.json").write_text(text)
-    with pytest.raises(UserError, match=r"attributes\.json .*mend it or take it away"):
+    with pytest.raises(UserError, match=r"attributes\.json .*fix: correct or remove it"):
         read_declared_kinds(tmp_path)
 
 
-def test_the_attributes_of_the_chest_x_rays_are_what_people_would_call_them(tmp_path, real_images):
+def test_the_kinds_inferred_for_the_chest_x_rays_are_the_expected_ones(tmp_path, real_images):
     with open(real_images / "cxr" / "meta.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
     names = {"case_id": "case", "patient_id": "patient"}

@@ -10,7 +10,7 @@ from nnunet_cfcl.errors import UserError
 
 
 def table(**columns):
-    """Columns given as lists of cells, for cases c0, c1, ...; and the cases."""
+    """Columns given as lists of cells for the cases c0, c1, ..., and these cases."""
     cases = [f"c{n}" for n in range(max(len(cells) for cells in columns.values()))]
     return {name: dict(zip(cases, cells)) for name, cells in columns.items()}, cases
 
@@ -26,42 +26,42 @@ def kind_of(cells, declared=None):
     (["A", "B", "C"] * 4, "categorical"), (["1", "2", "A"] * 4, "categorical"),
     (["1", "2", "3"] * 5, "categorical"), (["1", "2", "3"] * 4, "continuous"), (["1.5", "2", "3"] * 20, "continuous"),
     ([str(n) for n in range(11)] * 9, "continuous"), (["-3e-2", "7", "0.25", "NA"], "continuous")])
-def test_the_kind_is_what_the_cells_look_like(cells, kind):
+def test_the_kind_is_inferred_from_the_cells(cells, kind):
     assert kind_of(cells) == kind
 
 
-def test_a_declaration_wins():
+def test_a_declared_kind_takes_precedence():
     assert kind_of(["1", "2", "3"], "categorical") == "categorical"
     assert kind_of(["1", "2"], "continuous") == "continuous"
     assert kind_of(["0", "1"], "categorical") == "categorical"
-    assert "declared so" in kind_of(["A", "B"], "ignore")[0]
+    assert "declared 'ignore'" in kind_of(["A", "B"], "ignore")[0]
 
 
-@pytest.mark.parametrize(("cells", "said"), [
+@pytest.mark.parametrize(("cells", "reason"), [
     (["A", "A", ""], "its only value is 'A'"), (["", "NaN", "unknown"], "it has no values"),
     (["x1", "x2", "x3", "x4", "x4"], "4 of 5 values are different texts")])
-def test_a_column_that_says_nothing_is_no_attribute_and_named(cells, said):
+def test_a_column_without_information_is_not_an_attribute_and_is_reported(cells, reason):
     notes = kind_of(cells)
-    assert len(notes) == 1 and "column 'x' is not used" in notes[0] and said in notes[0]
+    assert len(notes) == 1 and "column 'x' is not used" in notes[0] and reason in notes[0]
 
 
-def test_all_wrong_declarations_are_named_at_once():
+def test_all_wrong_declarations_are_listed_in_one_error():
     columns, cases = table(site=["A", "B", "C"], dose=["1", "two", "3"], one=["A", "A", "A"], same=["1", "1.0", "1"])
     declared = {"sight": "binary", "site": "binary", "dose": "continuous", "one": "categorical", "same": "continuous"}
     with pytest.raises(UserError) as error:
         infer_attributes(columns, cases, {**declared, "age": "number"})
     message = str(error.value)
-    assert "7 faults" in message
-    for said in ("'sight' is no column of attributes.csv (found site, dose, one, same)", "'age' is no column",
-                 "'age' cannot be 'number', only binary, categorical, continuous, ignore",
+    assert "7 errors" in message
+    for reason in ("'sight' is not a column of attributes.csv (found site, dose, one, same)", "'age' is not a column",
+                 "'age' cannot be 'number', expected one of binary, categorical, continuous, ignore",
                  "'site' cannot be binary: it has 3 values (A, B, C)",
-                 "'dose' cannot be continuous: it has cells that are no numbers (two)",
+                 "'dose' cannot be continuous: it has cells that are not numbers (two)",
                  "'one' cannot be categorical: its only value is 'A'",
-                 "'same' cannot be continuous: all its numbers are the same"):
-        assert said in message, said
+                 "'same' cannot be continuous: all its numbers are equal"):
+        assert reason in message, reason
 
 
-def test_values_and_statistics_come_from_the_given_cases_alone():
+def test_values_and_statistics_are_computed_on_the_given_cases_alone():
     columns, cases = table(age=["1.5", "2", "4.5", "1000"], site=["b", "a", "c", "d"])
     coding, _ = infer_attributes(columns, cases[:3], {"site": "categorical"})
     age, site = coding.attributes
@@ -87,7 +87,7 @@ def test_the_encoding_is_one_hot_or_standardised_and_ends_with_unknown():
     assert coding.encode({}).dtype == torch.float32
 
 
-def test_different_known_cells_have_different_encodings_and_the_standardised_ones_mean_0_and_variance_1():
+def test_different_numbers_have_different_encodings_with_mean_0_and_variance_1():
     cells = [f"{n * n}" for n in range(20)]
     columns, cases = table(x=cells)
     attribute = infer_attributes(columns, cases)[0].attributes[0]
@@ -96,12 +96,13 @@ def test_different_known_cells_have_different_encodings_and_the_standardised_one
     assert encoded[:, 0].mean().abs() < 1e-6 and encoded[:, 0].var(correction=0) == pytest.approx(1, abs=1e-5)
 
 
-def test_text_in_a_continuous_attribute_names_the_declaration_that_mends_it():
-    with pytest.raises(UserError, match=r"'age' is continuous, found 'old'; .*attributes\.json"):
+def test_text_in_a_continuous_attribute_is_an_error_that_names_the_declaration_to_add():
+    with pytest.raises(UserError, match=r"'age' is continuous, found 'old'; "
+                                        r"fix: write a number, or declare .*attributes\.json"):
         Attribute("age", "continuous").encode("old")
 
 
-def test_a_coding_survives_json():
+def test_a_coding_survives_a_round_trip_through_json():
     columns, cases = table(age=["1", "2.5", "4"] * 5, site=["A", "B", "C"] * 5, sex=["F", "M"] * 8)
     coding, _ = infer_attributes(columns, cases)
     assert AttributeCoding.from_json(json.loads(json.dumps(coding.to_json()))) == coding
@@ -109,5 +110,5 @@ def test_a_coding_survives_json():
 
 @pytest.mark.parametrize(("cell", "missing"), [("", True), (" NA ", True), ("Unknown", True), ("?", True), ("0", False),
                                                ("no", False), ("N", False)])
-def test_what_counts_as_missing(cell, missing):
+def test_cells_that_count_as_missing(cell, missing):
     assert is_missing(cell) == missing

@@ -1,4 +1,4 @@
-"""Boxes of cases that nnU-Net's own storage class has written."""
+"""Boxes of cases written by nnU-Net's own storage class."""
 
 import pickle
 import shutil
@@ -20,7 +20,7 @@ USED = ["seg_pat", "pat_c", "pat_a"]
 
 @pytest.fixture
 def arrays() -> dict[str, np.ndarray]:
-    """Images in which no two voxels are equal."""
+    """Images whose voxels are all different."""
     return {case: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + 1e5 * n
             for n, (case, shape) in enumerate(SHAPES.items())}
 
@@ -61,7 +61,7 @@ def test_a_box_across_blocks_and_at_the_end_equals_that_slice(cases, arrays):
     np.testing.assert_array_equal(cases.read("pat_c", whole), arrays["pat_c"])
 
 
-def test_what_is_read_may_be_written_to_without_changing_the_case(cases, arrays):
+def test_writing_to_a_returned_box_does_not_change_the_case(cases, arrays):
     box = (slice(0, 2), slice(0, 4), slice(0, 4))
     cases.read("pat_c", box)[:] = -1
     np.testing.assert_array_equal(cases.read("pat_c", box), arrays["pat_c"][:, :2, :4, :4])
@@ -73,7 +73,7 @@ def test_shapes_are_those_of_the_preprocessed_images(cases):
         assert all(type(n) is int for n in cases.shape(case))
 
 
-def test_the_cases_to_use_and_all_that_are_known_are_sorted(cases):
+def test_used_and_known_cases_are_sorted(cases):
     assert cases.cases == ("pat_a", "pat_c", "seg_pat")
     assert cases.known == ("pat_a", "pat_b", "pat_c", "seg_pat")
 
@@ -113,7 +113,7 @@ def test_a_box_is_read_from_disk_and_not_from_a_whole_image_in_memory(cases):
     assert all(isinstance(one.array, blosc2.NDArray) and one.array.urlpath for one in cases._arrays("pat_c"))
 
 
-def test_the_digests_of_images_and_labels_change_with_the_one_they_are_of(folder, cases, arrays):
+def test_the_digest_of_images_changes_with_an_image_and_that_of_labels_with_a_label(folder, cases, arrays):
     before = cases.content(), cases.label_content()
     labels = np.random.default_rng(0).integers(0, 5, (1, *SHAPES["pat_c"][1:])).astype(np.int8)
     nnUNetDatasetBlosc2.save_case(arrays["pat_c"], labels, {}, f"{folder}/new", chunks=(1, 4, 8, 16),
@@ -133,7 +133,7 @@ def test_the_digest_of_images_does_not_depend_on_their_checksums(folder, cases):
 
 
 @pytest.mark.parametrize("name", ["pat_c.b2nd", "pat_c_seg.b2nd", "pat_c.pkl"])
-def test_a_file_that_cannot_be_opened_is_named_with_the_command_that_makes_it_again(folder, cases, name):
+def test_a_file_that_cannot_be_opened_is_an_error_that_names_the_command_to_recreate_it(folder, cases, name):
     file = Path(folder, name)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
@@ -161,7 +161,7 @@ def test_a_chunk_is_checked_once_and_only_where_it_is_read(folder, cases, arrays
     assert len(summed) == 1 + 2
 
 
-def test_cases_of_an_older_nnunet_are_read_once_they_are_unpacked(tmp_path, arrays):
+def test_cases_of_an_older_nnunet_are_read_after_unpacking(tmp_path, arrays):
     labels = np.zeros((1, *SHAPES["pat_c"][1:]), np.int8)
     nnUNetDatasetNumpy.save_case(arrays["pat_c"], labels, {}, str(tmp_path / "pat_c"))
     np.save(tmp_path / "pat_c.npy", arrays["pat_c"])

@@ -1,4 +1,4 @@
-"""Patients of the cases, as users' tables name them."""
+"""Patients of the cases, read from users' tables and from the stored copy."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def table(tmp_path):
     return write
 
 
-def test_patients_are_read_whatever_the_other_columns_and_the_order(table):
+def test_patients_are_read_for_any_order_and_any_other_columns(table):
     folder = table("scanner,patient,case\nA,p1,c1\nB,p1,c2\nB,p2,c3\n")
     assert read_patients(folder) == {"c1": "p1", "c2": "p1", "c3": "p2"}
 
@@ -31,13 +31,13 @@ def test_a_table_as_spreadsheets_write_it_is_read(table, content):
     assert read_patients(table(content)) == {"c1": "p1", "c2": "p2"}
 
 
-def test_without_a_table_or_its_column_nobody_is_known(tmp_path, table):
+def test_without_a_table_or_its_column_no_patient_is_known(tmp_path, table):
     assert read_patients(tmp_path) is None
     assert read_patients(table("case,scanner\nc1,A\n")) is None
     assert read_patients(table("case,patient\nc1,\nc2,NA\nc3,unknown\n")) == {}
 
 
-def test_a_case_without_a_patient_is_its_own(table):
+def test_a_case_without_a_patient_counts_as_its_own_patient(table):
     patients = read_patients(table("case,patient\nc1,p1\nc2,\n"))
     assert patients == {"c1": "p1"}
     assert [Patients(patients, "").of(case) for case in ("c1", "c2", "c3")] == ["p1", "c2", "c3"]
@@ -48,36 +48,36 @@ def test_a_case_without_a_patient_is_its_own(table):
     [("", "found the columns none"),
      ("case;patient\nc1;p1\n", "one column 'case', found the columns case;patient"),
      ("id,patient\nc1,p1\n", "one column 'case', found the columns id, patient"),
-     ("case,patient,patient\nc1,p1,p2\n", "each column once, found more than one 'patient'"),
+     ("case,patient,patient\nc1,p1,p2\n", "duplicate columns: 'patient'"),
      ("case,patient\nMüller,p1\n".encode("latin-1"), "UTF-8"),
      ("case,patient\nc1,p1\n".encode("utf-16"), "UTF-8"),
      ('case,patient\nc1,"p1\n', "comma-separated")])
-def test_a_file_that_is_no_such_table_is_refused_with_its_name(table, content, said):
+def test_a_file_that_is_not_a_table_of_cases_is_an_error_that_names_it(table, content, said):
     with pytest.raises(UserError, match=said) as error:
         read_patients(table(content))
     assert "attributes.csv" in str(error.value)
 
 
-def test_a_folder_of_that_name_is_refused(tmp_path):
+def test_a_folder_in_place_of_the_table_is_an_error(tmp_path):
     (tmp_path / "attributes.csv").mkdir()
     with pytest.raises(UserError, match="cannot be read"):
         read_patients(tmp_path)
 
 
-def test_all_faulty_rows_are_listed_at_once(table):
+def test_all_faulty_rows_are_listed_in_one_error(table):
     folder = table("case,patient\nc1,p1\nc2\nc1,p2\n,p3\nc3,p4,x\nc4,p5\nc4,p5\n")
     with pytest.raises(UserError) as error:
         read_patients(folder)
     message = str(error.value)
-    assert "5 faults" in message
-    for fault in ("line 3 has 1 cells, expected 2", "line 6 has 3 cells", "line 5 names no case",
-                  "case c1 is there more than once", "case c4 is there more than once"):
+    assert "5 errors" in message
+    for fault in ("line 3 has 1 cells, expected 2", "line 6 has 3 cells", "line 5 has no case",
+                  "case c1 has more than one row", "case c4 has more than one row"):
         assert fault in message
 
 
-def test_of_very_many_faults_the_first_ten_are_listed(table):
+def test_of_many_errors_the_first_ten_are_listed(table):
     rows = "".join(f"c{n}\n" for n in range(25))
-    with pytest.raises(UserError, match="25 faults: line 2 has.*line 11 has 1 cells, expected 2 and 15 more;"):
+    with pytest.raises(UserError, match="25 errors: line 2 has.*line 11 has 1 cells, expected 2 and 15 more;"):
         read_patients(table("case,patient\n" + rows))
 
 
@@ -104,13 +104,13 @@ def test_the_raw_table_is_used_where_there_is_one_and_the_stored_copy_elsewhere(
 
 
 @pytest.mark.parametrize("stored", [{"c1": "p2"}, {"c1": "p1", "c2": "p1"}, {}, None])
-def test_where_the_two_differ_the_raw_table_wins_and_the_copy_is_out_of_date(table, preprocessed, stored):
+def test_a_raw_table_that_differs_from_the_copy_takes_precedence_and_outdates_it(table, preprocessed, stored):
     store_patients(preprocessed, stored)
     known = known_patients(table("case,patient\nc1,p1\n"), preprocessed)
     assert known.names == {"c1": "p1"} and known.outdated
 
 
-def test_a_raw_table_alone_is_not_out_of_date_and_without_either_nobody_is_known(tmp_path, table, preprocessed):
+def test_a_raw_table_alone_is_not_outdated_and_without_either_no_patient_is_known(tmp_path, table, preprocessed):
     assert known_patients(None, preprocessed) == Patients({}, "")
     store_patients(preprocessed, None)
     assert known_patients(None, preprocessed) == Patients({}, "")
@@ -125,7 +125,7 @@ def test_a_raw_dataset_whose_table_is_gone_or_names_no_patients_does_not_hide_th
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2, "patients": {}}', '{"format": 1, "patients": [1]}'])
-def test_a_broken_copy_is_an_error_that_says_what_to_delete(preprocessed, text):
+def test_a_broken_copy_is_an_error_that_names_the_file_to_delete(preprocessed, text):
     (preprocessed / "cfcl_patients.json").write_text(text)
     with pytest.raises(UserError, match=r"cfcl_patients\.json is not a readable list .*delete it and run nnunet"):
         known_patients(None, preprocessed)

@@ -1,17 +1,16 @@
-"""The cases of phase 1, from files that nnU-Net's own storage class has written."""
+"""Selection and reading of the pretraining's cases, from files written by nnU-Net's own storage class."""
 
 import json
 import multiprocessing
 import pickle
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.data.patients import store_patients
@@ -26,6 +25,7 @@ from nnunet_cfcl.data.pool.manifest import (
 )
 from nnunet_cfcl.data.pretraining_cases import pretraining_cases
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet.fold import FoldContext
 
 DATASET = "Dataset007_Toy"
 FOLDS = [0, 1, 2, 3, 4, "all"]
@@ -47,37 +47,32 @@ def random_labels(seed, shape=SHAPE):
     return np.concatenate([random.integers(-1, 4, shape), random.integers(0, 101, shape)]).astype(np.int16)
 
 
-class ToyTrainer(SimpleNamespace):
-    """What `pretraining_cases` needs of a trainer, with nnU-Net's own split."""
+class Log(list):
+    """The lines that were logged."""
 
-    do_split = nnUNetTrainer.do_split
+    def __call__(self, *parts, **ignored):
+        self.append(" ".join(map(str, parts)))
 
 
 @pytest.fixture
-def trainer(toy):
+def make_fold(toy):
+    """Factory: (number of the fold) -> its context, whose ``log`` is a `Log`."""
+
     def make(fold=0):
-        base = toy / "nnUNet_preprocessed" / DATASET
-        plans = PlansManager(json.loads((base / "nnUNetPlans.json").read_text()))
-        description = json.loads((base / "dataset.json").read_text())
-        log = []
-        return ToyTrainer(
-            plans_manager=plans, configuration_name="2d", configuration_manager=plans.get_configuration("2d"),
-            label_manager=plans.get_label_manager(description), dataset_json=description, fold=fold, log=log,
-            preprocessed_dataset_folder_base=str(base), preprocessed_dataset_folder=str(base / "nnUNetPlans_2d"),
-            dataset_class=None, folder_with_segs_from_previous_stage=None,
-            print_to_log_file=lambda *parts: log.append(" ".join(map(str, parts))))
+        return FoldContext.find(
+            nnUNetTrainer, DATASET, "2d", str(fold), "nnUNetPlans", torch.device("cpu"), Log())
 
     return make
 
 
 @pytest.fixture
-def save(trainer):
+def save(make_fold):
     """A function that puts cases into the pool, or silver labels beside the training cases: case -> its quality, -1 for
     a case without a label, None for a label of unknown quality. Returns the (2, Z, Y, X) that were stored."""
 
     def fill(qualities, silver_of_training=False):
-        owner = trainer()
-        folder = (silver_folder if silver_of_training else pool_folder)(owner.preprocessed_dataset_folder)
+        owner = make_fold()
+        folder = (silver_folder if silver_of_training else pool_folder)(owner.preprocessed)
         folder.mkdir(exist_ok=True)
         found = read_manifest(folder)
         records, stored = dict(found.cases) if found else {}, {}
@@ -92,7 +87,7 @@ def save(trainer):
             files = tuple(sorted(path.name for path in folder.glob(f"{case}[._]*")))
             records[case] = CaseRecord(shape, quality != -1, 1.0 if quality in (None, -1) else quality,
                                        quality is not None, False, files, "", f"{seed}")
-        preprocessing = pool_preprocessing(owner.plans_manager, owner.configuration_manager, owner.dataset_json)
+        preprocessing = pool_preprocessing(owner.plans, owner.configuration, owner.dataset_json)
         write_manifest(folder, Manifest(preprocessing, True, records))
         return stored
 
@@ -119,8 +114,8 @@ def patients_and_pool(name_patients, save):
 
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("fold", FOLDS)
-def test_no_validation_case_and_none_of_its_patients_images_enter(trainer, patients_and_pool, toy, fold, data):
-    cases = pretraining_cases(trainer(fold), settings(data), needs_labels=True).cases
+def test_no_validation_case_and_no_image_of_its_patient_is_selected(make_fold, patients_and_pool, toy, fold, data):
+    cases = pretraining_cases(make_fold(fold), settings(data), needs_labels=True).cases
     labelled, pool = {f"toy_{n}" for n in range(6)}, {f"un_{n}" for n in range(7)}
     if fold == "all":
         training, validation = labelled, set()
@@ -137,8 +132,8 @@ def test_no_validation_case_and_none_of_its_patients_images_enter(trainer, patie
     assert validation or len(cases) == len(offered)
 
 
-def test_the_folds_of_the_toy_dataset_do_hold_back_images_of_the_pool_and_of_training(trainer, patients_and_pool):
-    lines = [line for fold in FOLDS[:5] for owner in [trainer(fold)]
+def test_the_folds_of_the_toy_dataset_leave_out_images_of_pool_and_training_set(make_fold, patients_and_pool):
+    lines = [line for fold in FOLDS[:5] for owner in [make_fold(fold)]
              if pretraining_cases(owner, settings(), needs_labels=False) for line in owner.log if "phase 1" in line]
     assert all("cases of the pool (" in line and "left out: same patient as a validation case)" in line
                for line in lines)
@@ -147,162 +142,162 @@ def test_the_folds_of_the_toy_dataset_do_hold_back_images_of_the_pool_and_of_tra
 
 @pytest.mark.parametrize("needs_labels", [False, True])
 def test_the_pool_alone_is_the_same_for_every_fold_and_without_a_split(
-    trainer, patients_and_pool, toy, needs_labels
+    make_fold, patients_and_pool, toy, needs_labels
 ):
-    readers = [pretraining_cases(trainer(fold), settings("pool"), needs_labels) for fold in FOLDS]
+    readers = [pretraining_cases(make_fold(fold), settings("pool"), needs_labels) for fold in FOLDS]
     assert {reader.cases for reader in readers} == {("un_5", "un_6")}
     assert len({reader.content() for reader in readers}) == 1
     assert not (toy / "nnUNet_preprocessed" / DATASET / "splits_final.json").exists()
 
 
-def test_a_case_that_a_split_names_in_both_parts_is_not_used(trainer, toy):
+def test_a_case_that_a_split_names_in_both_parts_is_not_used(make_fold, toy):
     split = {"train": ["toy_0", "toy_1", "toy_2"], "val": ["toy_2", "toy_3"]}
     (toy / "nnUNet_preprocessed" / DATASET / "splits_final.json").write_text(json.dumps([split]))
-    assert pretraining_cases(trainer(0), settings(), needs_labels=False).cases == ("toy_0", "toy_1")
+    assert pretraining_cases(make_fold(0), settings(), needs_labels=False).cases == ("toy_0", "toy_1")
 
 
-def test_a_patient_that_has_the_name_of_a_validation_case_is_that_cases_own(trainer, save, name_patients):
-    validation = trainer(0).do_split()[1]
+def test_a_patient_named_like_a_validation_case_is_that_cases_patient(make_fold, save, name_patients):
+    validation = make_fold(0).split()[1]
     name_patients({"un_0": validation[0], "un_1": "someone"})
     save({"un_0": -1, "un_1": -1})
-    assert pretraining_cases(trainer(0), settings(), needs_labels=False).cases[-1] == "un_1"
+    assert pretraining_cases(make_fold(0), settings(), needs_labels=False).cases[-1] == "un_1"
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_the_log_says_where_patients_are_not_known(trainer, save, name_patients, data):
+def test_the_log_reports_that_patients_are_not_known(make_fold, save, name_patients, data):
     save({"un_0": -1})
-    owner = trainer(0)
+    owner = make_fold(0)
     pretraining_cases(owner, settings(data), needs_labels=False)
     assert any("patients are not known" in line and "attributes.csv" in line for line in owner.log)
-    owner = trainer("all")
+    owner = make_fold("all")
     pretraining_cases(owner, settings(data), needs_labels=False)
     assert any("patients are not known" in line for line in owner.log) == (data == "pool")
 
 
-def test_the_log_names_the_cases_whose_patient_is_not_known(trainer, save, name_patients):
+def test_the_log_lists_the_cases_whose_patient_is_not_known(make_fold, save, name_patients):
     save({"un_0": -1})
     name_patients({f"toy_{n}": f"p{n}" for n in range(6)})
-    owner = trainer(0)
+    owner = make_fold(0)
     pretraining_cases(owner, settings(), needs_labels=False)
     assert any("names no patient for 1 cases" in line and line.endswith(": un_0") for line in owner.log)
 
 
 @pytest.mark.parametrize("data", DATA)
 def test_without_the_raw_dataset_the_same_cases_are_left_out(
-        trainer, patients_and_pool, toy, toy_cases, monkeypatch, data):
+        make_fold, patients_and_pool, toy, toy_cases, monkeypatch, data):
     store_patients(toy_cases.parent, PATIENTS)
-    reached = [pretraining_cases(trainer(fold), settings(data), needs_labels=False).cases for fold in FOLDS]
+    reached = [pretraining_cases(make_fold(fold), settings(data), needs_labels=False).cases for fold in FOLDS]
     (toy / "nnUNet_raw" / DATASET / "attributes.csv").unlink()
-    assert [pretraining_cases(trainer(fold), settings(data), needs_labels=False).cases for fold in FOLDS] == reached
+    assert [pretraining_cases(make_fold(fold), settings(data), needs_labels=False).cases for fold in FOLDS] == reached
     monkeypatch.delenv("nnUNet_raw")
-    assert [pretraining_cases(trainer(fold), settings(data), needs_labels=False).cases for fold in FOLDS] == reached
+    assert [pretraining_cases(make_fold(fold), settings(data), needs_labels=False).cases for fold in FOLDS] == reached
     (toy_cases.parent / "cfcl_patients.json").unlink()
-    assert [pretraining_cases(trainer(fold), settings(data), needs_labels=False).cases for fold in FOLDS] != reached
+    assert [pretraining_cases(make_fold(fold), settings(data), needs_labels=False).cases for fold in FOLDS] != reached
 
 
-def test_a_table_that_changed_since_the_pool_was_made_wins_and_the_log_names_the_command(
-        trainer, patients_and_pool, toy_cases):
+def test_a_table_changed_since_the_pool_was_preprocessed_takes_precedence_and_is_logged(
+        make_fold, patients_and_pool, toy_cases):
     store_patients(toy_cases.parent, {"un_5": "p0"})
-    owner = trainer(0)
+    owner = make_fold(0)
     assert "un_5" in pretraining_cases(owner, settings("pool"), needs_labels=False).cases
     said = [line for line in owner.log if "attributes.csv changed since" in line]
     assert len(said) == 1 and said[0].endswith("run nnunet_cfcl pool -d 7 -c 2d again")
     store_patients(toy_cases.parent, {case: patient for case, patient in PATIENTS.items() if patient})
-    owner = trainer(0)
+    owner = make_fold(0)
     pretraining_cases(owner, settings("pool"), needs_labels=False)
     assert not any("changed since" in line for line in owner.log)
 
 
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("suffix", ["_0000", "_0000.png", ".png"])
-def test_patients_of_files_instead_of_cases_are_refused(trainer, save, name_patients, data, suffix):
+def test_file_names_instead_of_case_names_are_rejected(make_fold, save, name_patients, data, suffix):
     save({"un_0": -1})
     name_patients({"toy_0": "a", f"toy_1{suffix}": "a", f"un_0{suffix}": "b", "test_7": "c"})
     with pytest.raises(UserError, match=f"2 names of files where names of cases .*: toy_1{suffix}, un_0{suffix};"):
-        pretraining_cases(trainer(0), settings(data), needs_labels=False)
+        pretraining_cases(make_fold(0), settings(data), needs_labels=False)
     name_patients({"toy_0": "a", "test_7": "c"})
-    assert pretraining_cases(trainer(0), settings(data), needs_labels=False).cases
+    assert pretraining_cases(make_fold(0), settings(data), needs_labels=False).cases
 
 
-def test_a_table_that_names_only_cases_unknown_is_refused_with_and_without_the_raw_dataset(
-        trainer, name_patients, toy_cases, monkeypatch):
+def test_a_table_of_unknown_cases_is_rejected_with_and_without_the_raw_dataset(
+        make_fold, name_patients, toy_cases, monkeypatch):
     name_patients({"scan_1": "a", "scan_2": "a"})
     with pytest.raises(UserError, match="none of the 6 known cases, such as toy_0, but 2 others: scan_1, scan_2"):
-        pretraining_cases(trainer(0), settings(), needs_labels=False)
+        pretraining_cases(make_fold(0), settings(), needs_labels=False)
     store_patients(toy_cases.parent, {"toy_0_0000": "a"})
     monkeypatch.delenv("nnUNet_raw")
     with pytest.raises(UserError, match="1 names of files .*: toy_0_0000; fix: write them without _0000"):
-        pretraining_cases(trainer(0), settings(), needs_labels=False)
+        pretraining_cases(make_fold(0), settings(), needs_labels=False)
 
 
-def test_if_nothing_is_left_the_reason_is_given(trainer, save, name_patients):
+def test_an_empty_selection_is_an_error_with_the_reason(make_fold, save, name_patients):
     name_patients({**{f"toy_{n}": "one" for n in range(6)}, "un_0": "one"})
     save({"un_0": -1})
     with pytest.raises(UserError, match="no cases: all 1 are labelled cases or of their patients"):
-        pretraining_cases(trainer(0), settings("pool"), needs_labels=False)
+        pretraining_cases(make_fold(0), settings("pool"), needs_labels=False)
     with pytest.raises(UserError, match="all 5 are validation cases or of their patients"):
-        pretraining_cases(trainer(0), settings(), needs_labels=False)
+        pretraining_cases(make_fold(0), settings(), needs_labels=False)
 
 
 # --- which cases
 
 
-def test_without_a_pool_the_training_cases_are_used_alone(trainer):
-    owner = trainer(0)
+def test_without_a_pool_the_training_cases_are_used_alone(make_fold):
+    owner = make_fold(0)
     reader = pretraining_cases(owner, settings(), needs_labels=False)
-    assert reader.cases == tuple(sorted(owner.do_split()[0])) and reader.labelled == ()
+    assert reader.cases == tuple(sorted(owner.split()[0])) and reader.labelled == ()
     assert reader.known == tuple(f"toy_{n}" for n in range(6))
     assert any("phase 1 has 4 training cases" in line for line in owner.log)
 
 
 @pytest.mark.parametrize("data", DATA)
-def test_all_cases_of_dataset_and_pool_are_known_whichever_are_used(trainer, save, data):
+def test_all_cases_of_dataset_and_pool_are_known_used_or_not(make_fold, save, data):
     save({"un_0": -1, "un_1": -1})
-    reader = pretraining_cases(trainer(0), settings(data), needs_labels=False)
+    reader = pretraining_cases(make_fold(0), settings(data), needs_labels=False)
     assert reader.known == (*(f"toy_{n}" for n in range(6)), "un_0", "un_1")
 
 
-def test_a_pool_that_was_never_preprocessed_is_an_error_that_names_the_command(trainer, toy):
+def test_a_pool_that_was_never_preprocessed_is_an_error_that_names_the_command(make_fold, toy):
     images = toy / "nnUNet_raw" / DATASET / "imagesUn"
     images.mkdir()
     (images / "un_0_0000.png").touch()
     for data in ("training_and_pool", "pool"):
         with pytest.raises(UserError, match="never preprocessed.*nnunet_cfcl pool -d 7 -c 2d"):
-            pretraining_cases(trainer(0), settings(data), needs_labels=False)
-    assert pretraining_cases(trainer(0), settings("training"), needs_labels=False).cases
+            pretraining_cases(make_fold(0), settings(data), needs_labels=False)
+    assert pretraining_cases(make_fold(0), settings("training"), needs_labels=False).cases
 
 
 @pytest.mark.parametrize("folder_is_there", [True, False])
-def test_a_pool_that_is_empty_or_missing_is_an_error_where_it_is_wanted_alone(trainer, toy, folder_is_there):
+def test_an_empty_or_missing_pool_is_an_error_if_it_is_the_only_data(make_fold, toy, folder_is_there):
     if folder_is_there:
         (toy / "nnUNet_raw" / DATASET / "imagesUn").mkdir()
     with pytest.raises(UserError, match=f"{DATASET}/imagesUn and run nnunet_cfcl pool -d 7 -c 2d"):
-        pretraining_cases(trainer(0), settings("pool"), needs_labels=False)
-    assert pretraining_cases(trainer(0), settings(), needs_labels=False).cases
+        pretraining_cases(make_fold(0), settings("pool"), needs_labels=False)
+    assert pretraining_cases(make_fold(0), settings(), needs_labels=False).cases
 
 
-def test_all_cases_in_both_pool_and_training_set_are_listed(trainer, save):
+def test_all_cases_in_both_pool_and_training_set_are_listed(make_fold, save):
     save({"toy_1": -1, "un_0": -1, "toy_4": None})
     for data in ("training_and_pool", "pool"):
         with pytest.raises(UserError, match="2 cases are in both the pool and the training set: toy_1, toy_4;"):
-            pretraining_cases(trainer(0), settings(data), needs_labels=False)
+            pretraining_cases(make_fold(0), settings(data), needs_labels=False)
 
 
-def test_all_training_cases_without_preprocessed_files_are_listed(trainer, toy):
+def test_all_training_cases_without_preprocessed_files_are_listed(make_fold, toy):
     split = {"train": ["toy_0", "lost_1", "lost_0"], "val": ["toy_3"]}
     (toy / "nnUNet_preprocessed" / DATASET / "splits_final.json").write_text(json.dumps([split]))
     with pytest.raises(UserError, match="2 training cases .*lost_0, lost_1; fix: run nnUNetv2_preprocess -d 7"):
-        pretraining_cases(trainer(0), settings(), needs_labels=False)
+        pretraining_cases(make_fold(0), settings(), needs_labels=False)
 
 
-def test_a_dataset_that_is_not_preprocessed_is_an_error_that_names_the_command(trainer, toy):
-    owner = trainer(0)
-    shutil.rmtree(owner.preprocessed_dataset_folder)
+def test_a_dataset_that_is_not_preprocessed_is_an_error_that_names_the_command(make_fold, toy):
+    owner = make_fold(0)
+    shutil.rmtree(owner.preprocessed)
     with pytest.raises(UserError, match="no preprocessed cases in .*nnUNetPlans_2d; fix: run nnUNetv2_preprocess -d 7"):
         pretraining_cases(owner, settings("pool"), needs_labels=False)
 
 
-def test_the_pool_that_the_command_makes_is_read(trainer, toy):
+def test_a_pool_preprocessed_by_the_command_is_read(make_fold, toy):
     from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 
     from nnunet_cfcl.data.pool.run import preprocess_pool
@@ -317,8 +312,8 @@ def test_the_pool_that_the_command_makes_is_read(trainer, toy):
                                      str(raw / "imagesUn" / f"un_{n}_0000.png"), {})
     NaturalImage2DIO().write_seg(label, str(raw / "labelsSilver" / "un_1.png"), {})
     (raw / "labelsSilver" / "silver.csv").write_text("case,quality\nun_1,0.8\n")
-    preprocess_pool("7", "2d", processes=1, say=lambda line: None)
-    reader = pretraining_cases(trainer("all"), settings("pool"), needs_labels=True)
+    preprocess_pool("7", "2d", processes=1, log=lambda line: None)
+    reader = pretraining_cases(make_fold("all"), settings("pool"), needs_labels=True)
     assert reader.cases == ("un_0", "un_1") and reader.labelled == ("un_1",)
     assert reader.shape("un_0") == (1, 1, 24, 20)
     whole = (slice(0, 1), slice(0, 24), slice(0, 20))
@@ -331,9 +326,9 @@ def test_the_pool_that_the_command_makes_is_read(trainer, toy):
 # --- labels
 
 
-def test_a_silver_label_of_the_pool_is_used_unless_its_quality_is_known_to_be_low(trainer, save):
+def test_a_silver_label_of_the_pool_is_used_unless_its_quality_is_given_and_low(make_fold, save):
     stored = save({"un_0": None, "un_1": 0.69, "un_2": -1, "un_3": 0.7})
-    owner = trainer(0)
+    owner = make_fold(0)
     reader = pretraining_cases(owner, settings("pool"), needs_labels=True)
     assert reader.labelled == ("un_0", "un_3")
     assert [reader.has_labels(case) for case in reader.cases] == [True, False, False, True]
@@ -346,56 +341,56 @@ def test_a_silver_label_of_the_pool_is_used_unless_its_quality_is_known_to_be_lo
     assert owner.log[-1] == "labels: 0 manual, 2 silver (1 more are not used: quality below 0.7)"
 
 
-def test_labels_taken_at_their_word_are_certain_wherever_they_are(trainer, save):
+def test_labels_without_confidence_are_certain_wherever_they_exist(make_fold, save):
     stored = save({"un_0": 0.9})
-    reader = pretraining_cases(trainer(0), settings("pool", confidence=False), needs_labels=True)
+    reader = pretraining_cases(make_fold(0), settings("pool", confidence=False), needs_labels=True)
     labels, confidence = reader.labels("un_0", BOX)
     np.testing.assert_array_equal(confidence, np.where(stored["un_0"][0][BOX] >= 0, 100, 0))
 
 
-def test_the_quality_that_is_asked_for_decides(trainer, save):
+def test_labels_below_the_minimum_quality_are_not_used(make_fold, save):
     save({"un_0": 0.5, "un_1": 0.3})
     for least, labelled in ((0.2, ("un_0", "un_1")), (0.4, ("un_0",))):
-        assert pretraining_cases(trainer(0), settings("pool", min_quality=least), True).labelled == labelled
+        assert pretraining_cases(make_fold(0), settings("pool", min_quality=least), True).labelled == labelled
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_manual_labels_keep_their_values_the_ignore_label_included(trainer, toy, toy_cases, regions):
+def test_manual_labels_keep_their_values_including_the_ignore_label(make_fold, toy, toy_cases, regions):
     labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3} if regions else {
         "background": 0, "a": 1, "b": 2, "ignore": 3}
     file = toy / "nnUNet_preprocessed" / DATASET / "dataset.json"
     description = {**json.loads(file.read_text()), "labels": labels, "regions_class_order": [1, 2]}
     file.write_text(json.dumps(description))
-    owner = trainer(0)
-    case = sorted(owner.do_split()[0])[0]
+    owner = make_fold(0)
+    case = sorted(owner.split()[0])[0]
     stored = random_labels(5)[:1].astype(np.int8)
     for path in toy_cases.glob(f"{case}[._]*"):
         path.unlink()
     image = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
     nnUNetDatasetBlosc2.save_case(image, stored, {}, str(toy_cases / case), **LAYOUT)
     reader = pretraining_cases(owner, settings(), needs_labels=True)
-    assert owner.label_manager.ignore_label == 3 and owner.label_manager.has_regions == regions
+    assert owner.labels.ignore_label == 3 and owner.labels.has_regions == regions
     found, confidence = reader.labels(case, BOX)
     np.testing.assert_array_equal(found, stored[0][BOX])
     assert set(np.unique(found)) == {-1, 0, 1, 2, 3}
     np.testing.assert_array_equal(confidence, np.where(found == -1, 0, 100))
 
 
-def test_without_silver_labels_the_manual_ones_are_used_and_the_log_says_so(trainer, save):
+def test_without_silver_labels_the_manual_labels_are_used_and_logged(make_fold, save):
     save({"un_0": -1, "un_1": 0.1})
-    owner = trainer(0)
+    owner = make_fold(0)
     reader = pretraining_cases(owner, settings(), needs_labels=True)
-    assert reader.labelled == tuple(sorted(owner.do_split()[0]))
+    assert reader.labelled == tuple(sorted(owner.split()[0]))
     assert any("no silver labels to use (1 more are not used: quality below 0.7): the fold's 4 manual labels are used"
                in line for line in owner.log)
 
 
-def test_training_cases_have_their_silver_label_only_where_that_is_asked_for(trainer, save):
-    training = sorted(trainer(0).do_split()[0])
-    stored = save({training[0]: None, training[1]: 0.1, trainer(0).do_split()[1][0]: 0.9}, silver_of_training=True)
+def test_silver_labels_of_training_cases_are_used_only_if_the_setting_says_so(make_fold, save):
+    training = sorted(make_fold(0).split()[0])
+    stored = save({training[0]: None, training[1]: 0.1, make_fold(0).split()[1][0]: 0.9}, silver_of_training=True)
     box = (slice(0, 1), slice(3, 20), slice(0, 9))
-    manual = pretraining_cases(trainer(0), settings(), needs_labels=True)
-    silver = pretraining_cases(trainer(0), settings(training_cases="silver"), needs_labels=True)
+    manual = pretraining_cases(make_fold(0), settings(), needs_labels=True)
+    silver = pretraining_cases(make_fold(0), settings(training_cases="silver"), needs_labels=True)
     assert manual.labelled == silver.labelled == silver.cases == tuple(training)
     assert (manual.labels(training[0], box)[0] == 0).all()
     labels, confidence = silver.labels(training[0], box)
@@ -405,26 +400,26 @@ def test_training_cases_have_their_silver_label_only_where_that_is_asked_for(tra
     assert manual.content() != silver.content()
 
 
-def test_a_method_without_labels_gets_none(trainer, save):
+def test_a_method_without_labels_gets_none(make_fold, save):
     save({"un_0": 0.9})
-    reader = pretraining_cases(trainer(0), settings(), needs_labels=False)
+    reader = pretraining_cases(make_fold(0), settings(), needs_labels=False)
     assert reader.labelled == () and not any(reader.has_labels(case) for case in reader.cases)
     assert all(reader.labels(case, (slice(0, 1), slice(0, 2), slice(0, 2))) is None for case in reader.cases)
 
 
-def test_a_pool_without_labels_is_an_error_for_a_method_that_needs_them(trainer, save):
+def test_a_pool_without_labels_is_an_error_for_a_method_that_needs_them(make_fold, save):
     save({"un_0": -1, "un_1": 0.1})
     with pytest.raises(UserError, match="none of the 2 cases .*labelsSilver.*run nnunet_cfcl pool -d 7 -c 2d.*"
                                         "'training_and_pool'"):
-        pretraining_cases(trainer(0), settings("pool"), needs_labels=True)
+        pretraining_cases(make_fold(0), settings("pool"), needs_labels=True)
 
 
 # --- reading
 
 
-def test_boxes_of_training_and_pool_are_those_slices_of_the_whole_image(trainer, save, toy_cases):
+def test_boxes_of_training_and_pool_are_those_slices_of_the_whole_image(make_fold, save, toy_cases):
     save({"un_0": None})
-    reader = pretraining_cases(trainer(0), settings(), needs_labels=True)
+    reader = pretraining_cases(make_fold(0), settings(), needs_labels=True)
     for case, folder in ((reader.cases[0], toy_cases), ("un_0", pool_folder(toy_cases))):
         whole = nnUNetDatasetBlosc2(str(folder), [case]).load_case(case)[0][:]
         box = (slice(0, 1), slice(5, 18), slice(7, 24))
@@ -433,9 +428,9 @@ def test_boxes_of_training_and_pool_are_those_slices_of_the_whole_image(trainer,
         np.testing.assert_array_equal(part, whole[(slice(None), *box)])
 
 
-def test_a_pickled_reader_reads_the_same(trainer, save):
+def test_a_pickled_reader_reads_the_same(make_fold, save):
     save({"un_0": None})
-    reader = pretraining_cases(trainer(0), settings(), needs_labels=True)
+    reader = pretraining_cases(make_fold(0), settings(), needs_labels=True)
     before = reader.read("un_0", BOX), *reader.labels("un_0", BOX)
     again = pickle.loads(pickle.dumps(reader))
     assert (again.cases, again.known, again.labelled, again.content()) == (
@@ -444,9 +439,9 @@ def test_a_pickled_reader_reads_the_same(trainer, save):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_a_spawned_worker_reads_the_same(trainer, save):
+def test_a_spawned_worker_reads_the_same(make_fold, save):
     save({"un_0": None})
-    reader = pretraining_cases(trainer(0), settings("pool"), needs_labels=True)
+    reader = pretraining_cases(make_fold(0), settings("pool"), needs_labels=True)
     with multiprocessing.get_context("spawn").Pool(1) as workers:
         image = workers.apply(reader.read, ("un_0", BOX))
         labels, confidence = workers.apply(reader.labels, ("un_0", BOX))
@@ -458,60 +453,61 @@ def test_a_spawned_worker_reads_the_same(trainer, save):
 
 
 def replace_files(folder, case, ending, image, labels):
-    """One of the two files of a case becomes that of another image and labels."""
+    """Replace one of the two files of a case by that of another image and labels."""
     nnUNetDatasetBlosc2.save_case(image, labels, {}, str(folder / "new"), **LAYOUT)
     shutil.move(folder / f"new{ending}", folder / f"{case}{ending}")
     for path in folder.glob("new*"):
         path.unlink()
 
 
-def test_a_copy_elsewhere_has_the_same_digest(trainer, save, toy, tmp_path_factory, monkeypatch):
+def test_a_copy_elsewhere_has_the_same_digest(make_fold, save, toy, tmp_path_factory, monkeypatch):
     save({"un_0": 0.9, "un_1": -1})
-    before = pretraining_cases(trainer(0), settings(), needs_labels=True).content()
+    before = pretraining_cases(make_fold(0), settings(), needs_labels=True).content()
     other = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(toy, other)
-    monkeypatch.setenv("nnUNet_raw", str(other / "nnUNet_raw"))
-    owner = trainer(0)
-    for name in ("preprocessed_dataset_folder", "preprocessed_dataset_folder_base"):
-        setattr(owner, name, getattr(owner, name).replace(str(toy), str(other)))
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+        monkeypatch.setenv(variable, str(other / variable))
+    owner = make_fold(0)
+    assert other in owner.preprocessed.parents
     assert pretraining_cases(owner, settings(), needs_labels=True).content() == before
 
 
-def test_other_labels_change_the_digest_only_of_a_method_that_uses_them(trainer, save, toy_cases):
+def test_other_labels_change_the_digest_only_of_a_method_that_uses_them(make_fold, save, toy_cases):
     save({"un_0": 0.9})
-    case = trainer(0).do_split()[0][0]
-    plain, supervised = (pretraining_cases(trainer(0), settings(), needs).content() for needs in (False, True))
+    case = make_fold(0).split()[0][0]
+    plain, supervised = (pretraining_cases(make_fold(0), settings(), needs).content() for needs in (False, True))
     assert plain != supervised
     labels = np.random.default_rng(7).integers(0, 4, (1, 1, 24, 24)).astype(np.int8)
     replace_files(toy_cases, case, "_seg.b2nd", labels.astype(np.float32), labels)
-    assert pretraining_cases(trainer(0), settings(), needs_labels=False).content() == plain
-    assert pretraining_cases(trainer(0), settings(), needs_labels=True).content() != supervised
+    assert pretraining_cases(make_fold(0), settings(), needs_labels=False).content() == plain
+    assert pretraining_cases(make_fold(0), settings(), needs_labels=True).content() != supervised
 
 
-def test_another_silver_label_or_quality_changes_the_digest(trainer, save, toy_cases):
+def test_another_silver_label_or_quality_changes_the_digest(make_fold, save, toy_cases):
     save({"un_0": 0.9, "un_1": 0.1})
     folder = pool_folder(toy_cases)
     manifest = read_manifest(folder)
-    before = pretraining_cases(trainer(0), settings(), needs_labels=True).content()
+    before = pretraining_cases(make_fold(0), settings(), needs_labels=True).content()
     for case, change, same in (("un_0", {"content": "x"}, False), ("un_0", {"quality": 0.8}, False),
                                ("un_1", {"quality": 0.2}, True)):
         record = replace(manifest.cases[case], **change)
         write_manifest(folder, replace(manifest, cases={**manifest.cases, case: record}))
-        assert (pretraining_cases(trainer(0), settings(), needs_labels=True).content() == before) == same
+        assert (pretraining_cases(make_fold(0), settings(), needs_labels=True).content() == before) == same
 
 
-def test_another_image_of_the_pool_changes_the_digest_of_those_that_use_the_pool(trainer, save, toy_cases):
+def test_another_image_of_the_pool_changes_the_digest_of_those_that_use_the_pool(make_fold, save, toy_cases):
     save({"un_0": -1})
-    before = {data: pretraining_cases(trainer(0), settings(data), False).content() for data in DATA}
+    before = {data: pretraining_cases(make_fold(0), settings(data), False).content() for data in DATA}
     assert len(set(before.values())) == 3
     replace_files(pool_folder(toy_cases), "un_0", ".b2nd", np.zeros(SHAPE, np.float32), random_labels(0))
-    after = {data: pretraining_cases(trainer(0), settings(data), False).content() for data in DATA}
+    after = {data: pretraining_cases(make_fold(0), settings(data), False).content() for data in DATA}
     assert [data for data in DATA if after[data] == before[data]] == ["training"]
 
 
-def test_names_of_cases_are_plain_strings_also_when_nnunet_has_just_made_the_split(toy, trainer):
+def test_case_names_are_plain_strings_also_right_after_nnunet_created_the_split(toy, make_fold):
     (toy / "nnUNet_preprocessed" / DATASET / "splits_final.json").unlink(missing_ok=True)
-    owner = trainer()
-    owner.do_split = lambda: tuple([np.str_(case) for case in cases] for cases in ToyTrainer.do_split(owner))
+    owner = make_fold()
+    split = owner.split
+    owner = replace(owner, split=lambda: tuple([np.str_(case) for case in cases] for cases in split()))
     reader = pretraining_cases(owner, settings("training"), False)
     assert {type(case) for case in (*reader.cases, *reader.patients)} <= {str}

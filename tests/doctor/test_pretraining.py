@@ -1,4 +1,4 @@
-"""Everything that stops a pretraining is said by the doctor, in the words of the training and with what mends it."""
+"""Every fault that stops a pretraining is reported by the doctor, in the training's words and with a fix."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def configure(toy, monkeypatch):
 
 @pytest.fixture
 def store(toy_cases) -> CounterfactualStore:
-    """A sound store of one intervention for all toy cases."""
+    """A complete store of one intervention for all toy cases."""
     made = CounterfactualStore.create(default_store_root(toy_cases) / "mine", ["vendorB"], "a test")
     for case in CASES:
         made.write(case, "vendorB", np.ones(SHAPE, np.float32))
@@ -64,15 +64,15 @@ def change_2d(change_plan, **keys):
     change_plan(lambda plan: plan["configurations"]["2d"].update(keys))
 
 
-def test_a_sound_configuration_can_be_pretrained(toy):
+def test_a_valid_configuration_can_be_pretrained(toy):
     assert findings("FAIL") + findings("warn") == []
     found = [finding.message for finding in findings("ok")]
-    assert "PlainConvUNet has the decoder to be pretrained" in found
+    assert "PlainConvUNet has a decoder that can be pretrained" in found
     assert "32 patches per step of pretraining, at most 4 per pass" in found
-    assert "counterfactuals for all cases" in found
+    assert "counterfactuals available for all cases" in found
 
 
-def test_a_patch_too_small_for_the_views_is_refused_until_the_named_setting_is_changed(toy, change_plan, configure):
+def test_a_patch_too_small_for_the_views_fails_until_the_named_setting_is_changed(toy, change_plan, configure):
     change_2d(change_plan, patch_size=[8, 8])
     failure = only("FAIL")
     assert failure.message.startswith("the patch [8, 8] is too small for the views")
@@ -82,7 +82,7 @@ def test_a_patch_too_small_for_the_views_is_refused_until_the_named_setting_is_c
 
 
 @pytest.mark.parametrize("switch", ["trainer", "setting"])
-def test_what_is_not_pretrained_is_not_checked(toy, change_plan, configure, switch):
+def test_a_training_without_pretraining_is_not_checked_for_it(toy, change_plan, configure, switch):
     change_2d(change_plan, patch_size=[8, 8])
     if switch == "setting":
         configure(pretrain__enabled=False)
@@ -98,7 +98,7 @@ def test_a_trainer_nnunet_does_not_find_yet_is_checked_all_the_same(toy, change_
 
 def test_a_wrong_setting_is_reported_once(toy, configure):
     configure(pretrain__epoch=3)
-    assert "pretrain.epochs" in only("FAIL").message
+    assert "pretrain.epochs" in only("FAIL").fix
 
 
 def test_a_cascades_second_stage_is_refused_and_the_first_named(toy, change_plan):
@@ -110,9 +110,9 @@ def test_a_cascades_second_stage_is_refused_and_the_first_named(toy, change_plan
     assert failure.fix.startswith("-c 2d, or set pretrain.enabled to false for this stage in ")
 
 
-def test_what_is_not_supported_is_an_error_of_users_and_of_what_is_not_implemented():
+def test_an_unsupported_feature_is_a_user_error_and_a_not_implemented_error():
     stage = SimpleNamespace(previous_stage_name="3d_lowres")
-    with pytest.raises(NotImplementedError, match="pretrain 3d_lowres; fix: train this stage with") as error:
+    with pytest.raises(NotImplementedError, match="fix: pretrain 3d_lowres first, then train this stage with") as error:
         check_single_stage("3d_cascade_fullres", stage)
     assert isinstance(error.value, UserError)
 
@@ -127,7 +127,7 @@ def external(folder, name, base, body="pass"):
 NNUNET = "nnunetv2.training.nnUNetTrainer."
 
 
-def test_a_plan_with_another_architecture_than_the_unets_is_refused(toy, change_plan, monkeypatch):
+def test_a_plan_with_another_architecture_than_a_unet_fails(toy, change_plan, monkeypatch):
     from dynamic_network_architectures.architectures import unet
     from torch import nn
 
@@ -144,7 +144,7 @@ def test_a_plan_with_another_architecture_than_the_unets_is_refused(toy, change_
     assert failure.fix == "nnUNetv2_plan_and_preprocess -d 7 -c 2d, then -p nnUNetPlans"
 
 
-def test_a_trainer_that_builds_a_network_without_our_decoder_is_refused(toy, our_trainers):
+def test_a_trainer_that_builds_a_network_without_a_unet_decoder_fails(toy, our_trainers):
     external(our_trainers, "Transformer", f"{NNUNET}nnUNetTrainer.nnUNetTrainer",
              "build_network_architecture = staticmethod(lambda *arguments: torch.nn.Linear(3, 4))")
     failure = only("FAIL", trainer="Transformer")
@@ -159,7 +159,7 @@ def test_a_network_that_cannot_be_built_on_the_meta_device_is_a_warning(toy, our
     assert only("warn", trainer="NeedsValues").message.startswith("decoder and norms not checked")
 
 
-def test_batch_norm_with_cached_gradients_is_refused_and_accepted_in_one_pass(toy, our_trainers, configure):
+def test_batch_norm_with_cached_gradients_fails_and_passes_in_one_pass(toy, our_trainers, configure):
     external(our_trainers, "WithBatchNorm", f"{NNUNET}variants.network_architecture.nnUNetTrainerBN.nnUNetTrainerBN")
     failure = only("FAIL", trainer="WithBatchNorm")
     assert failure.message.startswith("BatchNorm2d at 'encoder.") and "patches_per_pass to 32" in failure.fix
@@ -167,7 +167,7 @@ def test_batch_norm_with_cached_gradients_is_refused_and_accepted_in_one_pass(to
     assert findings("FAIL", trainer="WithBatchNorm") == []
 
 
-def test_batch_norm_of_the_plan_is_refused_too(toy, change_plan):
+def test_batch_norm_of_the_plan_fails_too(toy, change_plan):
     change_plan(lambda plan: plan["configurations"]["2d"]["architecture"]["arch_kwargs"].update(
         norm_op="torch.nn.modules.batchnorm.BatchNorm2d"))
     assert only("FAIL").message.startswith("BatchNorm2d at 'encoder.")
@@ -175,15 +175,15 @@ def test_batch_norm_of_the_plan_is_refused_too(toy, change_plan):
 
 # ---------------------------------------------------------------------------------------------- counterfactuals
 
-def test_precomputed_counterfactuals_without_a_store_are_mended_by_the_import(toy, configure):
+def test_the_fix_for_precomputed_counterfactuals_without_a_store_is_the_import(toy, configure):
     configure(counterfactual__source="precomputed")
     failure = only("FAIL")
     assert "holds no store" in failure.message
     assert failure.fix.startswith("nnunet_cfcl counterfactuals import -d 7 -c 2d -p nnUNetPlans -i ")
-    assert failure.fix.endswith(f"or set counterfactual.source to acquisition in {toy / 'mine.json'}")
+    assert f", or set counterfactual.source to acquisition in {toy / 'mine.json'}" in failure.fix
 
 
-def test_a_sound_store_is_accepted(store):
+def test_a_complete_store_is_accepted(store):
     assert findings("FAIL") + findings("warn") == []
 
 
@@ -208,7 +208,7 @@ def test_a_counterfactual_missing_in_some_folds_is_a_warning_that_names_the_othe
     assert only("warn").message.startswith("only fold 0 can be pretrained: ")
 
 
-def test_without_preprocessed_cases_only_these_are_missed(store, toy_cases):
+def test_without_preprocessed_cases_only_these_are_reported(store, toy_cases):
     for file in toy_cases.iterdir():
         file.unlink()
     assert "no preprocessed cases" in only("FAIL").message
@@ -238,7 +238,7 @@ def make_pool(toy):
             for name in names:
                 pixels = random.integers(0, end, (24, 24)).astype(np.uint8)
                 io.imsave(raw / folder / f"{name}.png", pixels, check_contrast=False)
-        preprocess_pool("7", "2d", say=lambda line: None)
+        preprocess_pool("7", "2d", log=lambda line: None)
 
     return make
 
@@ -247,7 +247,7 @@ def test_with_a_pool_the_store_must_hold_its_cases_unless_the_pool_is_left_out(s
     make_pool(["un_0", "un_1"])
     failure = only("FAIL")
     assert "lacks 2 of 8 files: un_0__vendorB.b2nd, un_1__vendorB.b2nd" in failure.message
-    assert "pretrain.data to training" in failure.message and "counterfactuals import -d 7 -c 2d" in failure.fix
+    assert "pretrain.data to training" in failure.fix and "counterfactuals import -d 7 -c 2d" in failure.fix
     configure(pretrain__data="training")
     assert findings("FAIL") == []
     configure(pretrain__data="training_and_pool")
@@ -271,7 +271,7 @@ def test_with_the_pool_alone_the_store_needs_no_training_cases(store, make_pool,
 def test_a_pool_that_is_wanted_alone_and_missing_is_a_failure(toy, configure):
     configure(pretrain__data="pool")
     failure = only("FAIL")
-    assert failure.message == "pretrain.data is 'pool', but there is none"
+    assert failure.message == "pretrain.data is 'pool', but the dataset has no pool"
     assert failure.fix == "put images into nnUNet_raw/Dataset007_Toy/imagesUn and run nnunet_cfcl pool -d 7 -c 2d"
 
 
@@ -280,7 +280,8 @@ def test_cases_in_both_pool_and_training_set_are_named(make_pool, save_case):
     save_case("un_1", np.random.default_rng(0).normal(size=SHAPE))
     failure = only("FAIL")
     assert failure.message == "1 cases are in both the pool and the training set: un_1"
-    assert "rename them there, then run nnunet_cfcl pool -d 7 -c 2d" in failure.fix
+    assert failure.fix == ("remove or rename them in nnUNet_raw/Dataset007_Toy/imagesUn, then run nnunet_cfcl pool "
+                           "-d 7 -c 2d")
 
 
 def test_a_supervised_method_without_any_label_to_use_is_a_failure(make_pool, configure):
@@ -307,7 +308,7 @@ def test_silver_labels_of_training_cases_that_are_wanted_must_be_there_and_prepr
     assert failure.fix == "run nnunet_cfcl pool -d 7 -c 2d"
 
 
-def test_the_doctor_says_which_labels_a_supervised_method_would_learn_from(make_pool):
+def test_the_doctor_reports_the_labels_that_a_supervised_method_learns_from(make_pool):
     make_pool(["un_0"], ["un_0"])
     assert any(line.message.endswith("labels: 6 manual, 1 silver")
                for line in findings("ok", trainer="nnUNetTrainerSMVDCL"))
@@ -323,13 +324,13 @@ def test_the_doctor_writes_nothing(toy, make_pool):
 # ---------------------------------------------------------------------------------------------- methods
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerMAE", "nnUNetTrainerSilverSeg", "nnUNetTrainerVADeR"])
-def test_batch_norm_is_refused_only_where_the_loss_compares_the_samples_of_several_passes(toy, change_plan, trainer):
+def test_batch_norm_fails_only_where_the_loss_compares_the_samples_of_several_passes(toy, change_plan, trainer):
     change_plan(lambda plan: plan["configurations"]["2d"]["architecture"]["arch_kwargs"].update(
         norm_op="torch.nn.modules.batchnorm.BatchNorm2d"))
     assert len(findings("FAIL", trainer=trainer)) == (trainer == "nnUNetTrainerVADeR")
 
 
-def test_a_patch_of_a_single_masked_block_is_refused_for_the_masked_autoencoder(toy, configure):
+def test_a_patch_of_a_single_masked_block_fails_for_the_masked_autoencoder(toy, configure):
     configure(baseline__mask_block=16)
     assert findings("FAIL") == []
     failure = only("FAIL", trainer="nnUNetTrainerMAE")
@@ -338,19 +339,20 @@ def test_a_patch_of_a_single_masked_block_is_refused_for_the_masked_autoencoder(
     assert findings("FAIL", trainer="nnUNetTrainerMAE") == []
 
 
-def test_the_preset_decides_about_the_views_that_are_checked(toy, configure, change_plan):
+def test_the_views_are_checked_as_the_preset_sets_them(toy, configure, change_plan):
     change_2d(change_plan, patch_size=[8, 8])
     configure(views__crop_fraction=[0.25, 1.0], preset="paper")
     assert "too small for the views" in only("FAIL").message
 
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerCFCLScratch", "nnUNetTrainer"])
-def test_a_trainer_without_pretraining_passes_and_that_is_said(toy, change_plan, trainer):
+def test_a_trainer_without_pretraining_passes_and_is_reported_as_such(toy, change_plan, trainer):
     change_2d(change_plan, patch_size=[8, 8])
     assert findings("FAIL", trainer) + findings("warn", trainer) == []
-    assert f"{trainer} has no pretraining, whose settings are not used" in [f.message for f in findings("ok", trainer)]
+    messages = [found.message for found in findings("ok", trainer)]
+    assert f"{trainer} has no pretraining, the pretraining settings are ignored" in messages
 
 
 @pytest.mark.parametrize("trainer", plugin_trainers())
-def test_every_trainer_of_the_package_passes_on_a_sound_dataset(toy, trainer):
+def test_every_trainer_of_the_package_passes_on_a_valid_dataset(toy, trainer):
     assert findings("FAIL", trainer) + findings("warn", trainer) == []

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.phases.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.data import PretrainingDataset
 from nnunet_cfcl.runs.ranks import Ranks
@@ -224,7 +225,8 @@ def test_only_the_first_of_several_gpus_writes_checkpoints(make_trainer):
 def test_the_objective_and_the_cases_can_be_sent_to_spawned_processes(make_trainer):
     trainer = make_trainer()
     trainer.initialize()
-    task = build_task(trainer, trainer.method, build_objective(trainer, trainer.method), Ranks())
+    fold = FoldContext.of(trainer)
+    task = build_task(fold, trainer.method, build_objective(fold, trainer.method), Ranks())
     data = PretrainingDataset(task.reader, task.source, task.objective, task.geometry, task.settings, steps=1)
     copy = pickle.loads(pickle.dumps(data))
     assert torch.equal(copy[0]["image"], data[0]["image"]) and torch.equal(

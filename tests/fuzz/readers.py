@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from nnunet_cfcl.chromap.color_space import ColorSpace
-from nnunet_cfcl.cli.export_stock import _load, stock_checkpoint
 from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.counterfactual.generator.generation import _read_record
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator
@@ -26,6 +25,7 @@ from nnunet_cfcl.data.patients import known_patients, store_patients
 from nnunet_cfcl.data.pool.check import _quietly, _Unreadable, read_probabilities
 from nnunet_cfcl.data.pool.manifest import CaseRecord, Manifest, manifest_file, read_manifest, write_manifest
 from nnunet_cfcl.data.pool.sources import read_qualities
+from nnunet_cfcl.doctor.dataset import check_settings
 from nnunet_cfcl.evaluation.masks.tables import find_labels, join_attributes
 from nnunet_cfcl.evaluation.probe.models import read_weights
 from nnunet_cfcl.evaluation.report import sections
@@ -34,11 +34,12 @@ from nnunet_cfcl.evaluation.report.fold_folder import read_fold
 from nnunet_cfcl.evaluation.report.metrics import metrics_blocks, read_metrics
 from nnunet_cfcl.evaluation.report.page import render
 from nnunet_cfcl.evaluation.report.pictures import BrokenPicture, embed
-from nnunet_cfcl.nnunet import check_dataset
+from nnunet_cfcl.nnunet import lookup
 from nnunet_cfcl.nnunet.label_files import read_label_file
 from nnunet_cfcl.phases.attributes_of_cases import KnownAttributes, coding_and_interventions, known_attributes
 from nnunet_cfcl.runs.checkpoint import load_checkpoint, save_checkpoint
 from nnunet_cfcl.runs.epoch_log import read_log
+from nnunet_cfcl.trainers.export_stock import _load, stock_checkpoint
 from tests.counterfactual.random_generator import random_generator
 from tests.evaluation.report.fold_folders import write_complete, write_picture
 
@@ -114,9 +115,9 @@ def _make_plan(folder: Path) -> None:
 
 def _read_plan(folder: Path) -> None:
     with mock.patch.dict(os.environ, {"nnUNet_preprocessed": str(folder)}):
-        plan = check_dataset.load_plan(DATASET, "nnUNetPlans", "2d")
-        block = check_dataset.load_configuration(plan, "nnUNetPlans", "2d")
-        check_dataset.check_settings(block)
+        plan = lookup.load_plan(DATASET, "nnUNetPlans", "2d")
+        block = lookup.load_configuration(plan, "nnUNetPlans", "2d")
+        check_settings(block)
 
 
 def _make_store(folder: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_changes_what_is_read(tmp_path, kin
 def test_a_table_of_attributes_that_is_cut_within_a_row_is_named_with_the_row(tmp_path):
     file, read = of_reader("attributes.csv", read_attribute_table)(tmp_path)
     file.write_bytes(file.read_bytes()[:-6])
-    with pytest.raises(UserError, match=r"attributes\.csv has 1 faults: line 25 has 3 cells, expected 4; mend"):
+    with pytest.raises(UserError, match=r"attributes\.csv has 1 errors: line 25 has 3 cells, expected 4; fix: correct"):
         read()
 
 

@@ -43,7 +43,7 @@ def broken(error):
 
 @pytest.mark.parametrize(("error", "kind"), [
     (KeyError("x"), FAILED), (MemoryError(), FAILED), (UserError("something is wrong"), FAILED),
-    (UserError("a.csv is wrong", ["and more"]), FAILED), (UserError("a.csv is wrong; mend it"), REFUSED)])
+    (UserError("a.csv is wrong", details=["and more"]), FAILED), (UserError("a.csv is wrong", "correct it"), REFUSED)])
 def test_only_an_error_of_one_line_that_names_the_file_is_a_refusal(error, kind, tmp_path):
     reader = dataclasses.replace(broken(error), file="a.csv")
     assert Bench(reader, tmp_path).give(b"y").kind == kind

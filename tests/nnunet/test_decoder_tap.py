@@ -107,7 +107,7 @@ def lowest_map(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return seen[0]
 
 
-def test_the_encoder_tap_gives_the_map_that_the_decoder_is_given(network, images):
+def test_the_encoder_tap_returns_the_decoders_input(network, images):
     expected, keys = lowest_map(network, images), list(network.state_dict())
     with tapped(network, "encoder") as part, torch.no_grad():
         found = part.features(images)
@@ -169,7 +169,7 @@ def test_a_compiled_network_is_tapped_beneath_its_wrapper():
     assert network.decoder.seg_layers[-1] is layer and network.decoder.deep_supervision is True
 
 
-def test_a_network_without_a_decoder_of_nnunets_kind_is_a_readable_error():
+def test_a_network_without_an_nnunet_decoder_is_a_readable_error():
     network = nn.Sequential(nn.Conv2d(1, 2, 3))
     message = r"Sequential has no decoder of nnU-Net's U-Net kind \(decoder\.seg_layers\).*PlainConvUNet"
     with pytest.raises(UserError, match=message):

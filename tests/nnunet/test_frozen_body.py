@@ -1,4 +1,4 @@
-"""A frozen body against an optimiser that knows of the segmentation layers alone."""
+"""A frozen body against an optimiser of the segmentation layers alone."""
 
 import copy
 
@@ -9,7 +9,7 @@ from nnunet_cfcl.nnunet.frozen_body import freeze_body
 
 
 class Network(nn.Module):
-    """Names as in nnU-Net's U-Net."""
+    """A network with the parameter names of nnU-Net's U-Net."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ def state(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in network.named_parameters()}
 
 
-def test_frozen_the_body_stays_to_the_bit_and_the_segmentation_layers_learn_as_if_they_were_alone():
+def test_a_frozen_body_is_bit_identical_and_the_segmentation_layers_learn_as_if_alone():
     torch.manual_seed(0)
     network = Network()
     alone = copy.deepcopy(network)
@@ -51,7 +51,7 @@ def test_frozen_the_body_stays_to_the_bit_and_the_segmentation_layers_learn_as_i
         assert torch.equal(value, before[name]) != (".seg_layers." in name)
 
 
-def test_once_free_all_parameters_learn_as_without_it():
+def test_after_unfreezing_all_parameters_learn_as_without_freezing():
     torch.manual_seed(0)
     network, epoch = Network(), 0
     optimizer = optimiser_of(network.parameters())

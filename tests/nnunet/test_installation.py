@@ -1,4 +1,4 @@
-"""The drop-in folder, and the shim in an nnU-Net installation (a real one: tests/end_to_end/test_wheel.py)."""
+"""The drop-in folder, and the shim in an nnU-Net installation (tests/end_to_end/test_wheel.py uses a real one)."""
 
 import importlib.util
 import pkgutil
@@ -15,7 +15,7 @@ from nnunet_cfcl.trainers.lookup import plugin_trainers
 
 @pytest.fixture
 def variants(tmp_path, monkeypatch) -> Path:
-    """An empty folder in the place of nnU-Net's own `variants`."""
+    """An empty folder in place of nnU-Net's own ``variants``."""
     monkeypatch.setattr(installation, "shim_folder", lambda: tmp_path / installation.SHIM_FOLDER)
     return tmp_path
 
@@ -49,7 +49,7 @@ def test_only_classes_that_nnunet_accepts_as_trainers_are_offered():
     assert "CounterfactualPretraining" not in trainers
 
 
-def test_the_shim_lies_in_the_nnunet_of_this_interpreter():
+def test_the_shim_is_inside_the_nnunet_of_this_interpreter():
     import nnunetv2
 
     assert installation.shim_folder().is_relative_to(Path(nnunetv2.__file__).parent)
@@ -72,11 +72,11 @@ def test_uninstalling_leaves_no_trace_not_even_byte_code(variants):
     assert listing(variants) == before
 
 
-def test_uninstalling_what_is_not_there_does_nothing(variants):
+def test_uninstalling_without_a_shim_does_nothing(variants):
     assert installation.uninstall() is None
 
 
-def test_files_that_others_put_beside_the_shim_are_not_deleted(variants):
+def test_foreign_files_beside_the_shim_are_not_deleted(variants):
     folder = installation.install(plugin_trainers())
     (folder / "mine.py").touch()
     with pytest.raises(UserError, match=r"mine\.py"):
@@ -84,11 +84,11 @@ def test_files_that_others_put_beside_the_shim_are_not_deleted(variants):
     assert (folder / "mine.py").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_that_names_the_other_way(variants, monkeypatch):
-    def refuse(file, text):
+def test_a_folder_that_cannot_be_written_is_an_error_that_names_the_alternative(variants, monkeypatch):
+    def deny(file, text):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(installation, "write_text_atomically", refuse)
+    monkeypatch.setattr(installation, "write_text_atomically", deny)
     with pytest.raises(UserError, match=r"Permission denied.*export nnUNet_extTrainer"):
         installation.install(plugin_trainers())
     assert listing(variants) == []
@@ -107,14 +107,14 @@ def test_nnunets_look_up_finds_our_trainer_in_the_shim_and_it_pickles(variants):
     assert pickle.loads(pickle.dumps(found)) is found
 
 
-def test_the_shim_imports_nothing_for_the_names_of_others(variants):
+def test_the_shim_imports_nothing_for_other_names(variants):
     script = (f"import sys; sys.path.insert(0, {str(installation.install(plugin_trainers()))!r}); import trainer_shim\n"
               "assert not hasattr(trainer_shim, 'nnUNetTrainer_250epochs')\n"
               "assert 'nnunet_cfcl' not in sys.modules and 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_a_shim_left_behind_after_removing_the_package_breaks_nothing_and_says_so(variants, monkeypatch, capsys):
+def test_a_shim_without_its_package_breaks_nothing_and_prints_the_reason(variants, monkeypatch, capsys):
     shim = load_shim(installation.install(plugin_trainers()))
     monkeypatch.setitem(sys.modules, "nnunet_cfcl", None)  # what Python does for a package that cannot be imported
     assert not hasattr(shim, "nnUNetTrainer")

@@ -1,4 +1,4 @@
-"""nnU-Net's loss on stored label maps, against nnU-Net's own way from its data loader to its loss."""
+"""nnU-Net's loss on stored label maps against nnU-Net's own path from data loader to loss."""
 
 import json
 import pickle
@@ -56,7 +56,7 @@ def logits_and_labels(kind: str, dim: int, deep: bool, dtype=torch.float32):
 
 
 def nnunet_loss(trainer: nnUNetTrainer, logits, labels: torch.Tensor) -> torch.Tensor:
-    """Sample by sample through the transforms of nnU-Net's validation loader, collated as its workers do."""
+    """Loss of samples passed one by one through nnU-Net's validation transforms and collated as its workers do."""
     manager = trainer.label_manager
     transforms = trainer.get_validation_transforms(
         trainer._get_deep_supervision_scales(), is_cascaded=False, foreground_labels=manager.foreground_labels,
@@ -88,7 +88,7 @@ def test_loss_and_gradient_are_those_of_nnunets_own_training(make_trainer, kind,
 
 
 @pytest.mark.parametrize("kind", ["classes, ignore", "regions, ignore"])
-def test_predictions_at_ignored_voxels_change_nothing(make_trainer, kind):
+def test_predictions_at_ignored_voxels_do_not_change_the_loss(make_trainer, kind):
     loss = segmentation_loss(make_trainer(kind, deep=False))
     logits, labels = logits_and_labels(kind, 2, deep=False)
     ignored = (labels == 3).expand_as(logits)
@@ -99,7 +99,7 @@ def test_predictions_at_ignored_voxels_change_nothing(make_trainer, kind):
 
 
 @pytest.mark.parametrize("kind", ["classes", "regions, ignore"])
-def test_outside_of_the_image_is_background(make_trainer, kind):
+def test_voxels_outside_of_the_image_are_background(make_trainer, kind):
     loss = segmentation_loss(make_trainer(kind))
     logits, labels = logits_and_labels(kind, 2, deep=True)
     assert torch.equal(loss(logits, labels), loss(logits, labels.clamp(min=0)))

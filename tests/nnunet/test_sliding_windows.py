@@ -1,4 +1,4 @@
-"""Windows of a generator's patch: nnU-Net's own positions and weights, on images of any size."""
+"""Sliding windows have nnU-Net's own positions and weights, on images of any size."""
 
 import pickle
 from itertools import product
@@ -13,7 +13,7 @@ from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 
 
 def nnunets_windows(patch_size, shape) -> list[tuple[slice, ...]]:
-    """The places at which nnU-Net's prediction puts its patch."""
+    """Positions of the patch in nnU-Net's prediction."""
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.configuration_manager = SimpleNamespace(patch_size=patch_size)
     predictor.label_manager = None
@@ -40,7 +40,7 @@ def test_windows_are_where_nnunets_prediction_puts_them(patch_size, shape):
 
 @SIZES
 def test_shares_are_nnunets_gaussian_in_the_sum_over_all_windows(patch_size, shape):
-    """The map of weights of a whole volume, which nnU-Net builds and the shares along the axes stand for."""
+    """The product of the shares along the axes equals nnU-Net's weight map of the whole volume."""
     windows = SlidingWindows(patch_size)
     gaussian = compute_gaussian(patch_size, dtype=torch.float64, device=torch.device("cpu"))
     total = torch.zeros(shape, dtype=torch.float64)
@@ -64,13 +64,13 @@ def test_shares_of_all_windows_sum_to_one_in_every_voxel(patch_size, shape):
         torch.testing.assert_close(total, torch.ones(size), rtol=0, atol=1e-6)
 
 
-def test_along_an_axis_on_which_the_image_is_smaller_one_window_reaches_beyond_on_both_sides():
+def test_along_an_axis_shorter_than_the_patch_one_window_extends_beyond_both_sides():
     z, y, x = SlidingWindows((8, 16, 12))((3, 16, 30))
     assert z.starts == (-3,) and y.starts == (0,) and x.starts == (0, 6, 12, 18)
     torch.testing.assert_close(z.shares, torch.ones(1, 8))
 
 
-def test_windows_that_overlap_more_are_more(patch_size=(8, 8)):
+def test_more_overlap_gives_more_windows(patch_size=(8, 8)):
     assert len(SlidingWindows(patch_size, 0.25)((32, 32))[0].starts) == 13
     assert len(SlidingWindows(patch_size, 1.0)((32, 32))[0].starts) == 4
 

@@ -1,4 +1,4 @@
-"""Differences between versions of nnU-Net, as far as one version can show them (all: tests/compatibility/matrix.py)."""
+"""Differences between versions of nnU-Net, simulated with one version (all: tests/compatibility/matrix.py)."""
 
 import sys
 from types import SimpleNamespace
@@ -35,12 +35,12 @@ def test_a_trainer_written_for_either_version_builds_its_network():
     ({}, ["/bin/nnUNetv2_train", "4", "2d", "0", "--c"], True), ({}, ["/bin/nnUNetv2_train", "4", "2d", "0"], False),
     ({}, ["pytest", "--c"], False),
 ])
-def test_whether_a_run_is_to_be_continued_is_told_or_read_from_the_command(plans, typed, expected, monkeypatch):
+def test_continuation_is_read_from_the_plans_or_from_the_command_line(plans, typed, expected, monkeypatch):
     monkeypatch.setattr(sys, "argv", typed)
     assert versions.asked_to_continue(plans) == expected
 
 
-def test_the_layout_is_nnunets_wherever_it_keeps_the_function(monkeypatch):
+def test_the_block_layout_is_nnunets_in_both_places_of_its_function(monkeypatch):
     expected = versions.block_layout((1, 8, 100, 90), (64, 64), 4)
     function = nnunet_dataset.comp_blosc2_params
     monkeypatch.delattr(nnunet_dataset, "comp_blosc2_params")
@@ -48,7 +48,7 @@ def test_the_layout_is_nnunets_wherever_it_keeps_the_function(monkeypatch):
     assert versions.block_layout((1, 8, 100, 90), (64, 64), 4) == expected
 
 
-def test_where_nnunet_reads_no_variable_stock_trainers_are_found_and_ours_need_install(toy, monkeypatch):
+def test_an_nnunet_that_does_not_read_the_variable_finds_its_own_trainers_and_ours_need_install(toy, monkeypatch):
     monkeypatch.setattr(versions, "reads_external_trainers", lambda: False)
     monkeypatch.setattr(lookup, "reads_external_trainers", lambda: False)
     assert versions.look_up("nnUNetTrainer_250epochs").__name__ == "nnUNetTrainer_250epochs"

@@ -52,14 +52,14 @@ def test_no_warm_up_leaves_the_schedule_as_it_is():
     assert rates(6, 0.0) == pytest.approx([polynomial(n, 6) for n in range(6)], rel=1e-12)
 
 
-def test_an_epoch_that_is_set_again_has_the_same_rate_as_after_a_resumption():
+def test_setting_an_epoch_again_gives_the_same_rate_as_when_resuming():
     warm_up, optimizer = schedules(20, 0.25)
     for epoch in (0, 1, 1, 2, 2):
         warm_up.step(epoch)
     assert optimizer.param_groups[1]["lr"] == pytest.approx(polynomial(2, 20) * 3 / 6)
 
 
-def test_everything_else_is_the_schedule_beneath():
+def test_all_other_attributes_are_the_wrapped_schedules():
     warm_up, optimizer = schedules(20, 0.25)
     assert warm_up.max_steps == 20 and warm_up.optimizer is optimizer
     with pytest.raises(AttributeError, match="no_such_thing"):

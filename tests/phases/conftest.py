@@ -1,10 +1,10 @@
-"""The toy dataset in nnU-Net's folders, with attributes, short settings, and trainers that are no more than needed."""
+"""The toy dataset in nnU-Net's folders, with attributes, and short settings."""
 
 
 import pytest
 import torch
 
-from nnunet_cfcl.phases.bare_trainer import bare_trainer
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.trainers.lookup import find_trainer
 from tests.toy_dataset import CASES, DATASET
 
@@ -35,15 +35,18 @@ def write_attributes(toy):
 
 
 @pytest.fixture
-def make_trainer(change_settings, write_attributes):
-    """A function (name) that makes a trainer of all cases; its lines are in ``trainer.lines``."""
+def lines():
+    """What the folds of this test have logged."""
+    return []
+
+
+@pytest.fixture
+def make_fold(change_settings, write_attributes, lines):
+    """Factory: (name of the trainer) -> context of fold "all", which logs to ``lines``."""
     write_attributes()
 
     def make(name="nnUNetTrainerDVDCL"):
-        lines = []
-        trainer = bare_trainer(find_trainer(name), DATASET, "2d", "all", "nnUNetPlans", torch.device("cpu"),
-                               lambda *line, **ignored: lines.append(" ".join(map(str, line))))
-        trainer.lines = lines
-        return trainer
+        return FoldContext.find(find_trainer(name), DATASET, "2d", "all", "nnUNetPlans", torch.device("cpu"),
+                                lambda *line, **ignored: lines.append(" ".join(map(str, line))))
 
     return make

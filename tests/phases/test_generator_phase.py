@@ -35,8 +35,8 @@ def ineffective(monkeypatch):
     return seen
 
 
-def test_both_generators_have_the_same_judges_which_are_trained_once(make_trainer, ineffective):
-    phase = GeneratorPhase(make_trainer(), Ranks())
+def test_both_generators_have_the_same_judges_which_are_trained_once(make_fold, ineffective):
+    phase = GeneratorPhase(make_fold(), Ranks())
     judged = phase.judged()
     first, second = ineffective.judged
     assert ineffective.set_up == 1 and first.predictor is second.predictor and first.segmenter is second.segmenter
@@ -45,11 +45,38 @@ def test_both_generators_have_the_same_judges_which_are_trained_once(make_traine
     assert judged.generator is second.generator
 
 
-def test_verdicts_that_are_written_down_need_no_judges(make_trainer, ineffective):
-    GeneratorPhase(make_trainer(), Ranks()).judged()
-    again = GeneratorPhase(make_trainer(), Ranks())
+def test_verdicts_that_are_written_down_need_no_judges(make_fold, ineffective):
+    GeneratorPhase(make_fold(), Ranks()).judged()
+    again = GeneratorPhase(make_fold(), Ranks())
     again.judged()
     assert ineffective.set_up == 1 and len(ineffective.judged) == 2 and again.report_folder.is_dir()
+
+
+def test_verdicts_of_other_metrics_are_not_reused(make_fold, ineffective, monkeypatch):
+    phase = GeneratorPhase(make_fold(), Ranks())
+    phase.judged()
+    before = phase.identity()
+    monkeypatch.setattr(phase_0, "GATE_VERSION", phase_0.GATE_VERSION + 1)
+    again = GeneratorPhase(make_fold(), Ranks())
+    assert not again.is_judged() and again.identity() != before
+    again.judged()
+    assert len(ineffective.judged) == 4 and ineffective.set_up == 2 and again.report_folder != phase.report_folder
+
+
+def test_a_generator_counts_as_judged_where_the_verdicts_are_on_itself_with_these_limits(
+        make_fold, ineffective, change_settings):
+    phase = GeneratorPhase(make_fold(), Ranks())
+    assert not phase.is_judged()
+    phase.trained()
+    (phase.task.folder / "gate_of_others.json").write_text("{}")
+    assert not phase.is_judged()
+    phase.judged()
+    assert phase.is_judged()
+    change_settings(gate={"reversibility": 0.8})
+    assert not GeneratorPhase(make_fold(), Ranks()).is_judged()
+    change_settings()
+    (phase.task.folder / "generator_finetuned.pth").unlink()
+    assert not GeneratorPhase(make_fold(), Ranks()).is_judged()
 
 
 def without(*keys):
@@ -58,13 +85,13 @@ def without(*keys):
 
 
 def test_verdicts_that_are_damaged_are_refused_by_name_and_those_of_earlier_versions_read(
-        make_trainer, ineffective, change_settings):
+        make_fold, ineffective, change_settings):
     change_settings(generator={"finetune_epochs": 0})
-    phase = GeneratorPhase(make_trainer(), Ranks())
+    phase = GeneratorPhase(make_fold(), Ranks())
     phase.judged()
     file, = phase.task.folder.glob("gate_*.json")
     whole, unsealed = file.read_text(), without("checksum")(file.read_text())
-    again = GeneratorPhase(make_trainer(), Ranks())
+    again = GeneratorPhase(make_fold(), Ranks())
     for text in (whole, unsealed):
         file.write_text(text)
         again.judged()
@@ -78,19 +105,19 @@ def test_verdicts_that_are_damaged_are_refused_by_name_and_those_of_earlier_vers
             again.judged()
 
 
-def test_a_report_that_cannot_be_copied_costs_a_word_and_leaves_no_half_file(make_trainer, tmp_path):
-    trainer = make_trainer()
-    phase, source, copy = GeneratorPhase(trainer, Ranks()), tmp_path / "report", tmp_path / "copy"
+def test_a_report_that_cannot_be_copied_costs_a_word_and_leaves_no_half_file(make_fold, lines, tmp_path):
+    fold = make_fold()
+    phase, source, copy = GeneratorPhase(fold, Ranks()), tmp_path / "report", tmp_path / "copy"
     phase.report_folder = source
     phase.copy_report(copy)
-    assert "No copy" in trainer.lines[-1] and str(copy) in trainer.lines[-1]
+    assert "No copy" in lines[-1] and str(copy) in lines[-1]
     source.mkdir()
     for name, size in (("report.json", 100), ("figures.png", 90_000)):
         (source / name).write_bytes(bytes(size))
     with no_file_longer_than(10_000):
         phase.copy_report(copy)
     assert [file.name for file in copy.iterdir()] == ["report.json"]
-    assert "No copy" in trainer.lines[-1] and f"{copy / 'figures.png'}" in trainer.lines[-1]
+    assert "No copy" in lines[-1] and f"{copy / 'figures.png'}" in lines[-1]
     phase.copy_report(copy)
     assert {file.name: file.stat().st_size for file in copy.iterdir()} == {"report.json": 100, "figures.png": 90_000}
 
@@ -102,16 +129,16 @@ def few_cases(monkeypatch):
 
 
 def test_where_the_gate_lets_nothing_pass_acquisition_takes_its_place(
-        make_trainer, ineffective, change_settings, few_cases):
+        make_fold, lines, ineffective, change_settings, few_cases):
     change_settings(gate={"enabled": True})
-    trainer = make_trainer()
-    assert GeneratorPhase(trainer, Ranks()).source().name == "acquisition"
-    assert any("No intervention of the generator passed the gate" in line for line in trainer.lines)
+    fold = make_fold()
+    assert GeneratorPhase(fold, Ranks()).source().name == "acquisition"
+    assert any("No intervention of the generator passed the gate" in line for line in lines)
 
 
-def identity_with(make_trainer, change_settings, **sections):
+def identity_with(make_fold, change_settings, **sections):
     change_settings(**sections)
-    phase = GeneratorPhase(make_trainer(), Ranks())
+    phase = GeneratorPhase(make_fold(), Ranks())
     assert not phase.task.folder.exists()
     return phase.identity()
 
@@ -121,15 +148,15 @@ def identity_with(make_trainer, change_settings, **sections):
     ({"gate": {"reversibility": 0.8}}, "gate"), ({"counterfactual": {"store": False}}, "stored"),
     ({"counterfactual": {"abduction": "sample"}}, "abduction")])
 def test_what_decides_about_the_counterfactuals_is_known_before_anything_is_trained(
-        make_trainer, change_settings, section, key):
-    before = identity_with(make_trainer, change_settings)
-    assert identity_with(make_trainer, change_settings, pretrain={"temperature": 0.5}) == before
-    after = identity_with(make_trainer, change_settings, **section)
+        make_fold, change_settings, section, key):
+    before = identity_with(make_fold, change_settings)
+    assert identity_with(make_fold, change_settings, pretrain={"temperature": 0.5}) == before
+    after = identity_with(make_fold, change_settings, **section)
     assert {name for name in before if after[name] != before[name]} == {key}
     json.dumps(before)
 
 
-def test_acquisition_is_named_where_the_gate_may_ask_for_it(make_trainer, change_settings, few_cases):
-    names = [identity_with(make_trainer, change_settings, gate={"enabled": enabled})["source"]
+def test_acquisition_is_named_where_the_gate_may_ask_for_it(make_fold, change_settings, few_cases):
+    names = [identity_with(make_fold, change_settings, gate={"enabled": enabled})["source"]
              for enabled in (False, True)]
     assert names == ["generator", "generator or acquisition"]

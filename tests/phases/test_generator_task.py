@@ -11,8 +11,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_cfcl.counterfactual.generator.training import GeneratorTraining
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.hashing import digest
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.phases.attributes_of_cases import NothingToChange
-from nnunet_cfcl.phases.bare_trainer import bare_trainer
 from nnunet_cfcl.phases.generator_task import build_generator_task, has_attributes, pooling_strides
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.trainers.lookup import find_trainer
@@ -42,28 +42,28 @@ def write(toy):
     return rows
 
 
-def trainer_of(fold="all", configuration="2d", name="nnUNetTrainerDVDCL", log=None):
+def fold_of(fold="all", configuration="2d", name="nnUNetTrainerDVDCL", log=None):
     lines = [] if log is None else log
-    return bare_trainer(find_trainer(name), "7", configuration, fold, "nnUNetPlans", torch.device("cpu"),
-                        lambda *line, **ignored: lines.append(" ".join(map(str, line))))
+    return FoldContext.find(find_trainer(name), "7", configuration, fold, "nnUNetPlans", torch.device("cpu"),
+                            lambda *line, **ignored: lines.append(" ".join(map(str, line))))
 
 
 def task_of(**how):
-    return build_generator_task(trainer_of(**how), Ranks())
+    return build_generator_task(fold_of(**how), Ranks())
 
 
 def test_there_are_attributes_where_there_is_a_table_with_a_column_of_them(toy, write):
-    assert not has_attributes(trainer_of())
+    assert not has_attributes(fold_of())
     (toy / "nnUNet_raw" / DATASET / "attributes.csv").write_text("case,patient\ntoy_0,p0\n")
-    assert not has_attributes(trainer_of())
+    assert not has_attributes(fold_of())
     write()
-    assert has_attributes(trainer_of())
+    assert has_attributes(fold_of())
 
 
 def test_the_task_is_that_of_the_fold_and_the_plan(toy, write):
     write()
     task = task_of(fold="0")
-    expected, held_out = trainer_of(fold="0").do_split()
+    expected, held_out = fold_of(fold="0").split()
     assert sorted([*task.training, *task.validation]) == sorted(expected) and task.validation
     assert not {*task.training, *task.validation} & set(held_out)
     assert [one.shape for one in task.sizes.resolutions] == [(16, 16), (8, 8), (4, 4), (1, 1)]
@@ -80,7 +80,7 @@ def test_the_cases_are_said_unless_another_says_so(write):
     write()
     for tells, count in ((True, 1), (False, 0)):
         lines: list[str] = []
-        build_generator_task(trainer_of(log=lines), Ranks(), tells)
+        build_generator_task(fold_of(log=lines), Ranks(), tells)
         assert sum(line.startswith("phase 1 has 6 training cases") for line in lines) == count
 
 
@@ -103,7 +103,7 @@ def test_the_scale_is_that_of_the_training_cases(write, save_case):
     for case in task.validation:
         save_case(case, np.full((1, 1, 24, 24), 1e6))
     again = task_of()
-    assert again.validation == task.validation and torch.equal(again.scale.centre, task.scale.centre)
+    assert again.validation == task.validation and torch.equal(again.scale.mean, task.scale.mean)
 
 
 def test_the_identity_knows_settings_cases_attributes_and_plan(write, settings, save_case, change_plan):

@@ -1,6 +1,7 @@
 """Phase 1 with phase 0 in front of it: mistakes are found before a generator is trained, and one that nobody needs is
 not made."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,43 +35,42 @@ def begun(monkeypatch):
     return times
 
 
-def pretrain(trainer, continues=None) -> Path:
-    return PretrainingPhase(trainer, type(trainer).method, continues, Ranks()).run()
+def pretrain(fold, continues=None) -> Path:
+    return PretrainingPhase(fold, fold.trainer_class.method, continues, Ranks()).run(fold.build_network())
 
 
-def test_a_finished_phase_1_is_reused_and_phase_0_not_begun(make_trainer, begun):
-    folder = pretrain(make_trainer())
+def test_a_finished_phase_1_is_reused_and_phase_0_not_begun(make_fold, lines, begun):
+    folder = pretrain(make_fold())
     assert len(begun) == 1 and (folder / "checkpoint_final.pth").exists()
-    again = make_trainer()
+    again = make_fold()
     assert pretrain(again) == folder and len(begun) == 1
-    assert any("is reused" in line for line in again.lines)
+    assert any("is reused" in line for line in lines)
 
 
-def test_a_checkpoint_of_something_else_is_refused_by_name(make_trainer, begun):
-    folder = pretrain(make_trainer())
+def test_a_checkpoint_of_something_else_is_refused_by_name(make_fold, begun):
+    folder = pretrain(make_fold())
     for name in ("checkpoint_final.pth", "checkpoint_latest.pth"):
         for file in folder.glob("*.pth"):
             file.unlink()
         save_checkpoint({"network_weights": {}, "epoch": 3}, folder / name)
         for continues in (None, True):
             with pytest.raises(UserError, match=f"{name} is no checkpoint of phase 1, it has no hash, identity: "):
-                pretrain(make_trainer(), continues)
+                pretrain(make_fold(), continues)
     assert len(begun) == 1
 
 
-def test_other_limits_of_the_gate_ask_for_another_phase_1(make_trainer, begun, change_settings):
-    pretrain(make_trainer())
+def test_other_limits_of_the_gate_ask_for_another_phase_1(make_fold, begun, change_settings):
+    pretrain(make_fold())
     change_settings(gate={"reversibility": 0.8})
-    pretrain(make_trainer())
+    pretrain(make_fold())
     assert len(begun) == 2
 
 
-def test_the_cases_are_said_once(make_trainer, begun):
-    trainer = make_trainer()
-    pretrain(trainer)
-    assert sum(line.startswith("phase 1 has 6 training cases") for line in trainer.lines) == 1
+def test_the_cases_are_said_once(make_fold, lines, begun):
+    pretrain(make_fold())
+    assert sum(line.startswith("phase 1 has 6 training cases") for line in lines) == 1
     # labels, which this method does not use, are the gate's alone
-    assert not any("labels" in line for line in trainer.lines)
+    assert not any("labels" in line for line in lines)
 
 
 @pytest.mark.parametrize(("section", "named"), [
@@ -78,36 +78,35 @@ def test_the_cases_are_said_once(make_trainer, begun):
     ({"generator": {"beta": 2.0}}, "counterfactuals.generator"),
     ({"gate": {"reversibility": 0.8}}, "counterfactuals.gate.reversibility: 0.5 then, 0.8 now")])
 def test_a_run_of_other_settings_is_not_continued_and_phase_0_not_begun(
-        make_trainer, begun, change_settings, section, named):
-    pretrain(make_trainer())
+        make_fold, begun, change_settings, section, named):
+    pretrain(make_fold())
     change_settings(**section)
     with pytest.raises(UserError, match=named):
-        pretrain(make_trainer(), continues=True)
+        pretrain(make_fold(), continues=True)
     assert len(begun) == 1
 
 
 def test_a_network_that_cannot_be_pretrained_is_refused_before_phase_0(
-        make_trainer, begun, change_settings, change_plan):
+        make_fold, begun, change_settings, change_plan):
     change_plan(lambda plan: plan["configurations"]["2d"]["architecture"]["arch_kwargs"].update(
         norm_op="torch.nn.modules.batchnorm.BatchNorm2d"))
     change_settings(pretrain={"images_per_step": 4})
     with pytest.raises(NotSupported, match="BatchNorm2d"):
-        pretrain(make_trainer())
+        pretrain(make_fold())
     assert not begun
 
 
-def test_a_device_that_pretraining_does_not_run_on_is_refused_before_phase_0(make_trainer, begun):
-    trainer = make_trainer()
-    trainer.device = torch.device("meta")
+def test_a_device_that_pretraining_does_not_run_on_is_refused_before_phase_0(make_fold, begun):
+    fold = replace(make_fold(), device=torch.device("meta"))
     with pytest.raises(NotSupported, match="pretraining runs with -device cuda or cpu, found meta"):
-        pretrain(trainer)
+        pretrain(fold)
     assert not begun
 
 
-def test_labels_that_the_pool_lacks_are_missed_before_phase_0(make_trainer, begun, change_settings, write_attributes):
-    trainer = make_trainer("nnUNetTrainerSDVDCL")
+def test_labels_that_the_pool_lacks_are_missed_before_phase_0(make_fold, begun, change_settings, write_attributes):
+    fold = make_fold("nnUNetTrainerSDVDCL")
     pool = [f"un_{number}" for number in range(6)]
-    folder = pool_folder(trainer.preprocessed_dataset_folder)
+    folder = pool_folder(fold.preprocessed)
     folder.mkdir()
     records = {}
     for number, case in enumerate(pool):
@@ -117,10 +116,10 @@ def test_labels_that_the_pool_lacks_are_missed_before_phase_0(make_trainer, begu
         files = tuple(sorted(path.name for path in folder.glob(f"{case}[._]*")))
         records[case] = CaseRecord(SHAPE, False, 1.0, False, False, files, "", f"{number}")
     preprocessing = pool_preprocessing(
-        trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json)
+        fold.plans, fold.configuration, fold.dataset_json)
     write_manifest(folder, Manifest(preprocessing, True, records))
     write_attributes([*CASES, *pool])
     change_settings(pretrain={"data": "pool"})
     with pytest.raises(UserError, match="none of the 6 cases of the pool has a silver label"):
-        pretrain(make_trainer("nnUNetTrainerSDVDCL"))
+        pretrain(make_fold("nnUNetTrainerSDVDCL"))
     assert not begun

@@ -17,6 +17,7 @@ from nnunet_cfcl.config import ChromapSettings
 from nnunet_cfcl.data.cases import PreprocessedCases
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.decoder_tap import decoder_width, plain_network
+from nnunet_cfcl.nnunet.fold import FoldContext
 
 FILE = "chromap_space.npz"
 
@@ -70,27 +71,28 @@ def load_own(file: Path, identity: str) -> ColorSpace | None:
     return space if space.identity == identity else None
 
 
-def fit_after_training(trainer: Any) -> Path:
+def fit_after_training(fold: FoldContext, network: nn.Module) -> Path:
     """Fit the colour space of a trained fold on its training cases and write it to ``fold_F/cfcl/``.
 
     Args:
-        trainer: nnU-Net's, with the network as trained and the plugin's ``settings``.
+        fold: the fold that was trained.
+        network: the trained network, as nnU-Net has it (it may be wrapped or compiled).
 
     Returns:
         The file written.
     """
-    settings: ChromapSettings = trainer.settings.chromap
-    training, _ = trainer.do_split()
-    reader = PreprocessedCases(trainer.preprocessed_dataset_folder, list(training))
+    settings, seed = fold.settings.chromap, fold.settings.seed
+    training, _ = fold.split()
+    reader = PreprocessedCases(str(fold.preprocessed), list(training))
     cases = evenly(reader.cases, settings.cases)
-    network = plain_network(trainer.network)
+    plain = plain_network(network)
     features = sample_features(
-        network, (PreprocessedCase(reader, name, trainer.label_manager.ignore_label) for name in cases), len(cases),
-        trainer.configuration_manager.patch_size, settings.samples, trainer.settings.seed, trainer.device,
+        plain, (PreprocessedCase(reader, name, fold.labels.ignore_label) for name in cases), len(cases),
+        fold.configuration.patch_size, settings.samples, seed, fold.device,
         show_progress=False)
-    file = Path(trainer.output_folder) / "cfcl" / FILE
+    file = fold.folder / "cfcl" / FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    fit(features, settings, trainer.settings.seed, weights_digest(network.state_dict())).save(file)
+    fit(features, settings, seed, weights_digest(plain.state_dict())).save(file)
     return file
 
 

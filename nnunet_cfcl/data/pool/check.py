@@ -1,4 +1,4 @@
-"""Checks one case of the pool, or one silver label, before anything is preprocessed."""
+"""Check of one case of the pool, or one silver label, before anything is preprocessed."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from numpy.typing import NDArray
 
 from nnunet_cfcl.data.pool.dataset import PoolDataset
 from nnunet_cfcl.data.pool.sources import RawCase, SilverSource
+from nnunet_cfcl.errors import foreign_errors_as, isolated, with_fix
 
 Read = TypeVar("Read")
-# share of a voxel (of 1 for directions) that writing and reading a header may round away
+# tolerance for rounded headers, as a fraction of a voxel (of 1 for directions)
 TOLERANCE = 1e-2
 
 
 class _Unreadable(Exception):
-    """A file that its reader refuses; the message is the reader's last word."""
+    """A reader cannot read a file; the message is the reader's."""
 
 
 @dataclass(frozen=True)
 class _Volume:
-    """(C, *S) as nnU-Net's reader gives it, with what it says of the geometry."""
+    """Array (C, *S) and geometry as returned by nnU-Net's reader."""
 
     array: NDArray[Any]
     properties: Mapping[str, Any]
@@ -35,33 +36,33 @@ class _Volume:
 
 @dataclass(frozen=True)
 class CaseCheck:
-    """Reads all files of a case and lists what is wrong with them; picklable.
+    """Read all files of a case and list their problems; picklable.
 
     Args:
-        dataset: the dataset, its plan and configuration.
+        dataset: dataset, plan and configuration.
     """
 
     dataset: PoolDataset
 
     def __call__(self, case: RawCase) -> list[str]:
-        """One line for every fault: unreadable, not finite, wrong channels, grid, label values or probabilities."""
-        return list(self._faults(case))
+        """List every problem: unreadable, not finite, wrong channels, grid, label values or probabilities."""
+        return list(self._problems(case))
 
-    def _faults(self, case: RawCase) -> Iterator[str]:
+    def _problems(self, case: RawCase) -> Iterator[str]:
         image = None
         if case.images:
             try:
                 image = self._read(lambda reader: reader.read_images([str(file) for file in case.images]))
-                yield from self._image_faults(case, image)
+                yield from self._image_problems(case, image)
             except _Unreadable as error:
                 yield f"{_named(case.images)}: cannot be read ({error})"
         if case.silver is not None:
-            yield from self._silver_faults(case.silver, image)
+            yield from self._silver_problems(case.silver, image)
 
     def _read(self, read: Callable[[Any], tuple[NDArray[Any], dict[str, Any]]]) -> _Volume:
         return _Volume(*_quietly(lambda: read(self.dataset.plans.image_reader_writer_class())))
 
-    def _image_faults(self, case: RawCase, image: _Volume) -> Iterator[str]:
+    def _image_problems(self, case: RawCase, image: _Volume) -> Iterator[str]:
         named, description = _named(case.images), self.dataset.dataset_json
         channels = description["channel_names"] if "channel_names" in description else description["modality"]
         if len(image.array) != len(channels):
@@ -70,45 +71,45 @@ class CaseCheck:
         if bad := np.count_nonzero(~np.isfinite(image.array)):
             yield f"{named}: {bad} voxels are not finite (NaN or infinite)"
         if case.training:
-            yield from self._training_faults(case, image)
+            yield from self._training_problems(case, image)
 
     def _missing_channels(self, case: RawCase, expected: int) -> str:
         ending = self.dataset.dataset_json["file_ending"]
         names = [f"{case.name}_{index:04d}{ending}" for index in range(len(case.images), expected)]
         return f"; {', '.join(names)} missing" if names else ""
 
-    def _training_faults(self, case: RawCase, image: _Volume) -> Iterator[str]:
-        """The silver label of a training case must come to lie on the grid of what is preprocessed already."""
+    def _training_problems(self, case: RawCase, image: _Volume) -> Iterator[str]:
+        """The preprocessed silver label of a training case must lie on the grid of the preprocessed image."""
         folder, named = str(self.dataset.preprocessed), _named(case.images)
-        try:
+        # missing folder, foreign files, missing or broken case: the same command corrects all of them
+        with isolated() as errors:
             storage = infer_dataset_class(folder)
             properties = storage(folder, [case.name]).load_case(case.name)[3]
-        # missing folder, foreign files, missing or broken case: the same command mends them all
-        except Exception:
-            yield (f"{named}: there is no preprocessed training case {case.name} in {folder}; run "
-                   f"{self.dataset.preprocess_command}")
+        if errors:
+            yield with_fix(f"{named}: there is no preprocessed training case {case.name} in {folder}",
+                           f"run {self.dataset.preprocess_command}")
             return
         found, expected = self.dataset.transposed(image.array).shape[1:], tuple(properties["shape_before_cropping"])
         if found != expected:
-            yield (f"{named}: has shape {found} (axes of the plan), but had {expected} when it was preprocessed; run "
-                   f"{self.dataset.preprocess_command}")
+            yield with_fix(f"{named}: has shape {found} (axes of the plan), but had {expected} when it was "
+                           "preprocessed", f"run {self.dataset.preprocess_command}")
 
-    def _silver_faults(self, silver: SilverSource, image: _Volume | None) -> Iterator[str]:
+    def _silver_problems(self, silver: SilverSource, image: _Volume | None) -> Iterator[str]:
         try:
             label = self._read(lambda reader: reader.read_seg(str(silver.label)))
         except _Unreadable as error:
             yield f"{silver.label}: cannot be read ({error})"
             return
         if len(label.array) != 1:
-            yield f"{silver.label}: has {len(label.array)} channels, a label map has one"
+            yield f"{silver.label}: has {len(label.array)} channels, expected 1 (a label map)"
             return
         if image is not None:
-            yield from (f"{silver.label}: {fault}" for fault in geometry_faults(label, image))
+            yield from (f"{silver.label}: {problem}" for problem in geometry_problems(label, image))
         if unknown := self._unknown_values(label.array):
             yield (f"{silver.label}: has the values {_listed(unknown)}, which are not in dataset.json (known: "
                    f"{_listed(self._known_values())})")
         if silver.probabilities is not None:
-            yield from self._probability_faults(silver.probabilities, label.array.shape[1:])
+            yield from self._probability_problems(silver.probabilities, label.array.shape[1:])
 
     def _known_values(self) -> list[int]:
         manager = self.dataset.plans.get_label_manager(self.dataset.dataset_json)
@@ -118,7 +119,7 @@ class CaseCheck:
     def _unknown_values(self, labels: NDArray[Any]) -> list[float]:
         return [float(value) for value in np.unique(labels) if value not in self._known_values()]
 
-    def _probability_faults(self, file: Path, shape: Sequence[int]) -> Iterator[str]:
+    def _probability_problems(self, file: Path, shape: Sequence[int]) -> Iterator[str]:
         manager = self.dataset.plans.get_label_manager(self.dataset.dataset_json)
         expected = (manager.num_segmentation_heads, *shape)
         try:
@@ -137,48 +138,48 @@ class CaseCheck:
 
 
 def read_probabilities(file: Path) -> NDArray[Any] | None:
-    """The array ``probabilities`` (H, *S) of nnU-Net's saved probabilities, axes as its reader gives them; or None."""
+    """Read the array ``probabilities`` (H, *S) that nnU-Net saved, in its reader's axis order; None if missing."""
     with np.load(file) as content:
         return content.get("probabilities")
 
 
-def geometry_faults(label: _Volume, image: _Volume) -> Iterator[str]:
-    """In what the grid of a label differs from that of its image: shape, spacing, position in space."""
+def geometry_problems(label: _Volume, image: _Volume) -> Iterator[str]:
+    """Differences between the grids of a label map and its image: shape, spacing, position in space."""
     if label.array.shape[1:] != image.array.shape[1:]:
-        yield f"has shape {label.array.shape[1:]}, its image has {image.array.shape[1:]}"
+        yield f"has shape {label.array.shape[1:]}, expected {image.array.shape[1:]} as its image"
     spacing = np.asarray(image.properties["spacing"], dtype=float)
     found = np.asarray(label.properties["spacing"], dtype=float)
     if not np.allclose(found, spacing, rtol=TOLERANCE, atol=0):
-        yield f"has spacing {_listed(found)}, its image has {_listed(spacing)}"
+        yield f"has spacing {_listed(found)}, expected {_listed(spacing)} as its image"
         return
     here, there = _position(label.properties), _position(image.properties)
     for part in here.keys() & there.keys():
         # a direction has no unit, an origin (and an affine's last column) is in millimetres
         unit = 1.0 if part == "direction" else float(spacing.min())
         if not np.allclose(here[part], there[part], rtol=0, atol=TOLERANCE * unit):
-            yield f"has {part} {_listed(np.ravel(here[part]))}, its image has {_listed(np.ravel(there[part]))}"
+            yield f"has {part} {_listed(np.ravel(here[part]))}, expected {_listed(np.ravel(there[part]))} as its image"
 
 
 def _position(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """What nnU-Net's reader says of the position in space; readers of plain pictures say nothing."""
+    """Position in space as returned by nnU-Net's reader; empty for natural images."""
     if itk := properties.get("sitk_stuff"):
         return {"origin": itk["origin"], "direction": itk["direction"]}
     if nib := properties.get("nibabel_stuff"):
-        # a reader that turns all images into one orientation turns labels too
+        # a reader that reorients images reorients labels too
         return {"affine": nib.get("reoriented_affine", nib["original_affine"])}
     return {}
 
 
 def _quietly(read: Callable[[], Read]) -> Read:
-    """What ``read`` returns; nnU-Net's readers print what is wrong, which becomes the error's message."""
+    """Call ``read``; nnU-Net's readers print their problems, which become the message of the exception."""
     printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            return read()
-    # readers raise whatever their libraries do, on whatever a file may hold
-    except Exception as error:
+
+    def translate(error: Exception) -> _Unreadable:
         lines = [line for line in (*str(error).splitlines()[-1:], *printed.getvalue().splitlines()[:1]) if line.strip()]
-        raise _Unreadable(lines[0] if lines else type(error).__name__) from error
+        return _Unreadable(lines[0] if lines else type(error).__name__)
+
+    with foreign_errors_as(translate), contextlib.redirect_stdout(printed):
+        return read()
 
 
 def _named(images: Sequence[Path]) -> str:

@@ -1,4 +1,4 @@
-"""Everything that is known of a dataset before the first image of its pool is read."""
+"""The dataset, plan and configuration that a pool belongs to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nnunet_cfcl.data.pool.manifest import pool_command, pool_preprocessing
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet import check_dataset
+from nnunet_cfcl.nnunet import lookup
 
 Found = TypeVar("Found")
 
@@ -24,11 +24,11 @@ class PoolDataset:
 
     Attributes:
         name: ``DatasetXXX_NAME``.
-        raw: its folder in nnUNet_raw.
-        preprocessed: ``nnUNet_preprocessed/DatasetXXX_NAME/<data_identifier>``, there or not.
-        plans: the plan.
-        plans_name: name of the plans file without ``.json``.
-        configuration_name: name of the configuration.
+        raw: ``nnUNet_raw/DatasetXXX_NAME``.
+        preprocessed: ``nnUNet_preprocessed/DatasetXXX_NAME/<data_identifier>``, existing or not.
+        plans: the dataset's plan.
+        plans_name: plans identifier, the file name without ``.json``.
+        configuration_name: name of one of the plan's configurations.
         dataset_json: content of the preprocessed dataset's dataset.json.
     """
 
@@ -55,26 +55,30 @@ class PoolDataset:
     @property
     def preprocess_command(self) -> str:
         """nnU-Net's command that preprocesses the training cases with this plan."""
-        return check_dataset.preprocess_command(self.name, self.configuration_name, self.plans_name)
+        return lookup.preprocess_command(self.name, self.configuration_name, self.plans_name)
 
     def transposed(self, array: NDArray[Any]) -> NDArray[Any]:
-        """(C, *S) from the axes of the reader to those of the plan."""
+        """Transpose (C, *S) from the reader's axis order to the plan's."""
         return array.transpose([0, *[axis + 1 for axis in self.plans.transpose_forward]])
 
 
 def open_pool_dataset(dataset: str, configuration: str, plans: str) -> PoolDataset:
-    """Finds the dataset, its plan and its configuration.
+    """Find a dataset, its plan and its configuration.
+
+    Args:
+        dataset: name or number.
+        configuration: name of one of the plan's configurations.
+        plans: plans identifier.
 
     Raises:
-        UserError: one of them is missing; the nearest name or the command that makes it is given.
+        UserError: one of them or the raw dataset is missing; the fix names the closest match or a command.
     """
-    name = check_dataset.find_dataset(dataset)
-    plan = check_dataset.load_plan(name, plans, configuration)
-    block = check_dataset.load_configuration(plan, plans, configuration)
-    folder = check_dataset.preprocessed_folder(name, block)
+    name = lookup.find_dataset(dataset)
+    plan = lookup.load_plan(name, plans, configuration)
+    block = lookup.load_configuration(plan, plans, configuration)
+    folder = lookup.preprocessed_folder(name, block)
     if not os.environ.get("nnUNet_raw") or not (raw := Path(os.environ["nnUNet_raw"]) / name).is_dir():
-        raise UserError(f"no folder {name} in nnUNet_raw ({os.environ.get('nnUNet_raw') or 'not set'}), where "
-                        "imagesUn, labelsSilver and attributes.csv are looked for", "export "
-                        "nnUNet_raw=/path/to/nnUNet_raw")
+        raise UserError(f"no folder {name} in nnUNet_raw ({os.environ.get('nnUNet_raw') or 'not set'}), which holds "
+                        "imagesUn, labelsSilver and attributes.csv", "export nnUNet_raw=/path/to/nnUNet_raw")
     dataset_json = load_json(str(folder.parent / "dataset.json"))
     return PoolDataset(name, raw, folder, PlansManager(plan), plans, configuration, dataset_json)

@@ -1,8 +1,8 @@
-"""The preprocessed pool and silver labels: where they lie, what their manifests say, whether they are up to date.
+"""Folders and manifests of the preprocessed pool and silver labels, and the check that they are up to date.
 
-A pool lies in ``<data_identifier>_cfcl_pool/`` beside nnU-Net's preprocessed training cases and is read as those are;
-the silver labels of training cases lie in ``<data_identifier>_cfcl_silver/``. Each folder has a manifest of the same
-name with ``.json``, beside it: nnU-Net does not recognise a folder with foreign files. The format is described in
+The pool is stored in ``<data_identifier>_cfcl_pool/`` beside nnU-Net's preprocessed training cases, in the same format;
+silver labels of training cases are stored in ``<data_identifier>_cfcl_silver/``. The manifest of a folder is a file of
+the same name with ``.json`` beside it, since nnU-Net rejects folders with foreign files. The format is described in
 docs/how-to/unlabelled-and-silver.md.
 """
 
@@ -29,7 +29,7 @@ POOL_SUFFIX, SILVER_SUFFIX = "_cfcl_pool", "_cfcl_silver"
 
 
 def pool_folder(preprocessed_folder: str | os.PathLike[str]) -> Path:
-    """Folder of the preprocessed pool that belongs to ``nnUNet_preprocessed/DATASET/<data_identifier>``."""
+    """Folder of the preprocessed pool of ``nnUNet_preprocessed/DATASET/<data_identifier>``."""
     return _sibling(preprocessed_folder, POOL_SUFFIX)
 
 
@@ -39,12 +39,12 @@ def silver_folder(preprocessed_folder: str | os.PathLike[str]) -> Path:
 
 
 def manifest_file(folder: Path) -> Path:
-    """The manifest of a folder of either kind."""
+    """Manifest file of a folder of `pool_folder` or `silver_folder`."""
     return folder.with_name(f"{folder.name}.json")
 
 
-def remedy(file: Path) -> str:
-    """What makes a damaged file of the pool, the silver labels or nnU-Net's own preprocessed cases again."""
+def recreate_command(file: Path) -> str:
+    """Instruction that recreates a damaged file of the pool, the silver labels or nnU-Net's preprocessed cases."""
     if file.parent.name.endswith((POOL_SUFFIX, SILVER_SUFFIX)):
         return "delete it, and run nnunet_cfcl pool again"
     return "run nnUNetv2_preprocess again"
@@ -57,16 +57,16 @@ def _sibling(folder: str | os.PathLike[str], suffix: str) -> Path:
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """What is known of a preprocessed case without opening it.
+    """Manifest entry of a preprocessed case.
 
     Attributes:
         shape: (C, Z, Y, X) of the preprocessed image.
-        silver: it has a silver label.
-        quality: of the silver label, in [0, 1]; 1 where none was given.
-        quality_given: ``silver.csv`` had a quality for it.
-        probabilities: the confidence of its voxels comes from saved probabilities.
-        files: names of its files in the folder.
-        sources: signature of its raw files.
+        silver: whether the case has a silver label.
+        quality: quality of the silver label in [0, 1]; 1 if not given.
+        quality_given: whether ``silver.csv`` gives the quality.
+        probabilities: whether the confidence of the voxels is computed from saved probabilities.
+        files: names of the case's files in the folder.
+        sources: signature of the raw files.
         content: checksum of the stored voxels, the same on every machine.
     """
 
@@ -82,11 +82,11 @@ class CaseRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All finished cases of one folder.
+    """Finished cases of one folder.
 
     Attributes:
-        preprocessing: :func:`pool_preprocessing` of the plan they were made with.
-        complete: False while ``nnunet_cfcl pool`` works, and after it was interrupted.
+        preprocessing: :func:`pool_preprocessing` of the plan that the cases were preprocessed with.
+        complete: False while ``nnunet_cfcl pool`` runs, and after an interruption.
         cases: case -> record, sorted by case.
     """
 
@@ -95,23 +95,23 @@ class Manifest:
     cases: Mapping[str, CaseRecord]
 
     def content(self, cases: Iterable[str] | None = None) -> str:
-        """A digest of the voxels, labels and qualities of some cases (None: all), for the identity of a training."""
+        """Digest of voxels, labels and qualities of some cases (None: all), part of a training's identity."""
         chosen = sorted(self.cases if cases is None else cases)
         records = [self.cases[case] for case in chosen]
         return digest([[case, record.content, record.silver, record.quality]
                        for case, record in zip(chosen, records)])
 
     def with_silver(self, min_quality: float = 0.0) -> tuple[str, ...]:
-        """Cases whose silver label has at least this quality, sorted."""
+        """Cases whose silver label has at least quality ``min_quality``, sorted."""
         return tuple(case for case, record in sorted(self.cases.items())
                      if record.silver and record.quality >= min_quality)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder of :func:`pool_folder` or :func:`silver_folder`; None where there is none.
+    """Read the manifest of a folder of :func:`pool_folder` or :func:`silver_folder`; None where there is none.
 
     Raises:
-        UserError: it is not a manifest of this format.
+        UserError: the file is not a manifest of this format.
     """
     file = manifest_file(folder)
     if not file.is_file():
@@ -123,11 +123,11 @@ def read_manifest(folder: Path) -> Manifest | None:
         cases = {case: _record(entry) for case, entry in sorted(content["cases"].items())}
         names = (*cases, *(name for record in cases.values() for name in record.files))
         if outside := [name for name in names if not is_safe_filename(name)]:
-            raise ValueError(f"names that are no names of files: {listed(outside)}")
+            raise ValueError(f"invalid file names: {listed(outside)}")
         return Manifest(str(content["preprocessing"]), bool(content["complete"]), cases)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} is not a readable manifest ({first_line(error)})", f"delete it and {folder}, "
-                        "then run nnunet_cfcl pool again") from error
+        raise UserError(f"{file} is not a readable manifest ({first_line(error)})",
+                        f"delete it and {folder}, then run nnunet_cfcl pool again") from error
 
 
 def _record(entry: Mapping[str, Any]) -> CaseRecord:
@@ -144,7 +144,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def preprocessing_digest(plans: PlansManager, configuration: ConfigurationManager) -> str:
-    """Hash of everything in the plan that decides about preprocessed intensities."""
+    """Digest of every entry of the plan that determines preprocessed intensities."""
     block = configuration.configuration
     keys = ("data_identifier", "preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm",
             "resampling_fn_data", "resampling_fn_data_kwargs")
@@ -156,9 +156,9 @@ def preprocessing_digest(plans: PlansManager, configuration: ConfigurationManage
 def pool_preprocessing(
     plans: PlansManager, configuration: ConfigurationManager, dataset_json: Mapping[str, Any]
 ) -> str:
-    """Hash of everything that decides about a pool's voxels.
+    """Digest of everything that determines a pool's voxels.
 
-    Patch size and network are not among it: configurations with the same ``data_identifier`` share one pool, as they
+    Patch size and network are not included: configurations with the same ``data_identifier`` share one pool, as they
     share nnU-Net's preprocessed cases.
     """
     keys = [f"resampling_fn_{what}{part}" for what in ("seg", "probabilities") for part in ("", "_kwargs")]
@@ -168,7 +168,7 @@ def pool_preprocessing(
 
 
 def pool_command(dataset: str, configuration: str, plans: str) -> str:
-    """The command that brings the pool of ``DatasetXXX_NAME`` up to date."""
+    """The command that updates the pool of ``DatasetXXX_NAME``."""
     return f"nnunet_cfcl pool -d {int(dataset[7:10])} -c {configuration}" + (
         f" -p {plans}" if plans != "nnUNetPlans" else "")
 
@@ -179,19 +179,19 @@ def check_pool_is_current(
     configuration: str,
     dataset_json: Mapping[str, Any],
 ) -> None:
-    """Make sure that what lies in imagesUn and labelsSilver is preprocessed completely and with this plan.
+    """Check that imagesUn and labelsSilver are preprocessed completely and with this plan.
 
-    Only names are compared with the raw dataset, so that a copy of it on another machine is as good; where
-    ``nnUNet_raw`` is not set or has no such dataset, the manifests are checked alone. Nothing to check is no error.
+    Only file names are compared with the raw dataset, so that a copy on another machine passes; where ``nnUNet_raw`` is
+    not set or lacks the dataset, only the manifests are checked. A dataset without a pool passes.
 
     Args:
         preprocessed_folder: ``nnUNet_preprocessed/DatasetXXX/<data_identifier>``.
-        plans: the plan of the training.
-        configuration: name of its configuration.
+        plans: plan of the training.
+        configuration: name of the training's configuration.
         dataset_json: content of dataset.json.
 
     Raises:
-        UserError: says what is out of date and the command that mends it.
+        UserError: the pool or the silver labels are out of date.
     """
     folder = Path(preprocessed_folder)
     expected = pool_preprocessing(plans, plans.get_configuration(configuration), dataset_json)
@@ -201,14 +201,14 @@ def check_pool_is_current(
     faults += _raw_faults(folder.parent.name, dataset_json["file_ending"], pool, silver)
     if found := [fault for fault in faults if fault]:
         command = pool_command(folder.parent.name, configuration, plans.plans_name)
-        raise UserError(f"{'; '.join(found)}", f"run {command}")
+        raise UserError("; ".join(found), f"run {command}")
 
 
 def _manifest_fault(folder: Path, manifest: Manifest, preprocessing: str) -> str | None:
     if manifest.preprocessing != preprocessing:
-        return f"{folder} was preprocessed with another plan, or the labels in dataset.json changed since"
+        return f"{folder} was preprocessed with another plan, or with other labels in dataset.json"
     if not manifest.complete:
-        return f"{folder} is not complete: preprocessing was interrupted after {len(manifest.cases)} cases"
+        return f"{folder} is incomplete: preprocessing was interrupted after {len(manifest.cases)} cases"
     present = set(os.listdir(folder)) if folder.is_dir() else set()
     missing = sorted({name for record in manifest.cases.values() for name in record.files} - present)
     return f"{folder} lacks {len(missing)} files: {listed(missing)}" if missing else None
@@ -224,11 +224,11 @@ def _raw_faults(dataset: str, ending: str, pool: Manifest | None, silver: Manife
 
 
 def _difference(folder: Path, present: set[str], preprocessed: set[str]) -> str | None:
-    # without the folder the raw side was not brought along, which training does not need
+    # training does not need the raw folders, which may be missing on this machine
     if not folder.is_dir() or present == preprocessed:
         return None
     if not preprocessed:
         return f"{folder} has {len(present)} cases that were never preprocessed for this configuration"
     new, gone = sorted(present - preprocessed), sorted(preprocessed - present)
-    changes = [f"{len(names)} {what} ({listed(names)})" for names, what in ((new, "new"), (gone, "gone")) if names]
+    changes = [f"{len(names)} {what} ({listed(names)})" for names, what in ((new, "new"), (gone, "removed")) if names]
     return f"{folder} changed since it was preprocessed: {' and '.join(changes)}"

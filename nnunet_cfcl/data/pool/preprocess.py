@@ -1,4 +1,4 @@
-"""Preprocesses one case of the pool, or one silver label of a training case, with nnU-Net's own preprocessor."""
+"""Preprocessing of one case of the pool, or one silver label of a training case, with nnU-Net's preprocessor."""
 
 from __future__ import annotations
 
@@ -19,43 +19,39 @@ from nnunet_cfcl.data.pool.dataset import PoolDataset
 from nnunet_cfcl.data.pool.manifest import CaseRecord, pool_folder, silver_folder
 from nnunet_cfcl.data.pool.silver_labels import silver_channels, to_preprocessed_grid, voxel_confidence
 from nnunet_cfcl.data.pool.sources import RawCase, SilverSource
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, foreign_errors_as
 from nnunet_cfcl.files.atomic import refusals_named
 from nnunet_cfcl.files.chunk_checksums import add_checksums
 from nnunet_cfcl.nnunet.versions import block_layout
 
 
 def scratch_folder(folder: Path) -> Path:
-    """Where the files of unfinished cases lie; ``folder`` gets finished files only."""
+    """Folder for the files of unfinished cases; only finished files are moved to ``folder``."""
     return folder.with_name(f"{folder.name}.tmp")
 
 
 @dataclass(frozen=True)
 class CasePreprocessing:
-    """Preprocesses checked cases one at a time; picklable.
+    """Preprocess checked cases one at a time; picklable.
 
     Args:
-        dataset: the dataset, its plan and configuration.
+        dataset: dataset, plan and configuration.
     """
 
     dataset: PoolDataset
 
     def __call__(self, case: RawCase) -> CaseRecord:
-        """Writes the files of a case, complete or not at all.
+        """Preprocess a case and write its files, all of them or none.
 
         Raises:
             UserError: the image is not finite after normalisation, or not on the grid of its preprocessed training
                 case.
-            RuntimeError: anything else went wrong; names the case.
+            RuntimeError: any other failure; the message names the case.
         """
         signature = case.signature()
-        try:
+        with foreign_errors_as(lambda error: RuntimeError(f"case {case.name} could not be preprocessed")):
             image, segmentation, properties = self._preprocessed(case)
             channels = self._silver_channels(case.silver, segmentation[0], properties)
-        except UserError:
-            raise
-        except Exception as error:
-            raise RuntimeError(f"case {case.name} could not be preprocessed") from error
         self._check(case, image, properties)
         files = self._write(case, image, channels, properties)
         silver = case.silver
@@ -96,16 +92,15 @@ class CasePreprocessing:
     def _check(self, case: RawCase, image: NDArray[np.float32], properties: Mapping[str, Any]) -> None:
         if not np.isfinite(image).all():
             raise UserError(f"case {case.name} ({case.images[0]}) is not finite after normalisation",
-                            "mend the image or "
-                            "take it away, and run the command again")
+                            f"correct or remove the image, then run {self.dataset.command}")
         if case.training:
             data, _, _, original = self._training_storage()(str(self.dataset.preprocessed), [case.name]).load_case(
                 case.name)
             box = [[list(map(int, bounds)) for bounds in found["bbox_used_for_cropping"]]
                    for found in (properties, original) if "bbox_used_for_cropping" in found]
             if tuple(data.shape) != tuple(image.shape) or any(found != box[0] for found in box):
-                raise UserError(f"the raw image of training case {case.name} changed since it was preprocessed", "run "
-                                f"{self.dataset.preprocess_command}, then this command again")
+                raise UserError(f"the raw image of training case {case.name} changed since it was preprocessed",
+                                f"run {self.dataset.preprocess_command}, then {self.dataset.command}")
 
     def _training_storage(self) -> Any:
         return infer_dataset_class(str(self.dataset.preprocessed))
@@ -113,7 +108,7 @@ class CasePreprocessing:
     def _write(
         self, case: RawCase, image: NDArray[np.float32], channels: NDArray[np.int16], properties: dict[str, Any]
     ) -> tuple[str, ...]:
-        """Names of the case's files, in the pool's folder or in that of the training cases' silver labels."""
+        """Write the case's files into the pool's or the silver labels' folder and return their names."""
         folder = (silver_folder if case.training else pool_folder)(self.dataset.preprocessed)
         scratch = scratch_folder(folder) / case.name
         shutil.rmtree(scratch, ignore_errors=True)
@@ -144,12 +139,12 @@ class CasePreprocessing:
             storage.save_seg(channels, target)
 
     def _layout(self, array: NDArray[Any]) -> Any:
-        """Blocks and chunks as nnU-Net's preprocessing chooses them."""
+        """Blosc2 blocks and chunks that nnU-Net's preprocessing chooses."""
         return block_layout(array.shape, self.dataset.configuration.patch_size, array.itemsize)
 
 
 def _publish(scratch: Path, folder: Path) -> tuple[str, ...]:
-    """Move finished files from ``scratch``, which goes away, to ``folder``."""
+    """Move finished files from ``scratch`` to ``folder`` and remove ``scratch``."""
     files = sorted(scratch.iterdir())
     for file in files:
         with open(file, "rb+") as handle:

@@ -1,4 +1,4 @@
-"""Check, then preprocess unlabelled images and silver labels: what ``nnunet_cfcl pool`` does."""
+"""Check and preprocessing of unlabelled images and silver labels: ``nnunet_cfcl pool``."""
 
 from __future__ import annotations
 
@@ -27,57 +27,67 @@ from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.csv_table import check_case_names
 from nnunet_cfcl.runs.workers import PoolWorkers
 
-# a manifest of a large pool has megabytes: a kill costs the cases of so many seconds
+# the manifest of a large pool has megabytes; a kill loses the cases of at most this many seconds
 SAVE_EVERY_S = 5.0
 
 
 def preprocess_pool(
     dataset: str | int, configuration: str, plans: str = "nnUNetPlans", processes: int = 1,
-    say: Callable[[str], object] = print,
+    log: Callable[[str], object] = print,
 ) -> tuple[Manifest | None, Manifest | None]:
-    """Check, then preprocess the pool and the silver labels of a dataset for one configuration; store its patients.
+    """Check, then preprocess the pool and the silver labels of a dataset for one configuration, and store its patients.
 
     Args:
         dataset: name or number.
         configuration: one of the plan's configurations.
-        plans: name of the plans.
-        processes: cases read, and preprocessed, at the same time.
-        say: gets the messages: what is out of date, and the summary.
+        plans: plans identifier.
+        processes: number of cases checked or preprocessed in parallel.
+        log: function that receives the log lines: outdated cases and the summary.
 
     Returns:
-        The manifests of the pool and of the training cases' silver labels, complete; None where there are no cases.
+        The complete manifests of the pool and of the training cases' silver labels; None where there are no cases.
 
     Raises:
-        UserError: nothing to preprocess; bad files, all named, and nothing was written.
+        UserError: there is nothing to preprocess, or files are invalid; all are listed, and nothing is written.
     """
     target = open_pool_dataset(str(dataset), configuration, plans)
     raw = find_raw_pool(target.raw, target.dataset_json)
     folders = [kind(target.preprocessed) for kind in (pool_folder, silver_folder)]
-    # an emptied folder is meant, one that is missing altogether may be on a disk that is not there today
+    # an empty folder is intended, a missing one may be on a disk that is not mounted
     emptied = any((target.raw / name).is_dir() for name in (POOL_IMAGES, SILVER_LABELS)) and any(
         manifest_file(folder).exists() for folder in folders)
     if not raw.cases and not raw.problems and not emptied:
         raise UserError(f"there are no images in {target.raw / POOL_IMAGES} and no silver labels of training cases in "
-                        f"{target.raw / SILVER_LABELS}: put images named "
-                        f"CASE_0000{target.dataset_json['file_ending']} into {POOL_IMAGES}")
+                        f"{target.raw / SILVER_LABELS}",
+                        f"put images named CASE_0000{target.dataset_json['file_ending']} into {POOL_IMAGES}")
     patients = _patients(target, raw)
     pools = [_Folder.find(folder, [case for case in raw.cases if case.training == of_training], target)
              for folder, of_training in zip(folders, (False, True))]
     with PoolWorkers(target, processes) as workers:
         _check([case for pool in pools for case in pool.due], raw.problems, workers)
         for pool in pools:
-            _say_changes(pool, say)
+            _log_changes(pool, log)
         store_patients(target.preprocessed.parent, patients)
         for pool in pools:
             pool.preprocess(workers)
-    _say_summary(pools, target, say)
+    _log_summary(pools, target, log)
     done = [read_manifest(pool.folder) for pool in pools]
     return done[0], done[1]
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """The pool, or the training cases' silver labels, and what is to be done there."""
+    """The pool, or the training cases' silver labels, and the work to do.
+
+    Attributes:
+        folder: folder of the preprocessed files.
+        preprocessing: digest of the current plan's preprocessing.
+        kept: case -> record of the cases that are up to date.
+        due: cases to preprocess.
+        changed: cases among ``due`` that were preprocessed before.
+        gone: preprocessed cases that are no longer in the raw dataset.
+        replanned: whether all cases are due because the plan or the labels changed.
+    """
 
     folder: Path
     preprocessing: str
@@ -99,7 +109,7 @@ class _Folder:
                    replanned and bool(known))
 
     def preprocess(self, workers: PoolWorkers) -> None:
-        """Makes what is due; a case is in the manifest only while all its files are complete."""
+        """Preprocess the due cases; the manifest lists a case only while all its files are complete."""
         scratch = scratch_folder(self.folder)
         shutil.rmtree(scratch, ignore_errors=True)
         if not self.kept and not self.due:
@@ -117,7 +127,7 @@ class _Folder:
                     self._save(records, complete=False)
                     saved = time.monotonic()
         finally:
-            # first: on a full disk it is the room for the manifest
+            # before the manifest, which needs the space on a full disk
             shutil.rmtree(scratch, ignore_errors=True)
             self._save(records, complete=len(records) == len(self.kept) + len(self.due))
 
@@ -125,7 +135,7 @@ class _Folder:
         write_manifest(self.folder, Manifest(self.preprocessing, complete, records))
 
     def _clean(self) -> None:
-        """Removes what belongs to no finished case; the manifest does not know it any more."""
+        """Remove files that belong to no finished case; the manifest no longer lists them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         wanted = {name for record in self.kept.values() for name in record.files}
         for path in self.folder.iterdir():
@@ -138,16 +148,16 @@ def _is_current(folder: Path, record: CaseRecord, case: RawCase) -> bool:
 
 
 def _check(cases: Sequence[RawCase], problems: Sequence[str], workers: PoolWorkers) -> None:
-    """Raises one error that names every bad file."""
-    found = {case.name: faults for case, faults in workers.each(CaseCheck, cases, "checking")}
-    lines = [*problems, *(fault for case in cases for fault in found[case.name])]
+    """Check the cases; one error lists every problem."""
+    found = {case.name: lines for case, lines in workers.each(CaseCheck, cases, "checking")}
+    lines = [*problems, *(line for case in cases for line in found[case.name])]
     if lines:
         raise UserError(f"{len(lines)} problems in {workers.dataset.raw}; nothing was written",
                         f"correct these files or remove them, then run {workers.dataset.command}", lines)
 
 
 def _patients(target: PoolDataset, raw: RawPool) -> dict[str, str] | None:
-    """What `read_patients` finds; a table that cannot be read, or that has other names, is one more problem."""
+    """Read the patients; a table that is unreadable or has other case names is added to the problems."""
     try:
         patients = read_patients(target.raw)
         check_case_names(patients or (), raw.known, target.dataset_json["file_ending"], str(target.raw / ATTRIBUTES))
@@ -157,24 +167,26 @@ def _patients(target: PoolDataset, raw: RawPool) -> dict[str, str] | None:
         return None
 
 
-def _say_changes(pool: _Folder, say: Callable[[str], object]) -> None:
-    """Tells what that was done once is done again or removed."""
+def _log_changes(pool: _Folder, log: Callable[[str], object]) -> None:
+    """Log the cases that are preprocessed again or removed."""
     if pool.replanned:
-        say(f"{pool.folder.name}: the plan or the labels changed, all cases are preprocessed again")
+        log(f"{pool.folder.name}: the plan or the labels changed, all cases are preprocessed again")
     elif pool.changed:
-        say(f"{pool.folder.name}: {len(pool.changed)} cases changed and are preprocessed again: {_all(pool.changed)}")
+        log(f"{pool.folder.name}: {len(pool.changed)} cases changed and are preprocessed again: "
+            f"{', '.join(pool.changed)}")
     if pool.gone:
-        say(f"{pool.folder.name}: {len(pool.gone)} cases are gone from the raw dataset and removed: {_all(pool.gone)}")
+        log(f"{pool.folder.name}: {len(pool.gone)} cases are gone from the raw dataset and removed: "
+            f"{', '.join(pool.gone)}")
 
 
-def _say_summary(pools: Sequence[_Folder], target: PoolDataset, say: Callable[[str], object]) -> None:
+def _log_summary(pools: Sequence[_Folder], target: PoolDataset, log: Callable[[str], object]) -> None:
     for pool, what in zip(pools, ("cases of the pool", "silver labels of training cases")):
         if manifest := read_manifest(pool.folder):
             new = f"{len(pool.due)} new, " if len(pool.due) < len(manifest.cases) else ""
-            say(f"{len(manifest.cases)} {what} ({new}{_silver_summary(manifest)}) in {pool.folder}")
+            log(f"{len(manifest.cases)} {what} ({new}{_silver_summary(manifest)}) in {pool.folder}")
     silver = any(manifest.with_silver() for pool in pools if (manifest := read_manifest(pool.folder)))
     plans = "" if target.plans_name == "nnUNetPlans" else f" -p {target.plans_name}"
-    say(f"next: nnUNetv2_train {int(target.name[7:10])} {target.configuration_name} 0{plans} "
+    log(f"next: nnUNetv2_train {int(target.name[7:10])} {target.configuration_name} 0{plans} "
         f"-tr {'nnUNetTrainerSDVDCL' if silver else 'nnUNetTrainerDVDCL'}")
 
 
@@ -185,7 +197,3 @@ def _silver_summary(manifest: Manifest) -> str:
     voxels = sum(record.probabilities for record in records)
     return f"{len(records)} with silver labels, {quality}, {voxels} with a confidence per voxel" if records else (
         "no silver labels")
-
-
-def _all(names: Sequence[str]) -> str:
-    return ", ".join(names)

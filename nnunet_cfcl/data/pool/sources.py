@@ -1,4 +1,4 @@
-"""What lies in imagesUn and labelsSilver of a raw dataset: cases, files, qualities, and what is wrong with them."""
+"""Cases, files and qualities in imagesUn and labelsSilver of a raw dataset, and the problems found in them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from nnunet_cfcl.files.hashing import digest
 POOL_IMAGES = "imagesUn"
 SILVER_LABELS = "labelsSilver"
 QUALITIES = "silver.csv"
-# what nnUNetv2_predict and its postprocessing leave beside the labels
+# files that nnUNetv2_predict and its postprocessing write beside the labels
 NO_LABELS = (".json", ".pkl", ".npz")
 
 
 @dataclass(frozen=True)
 class SilverSource:
-    """The raw files of one silver label.
+    """Raw files of one silver label.
 
     Attributes:
-        label: the label map, on the voxel grid of the raw image.
-        probabilities: nnU-Net's ``CASE.npz`` of ``--save_probabilities``, None without one.
-        quality: the case's quality in [0, 1] from ``silver.csv``, None where it says nothing.
+        label: file of the label map, on the voxel grid of the raw image.
+        probabilities: nnU-Net's ``CASE.npz`` of ``--save_probabilities``; None without one.
+        quality: quality of the case in [0, 1] from ``silver.csv``; None if not given.
     """
 
     label: Path
@@ -39,13 +39,13 @@ class SilverSource:
 
 @dataclass(frozen=True)
 class RawCase:
-    """One case to be preprocessed.
+    """Raw files of one case to be preprocessed.
 
     Attributes:
-        name: nnU-Net's case identifier.
-        images: one file per channel, in order; empty where their names are wrong already.
-        silver: its silver label, None without one.
-        training: a case of imagesTr, of which only the silver label is stored.
+        name: case identifier.
+        images: one file per channel, in order; empty if the file names are already wrong.
+        silver: silver label of the case; None without one.
+        training: whether this is a case of imagesTr, of which only the silver label is stored.
     """
 
     name: str
@@ -54,7 +54,7 @@ class RawCase:
     training: bool = False
 
     def signature(self) -> str:
-        """Changes with the size or the time of any of its files, and with its quality."""
+        """Digest of the size and modification time of every file, and of the quality."""
         files = list(self.images)
         if self.silver is not None:
             files += [file for file in (self.silver.label, self.silver.probabilities) if file is not None]
@@ -62,18 +62,18 @@ class RawCase:
 
 
 def _state(file: Path) -> list[str | int]:
-    """Name, size and time; a missing file, which the check will report, has only a name."""
+    """Name, size and modification time; of a missing file, which the check will report, only the name."""
     return [file.name, file.stat().st_size, file.stat().st_mtime_ns] if file.exists() else [file.name]
 
 
 @dataclass
 class RawPool:
-    """What is found in a raw dataset.
+    """Cases and problems found in a raw dataset.
 
     Attributes:
-        cases: all cases of the pool and all training cases with a silver label.
-        problems: lines for the user.
-        known: names of all cases of the pool and all training cases.
+        cases: all cases of the pool, and all training cases with a silver label.
+        problems: messages for the user, one line each.
+        known: identifiers of all cases of the pool and all training cases.
     """
 
     cases: list[RawCase] = field(default_factory=list)
@@ -82,20 +82,20 @@ class RawPool:
 
 
 def find_raw_pool(raw: Path, dataset_json: Mapping[str, Any]) -> RawPool:
-    """Lists the pool of a raw dataset by its file names and its table of qualities; opens no image.
+    """List the pool of a raw dataset by file names and the table of qualities, without opening an image.
 
     Args:
         raw: ``nnUNet_raw/DatasetXXX``.
         dataset_json: content of dataset.json.
 
     Returns:
-        The cases, and one line for every file whose name, partner or quality is wrong.
+        The cases, and one problem for every file whose name, counterpart or quality is wrong.
     """
     pool, ending = RawPool(), dataset_json["file_ending"]
     images = _pool_images(raw / POOL_IMAGES, ending, pool.problems)
     training = _training_images(raw, dataset_json)
     for case in sorted(images.keys() & training.keys()):
-        pool.problems.append(f"{raw / POOL_IMAGES}: case {case} is in imagesTr too; it may be in one of them only")
+        pool.problems.append(f"{raw / POOL_IMAGES}: case {case} is also in imagesTr, expected in only one of them")
     silver = _silver_sources(raw / SILVER_LABELS, ending, pool.problems)
     for case in sorted(silver.keys() - images.keys() - training.keys()):
         pool.problems.append(f"{silver[case].label}: no image of case {case} in {POOL_IMAGES} or imagesTr")
@@ -107,17 +107,17 @@ def find_raw_pool(raw: Path, dataset_json: Mapping[str, Any]) -> RawPool:
 
 
 def pool_names(raw: Path, ending: str) -> set[str]:
-    """Names of the cases in imagesUn; empty where there is no such folder."""
+    """Identifiers of the cases in imagesUn; empty without the folder."""
     return {found["case"] for path in _files(raw / POOL_IMAGES) if (found := _image_name(path.name, ending))}
 
 
 def silver_names(raw: Path, ending: str) -> set[str]:
-    """Names of the cases with a file in labelsSilver; empty where there is no such folder."""
+    """Identifiers of the cases in labelsSilver; empty without the folder."""
     return {path.name.removesuffix(ending) for path in _files(raw / SILVER_LABELS) if path.name.endswith(ending)}
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Everything in the folder but hidden files, which operating systems leave behind."""
+    """Entries of a folder without hidden files, which operating systems leave behind."""
     if folder.is_dir():
         yield from sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
@@ -127,30 +127,30 @@ def _image_name(name: str, ending: str) -> re.Match[str] | None:
 
 
 def _pool_images(folder: Path, ending: str, problems: list[str]) -> dict[str, tuple[Path, ...]]:
-    """Case -> its files; without files where their channels are not numbered 0000, 0001, ..."""
+    """Case -> files in channel order; no files if the channels are not numbered 0000, 0001, ..."""
     found: dict[str, dict[int, Path]] = {}
     for path in _files(folder):
         if match := _image_name(path.name, ending):
             found.setdefault(match["case"], {})[int(match["channel"])] = path
         # nnU-Net's reader of 3D TIFFs keeps the spacing in CASE.json
         elif path.suffix != ".json" or path.is_dir():
-            problems.append(f"{path}: must be named CASE_0000{ending} (four digits for the channel)")
+            problems.append(f"{path}: must be named CASE_0000{ending} (four digits: the channel)")
     images = {}
     for case, channels in found.items():
         numbered = sorted(channels) == list(range(len(channels)))
         images[case] = tuple(channels[index] for index in sorted(channels)) if numbered else ()
         if not numbered:
             missing = f"{case}_{min(set(range(len(channels))) - channels.keys()):04d}{ending}"
-            problems.append(f"{folder / missing}: missing, case {case} has the channels "
-                            f"{', '.join(f'{index:04d}' for index in sorted(channels))}")
+            problems.append(f"{folder / missing}: missing, found only the channels "
+                            f"{', '.join(f'{index:04d}' for index in sorted(channels))} of case {case}")
         if case.endswith("_seg"):
-            problems.append(f"{folder / case}: a case must not end in _seg, as nnU-Net's preprocessed labels do")
+            problems.append(f"{folder / case}: the name of a case must not end in _seg, as nnU-Net's label files do")
     return images
 
 
 def _training_images(raw: Path, dataset_json: Mapping[str, Any]) -> dict[str, tuple[Path, ...]]:
     if "dataset" in dataset_json:
-        # the function expands the paths in place
+        # the function changes the paths in place
         named = get_filenames_of_train_images_and_targets(str(raw), copy.deepcopy(dict(dataset_json)))
         return {case: tuple(Path(image) for image in files["images"]) for case, files in named.items()}
     found: dict[str, list[Path]] = {}
@@ -168,21 +168,22 @@ def _silver_sources(folder: Path, ending: str, problems: list[str]) -> dict[str,
         elif path.suffix == ".npz":
             probabilities[path.stem] = path
         elif path.is_file() and path.suffix not in NO_LABELS and path.name != QUALITIES:
-            problems.append(f"{path}: a silver label must be named CASE{ending}, as the dataset's images end")
+            problems.append(f"{path}: a silver label must be named CASE{ending}, with the dataset's file ending")
     for case in sorted(probabilities.keys() - labels.keys()):
-        problems.append(f"{probabilities[case]}: has no label {case}{ending} beside it; was the prediction stopped?")
+        problems.append(f"{probabilities[case]}: has no label map {case}{ending} beside it; was the "
+                        "prediction interrupted?")
     quality = read_qualities(folder / QUALITIES, set(labels), ending, problems)
     return {case: SilverSource(path, probabilities.get(case), quality.get(case)) for case, path in labels.items()}
 
 
 def read_qualities(file: Path, cases: set[str], ending: str, problems: list[str]) -> dict[str, float]:
-    """The columns ``case`` and ``quality`` of a comma-separated file; empty without the file.
+    """Read the columns ``case`` and ``quality`` of ``silver.csv``; empty without the file.
 
     Args:
-        file: ``silver.csv``; other columns are not looked at, nor rows of other cases, nor empty qualities.
-        cases: the cases that have a silver label.
+        file: CSV file; other columns, rows of other cases and empty qualities are ignored.
+        cases: cases that have a silver label.
         ending: file ending of the labels.
-        problems: gets a line for each wrong row.
+        problems: list to which a message for each wrong row is added.
 
     Returns:
         Case -> quality in [0, 1].
@@ -217,9 +218,9 @@ def read_qualities(file: Path, cases: set[str], ending: str, problems: list[str]
 
 def _row_fault(case: str, quality: str, named: Collection[str]) -> str | None:
     if case in named:
-        return f"case {case} is there twice"
+        return f"case {case} has more than one row"
     try:
-        good = not quality or 0 <= float(quality) <= 1
+        is_valid = not quality or 0 <= float(quality) <= 1
     except ValueError:
-        good = False
-    return None if good else f"the quality of case {case} must be a number from 0 to 1, found '{quality}'"
+        is_valid = False
+    return None if is_valid else f"the quality of case {case} must be a number from 0 to 1, found '{quality}'"

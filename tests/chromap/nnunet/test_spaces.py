@@ -28,8 +28,13 @@ class Network(nn.Module):
 
 
 @pytest.fixture
-def trainer(tmp_path):
-    """What `fit_after_training` reads of a trainer: one case whose ignored half has intensities of its own."""
+def network():
+    return Network()
+
+
+@pytest.fixture
+def fold(tmp_path):
+    """What `fit_after_training` reads of a fold: one case whose ignored half has intensities of its own."""
     random = np.random.default_rng(0)
     image = random.normal(size=(1, 1, 40, 40)).astype(np.float32)
     labels = np.zeros((1, 1, 40, 40), np.int8)
@@ -38,28 +43,28 @@ def trainer(tmp_path):
     nnUNetDatasetBlosc2.save_case(image, labels, {}, str(tmp_path / "case"), chunks=image.shape, blocks=image.shape)
     settings = resolve_settings({"chromap": {"reducer": "pca", "samples": 400}})
     return SimpleNamespace(
-        settings=settings, network=Network(), device=torch.device("cpu"), do_split=lambda: (["case"], []),
-        preprocessed_dataset_folder=str(tmp_path), output_folder=str(tmp_path / "fold_0"),
-        configuration_manager=SimpleNamespace(patch_size=(40, 40)), label_manager=SimpleNamespace(ignore_label=2))
+        settings=settings, device=torch.device("cpu"), split=lambda: (["case"], []), preprocessed=tmp_path,
+        folder=tmp_path / "fold_0", configuration=SimpleNamespace(patch_size=(40, 40)),
+        labels=SimpleNamespace(ignore_label=2))
 
 
-def test_the_space_is_fitted_on_the_trained_weights_and_no_ignored_voxel(trainer):
-    space = ColorSpace.load(fit_after_training(trainer))
-    assert space.identity == weights_digest(trainer.network.state_dict()) and space.features == 3
+def test_the_space_is_fitted_on_the_trained_weights_and_no_ignored_voxel(fold, network):
+    space = ColorSpace.load(fit_after_training(fold, network))
+    assert space.identity == weights_digest(network.state_dict()) and space.features == 3
     # had it seen intensities of 100, those of -1 and 1 would lie at one place
     low, high = (space.place(space.reduce(torch.tensor([[x], [x ** 2], [x ** 3]]))) for x in (-1.0, 1.0))
     assert torch.linalg.vector_norm(high - low) > 0.2
 
 
-def test_only_a_space_of_the_same_weights_is_taken(trainer, tmp_path):
-    file = fit_after_training(trainer)
-    identity = weights_digest(trainer.network.state_dict())
+def test_only_a_space_of_the_same_weights_is_taken(fold, network, tmp_path):
+    file = fit_after_training(fold, network)
+    identity = weights_digest(network.state_dict())
     assert load_own(file, identity) is not None and load_own(file, "other") is None
-    assert load_named(file, trainer.network, identity).identity == identity
+    assert load_named(file, network, identity).identity == identity
     with pytest.raises(UserError, match="another model.*leave --space out"):
-        load_named(file, trainer.network, "other")
+        load_named(file, network, "other")
     with pytest.raises(UserError, match="no colour space"):
-        load_named(tmp_path / "nowhere.npz", trainer.network, identity)
+        load_named(tmp_path / "nowhere.npz", network, identity)
     file.write_bytes(b"damaged")
     assert load_own(file, identity) is None
 

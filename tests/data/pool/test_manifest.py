@@ -1,4 +1,4 @@
-"""What a training reads of a pool: its manifest, its content, and whether it is up to date."""
+"""The pool as a training reads it: manifest, content, and the check that it is up to date."""
 
 import dataclasses
 import json
@@ -58,10 +58,10 @@ def check(toy):
 
 
 def make() -> None:
-    preprocess_pool("7", "2d", say=lambda line: None)
+    preprocess_pool("7", "2d", log=lambda line: None)
 
 
-def test_a_manifest_comes_back_as_it_was_written(tmp_path):
+def test_a_manifest_is_read_as_it_was_written(tmp_path):
     manifest = Manifest("d1", True, {"b": RECORD, "a": dataclasses.replace(RECORD, silver=False)})
     write_manifest(tmp_path / "x_cfcl_pool", manifest)
     assert read_manifest(tmp_path / "x_cfcl_pool") == manifest
@@ -71,14 +71,14 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path):
 
 @pytest.mark.parametrize("text", [
     "", "[]", "{}", '{"format": 2}', '{"format": 1, "preprocessing": "", "complete": true, "cases": {"a": {}}}'])
-def test_a_broken_manifest_is_an_error_that_says_what_to_delete(tmp_path, text):
+def test_a_broken_manifest_is_an_error_that_names_the_files_to_delete(tmp_path, text):
     folder = tmp_path / "x_cfcl_pool"
     manifest_file(folder).write_text(text)
     with pytest.raises(UserError, match="x_cfcl_pool.json is not a readable manifest .* run nnunet_cfcl pool again"):
         read_manifest(folder)
 
 
-def test_the_quality_decides_which_cases_have_silver_labels():
+def test_cases_are_selected_by_the_quality_of_their_silver_label():
     cases = {"a": RECORD, "b": dataclasses.replace(RECORD, quality=1.0), "c": dataclasses.replace(RECORD, silver=False)}
     manifest = Manifest("d1", True, cases)
     assert manifest.with_silver() == manifest.with_silver(0.5) == ("a", "b")
@@ -94,7 +94,7 @@ def test_the_content_depends_on_voxels_labels_and_qualities_of_the_chosen_cases_
     assert content("b") == content("b", content="xyz") == content(["b"])
 
 
-def test_images_and_silver_labels_are_read_in_boxes_also_in_another_process(raw, toy_cases):
+def test_images_and_silver_labels_are_read_in_boxes_also_after_pickling(raw, toy_cases):
     make()
     folder = pool_folder(toy_cases)
     manifest = read_manifest(folder)
@@ -128,18 +128,19 @@ def test_a_dataset_without_a_pool_and_one_that_is_up_to_date_pass(toy, raw, chec
     check()
 
 
-def test_a_pool_never_preprocessed_is_an_error_with_the_command(raw, check):
+def test_a_pool_that_was_never_preprocessed_is_an_error_with_the_command(raw, check):
     with pytest.raises(UserError, match=r"imagesUn has 3 cases that were never preprocessed.*labelsSilver has 2 cases.*"
                                         r"run nnunet_cfcl pool -d 7 -c 2d$"):
         check()
 
 
-def test_new_and_vanished_files_are_named(raw, check):
+def test_new_and_removed_files_are_listed(raw, check):
     make()
     (raw / "imagesUn" / "a_0000.png").rename(raw / "imagesUn" / "new_0000.png")
     (raw / "labelsSilver" / "b.png").unlink()
-    with pytest.raises(UserError, match=r"imagesUn changed since it was preprocessed: 1 new \(new\) and 1 gone \(a\); "
-                                        r".*labelsSilver changed .*: 1 gone \(b\); fix: run nnunet_cfcl pool"):
+    with pytest.raises(UserError, match=r"imagesUn changed since it was preprocessed: 1 new \(new\) and 1 removed "
+                                        r"\(a\); .*labelsSilver changed .*: 1 removed \(b\); "
+                                        "fix: run nnunet_cfcl pool"):
         check()
 
 
@@ -164,7 +165,7 @@ def test_other_labels_in_dataset_json_are_an_error(raw, toy, check):
     make()
     file = toy / "nnUNet_preprocessed" / DATASET / "dataset.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "labels": {"background": 0, "lung": 1, "heart": 2}}))
-    with pytest.raises(UserError, match=r"labels in dataset\.json changed"):
+    with pytest.raises(UserError, match=r"with other labels in dataset\.json"):
         check()
 
 
@@ -173,7 +174,7 @@ def test_an_interrupted_pool_and_lost_files_are_errors(raw, toy_cases, check):
     folder = pool_folder(toy_cases)
     manifest = read_manifest(folder)
     write_manifest(folder, dataclasses.replace(manifest, complete=False))
-    with pytest.raises(UserError, match="is not complete: preprocessing was interrupted after 3 cases"):
+    with pytest.raises(UserError, match="is incomplete: preprocessing was interrupted after 3 cases"):
         check()
     write_manifest(folder, manifest)
     (folder / "b_seg.b2nd").unlink()

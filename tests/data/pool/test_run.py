@@ -1,4 +1,4 @@
-"""The verb `pool` on small pictures: what is stored, what is refused, how it goes on after an interruption."""
+"""The verb `pool` on small images: stored files, rejected input, resuming after an interruption."""
 
 import json
 import re
@@ -54,9 +54,9 @@ def add(raw: Path, *cases: str, silver: bool = False, shape: tuple[int, int] = S
 
 
 def run(**arguments):
-    said: list[str] = []
-    preprocess_pool("7", "2d", say=said.append, **arguments)
-    return "\n".join(said)
+    lines: list[str] = []
+    preprocess_pool("7", "2d", log=lines.append, **arguments)
+    return "\n".join(lines)
 
 
 def load(folder: Path, case: str) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +93,7 @@ def test_a_case_is_stored_as_nnunet_stores_cases_with_labels_and_confidence(raw,
 
 
 @pytest.mark.end_to_end
-def test_several_processes_store_what_one_stores(raw, preprocessed):
+def test_several_processes_store_the_same_as_one(raw, preprocessed):
     add(raw, "a", "b", "c", silver=True)
     run()
     alone = read_manifest(pool_folder(preprocessed))
@@ -102,7 +102,7 @@ def test_several_processes_store_what_one_stores(raw, preprocessed):
     assert read_manifest(pool_folder(preprocessed)).content() == alone.content()
 
 
-def test_the_command_prints_where_the_pool_is_and_what_comes_next(raw, preprocessed, capsys):
+def test_the_command_prints_the_folder_of_the_pool_and_the_next_command(raw, preprocessed, capsys):
     add(raw, "a")
     assert cli.main(["pool", "-d", DATASET, "-c", "2d", "-p", "nnUNetPlans", "-np", "1"]) == 0
     shown = capsys.readouterr().out
@@ -110,7 +110,7 @@ def test_the_command_prints_where_the_pool_is_and_what_comes_next(raw, preproces
     assert "next: nnUNetv2_train 7 2d 0 -tr nnUNetTrainerDVDCL\n" in shown
 
 
-def test_a_second_run_makes_only_what_is_new_changed_or_lost(raw, preprocessed):
+def test_a_second_run_preprocesses_only_new_changed_and_lost_cases(raw, preprocessed):
     add(raw, "a", "b", "c", "d", silver=True)
     run()
     folder = pool_folder(preprocessed)
@@ -148,7 +148,7 @@ def test_a_pool_that_was_emptied_is_removed_while_one_whose_folders_are_missing_
         run()
 
 
-def test_a_table_of_patients_with_names_of_files_is_one_more_problem(raw, preprocessed):
+def test_a_table_of_patients_with_file_names_is_listed_with_the_other_problems(raw, preprocessed):
     add(raw, "a")
     write(raw / "imagesUn" / "b_0001.png", np.ones(SHAPE))
     (raw / "attributes.csv").write_text("case,patient\na_0000,p1\ntoy_1.png,p1\n")
@@ -159,7 +159,7 @@ def test_a_table_of_patients_with_names_of_files_is_one_more_problem(raw, prepro
     assert not pool_folder(preprocessed).exists()
 
 
-def test_every_array_carries_checksums_and_a_damaged_one_is_made_again_once_it_is_deleted(raw, preprocessed):
+def test_every_array_has_checksums_and_a_damaged_one_is_recreated_after_deletion(raw, preprocessed):
     add(raw, "a", silver=True)
     write(raw / "imagesTr" / "toy_0_0000.png", np.arange(24 * 24).reshape(24, 24) % 251)
     write(raw / "labelsSilver" / "toy_0.png", np.ones((24, 24)))
@@ -170,7 +170,7 @@ def test_every_array_carries_checksums_and_a_damaged_one_is_made_again_once_it_i
                pool / "a_seg.b2nd": lambda: SilverLabels(preprocessed).read("a", WHOLE),
                silver / "toy_0.b2nd": lambda: SilverLabels(preprocessed).read("toy_0", WHOLE)}
     for file, read in readers.items():
-        whole, sound = file.read_bytes(), read()
+        whole, expected = file.read_bytes(), read()
         assert b"cfcl_checksums" in whole
         damaged = bytearray(whole)
         # the chunk of the first voxels: the header, of a fixed size, names its own length
@@ -182,10 +182,10 @@ def test_every_array_carries_checksums_and_a_damaged_one_is_made_again_once_it_i
         file.unlink()
         run()
         # not byte by byte: blosc2's threads write the blocks of a chunk in any order
-        assert b"cfcl_checksums" in file.read_bytes() and np.array_equal(read(), sound)
+        assert b"cfcl_checksums" in file.read_bytes() and np.array_equal(read(), expected)
 
 
-def test_a_changed_quality_or_a_label_taken_away_is_noticed(raw, preprocessed):
+def test_a_changed_quality_and_a_removed_label_are_detected(raw, preprocessed):
     add(raw, "a", "b", silver=True)
     run()
     (raw / "labelsSilver" / "silver.csv").write_text("case,quality\na,0.5\n")
@@ -195,7 +195,7 @@ def test_a_changed_quality_or_a_label_taken_away_is_noticed(raw, preprocessed):
     assert (load(pool_folder(preprocessed), "b")[1][0] == -1).all()
 
 
-def test_another_plan_makes_the_whole_pool_again(raw, preprocessed, change_plan):
+def test_another_plan_preprocesses_the_whole_pool_again(raw, preprocessed, change_plan):
     add(raw, "a", "b")
     run()
     assert load(pool_folder(preprocessed), "a")[0].shape == (1, 1, *SHAPE)
@@ -207,12 +207,12 @@ def test_another_plan_makes_the_whole_pool_again(raw, preprocessed, change_plan)
 def test_configurations_with_the_same_preprocessed_data_share_a_pool(raw, preprocessed):
     add(raw, "a", "b")
     run()
-    said: list[str] = []
-    preprocess_pool("7", "2d_small", say=said.append)
-    assert said[0].startswith("2 cases of the pool (0 new")
+    lines: list[str] = []
+    preprocess_pool("7", "2d_small", log=lines.append)
+    assert lines[0].startswith("2 cases of the pool (0 new")
 
 
-def test_an_error_in_the_middle_keeps_what_is_done_and_takes_nothing_unfinished_for_good(
+def test_an_error_in_the_middle_keeps_finished_cases_and_lists_no_unfinished_one(
         raw, preprocessed, monkeypatch):
     add(raw, "a", "b", "c", "d")
     original, calls = CasePreprocessing._save_case, []
@@ -241,8 +241,8 @@ def test_an_error_in_the_middle_keeps_what_is_done_and_takes_nothing_unfinished_
 @pytest.mark.end_to_end
 def test_a_kill_leaves_no_case_in_the_manifest_whose_files_are_not_complete(raw, preprocessed):
     add(raw, *(f"case{index:02d}" for index in range(40)), silver=True, shape=(200, 220))
-    script = ("from nnunet_cfcl.nnunet import pool_command\npool_command.SAVE_EVERY_S = 0\n"
-              "pool_command.preprocess_pool('7', '2d')")
+    script = ("from nnunet_cfcl.data.pool import run\nrun.SAVE_EVERY_S = 0\n"
+              "run.preprocess_pool('7', '2d')")
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder, deadline = pool_folder(preprocessed), time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
@@ -267,7 +267,7 @@ def test_a_killed_worker_process_is_an_error_that_says_so(raw, kill_first_child)
         run(processes=2)
 
 
-def test_every_bad_image_and_label_is_listed_at_once_and_nothing_is_written(raw, preprocessed):
+def test_every_invalid_image_and_label_is_listed_in_one_error_and_nothing_is_written(raw, preprocessed):
     add(raw, "good", "other", silver=True)
     add(raw, "wide", "tall", "toy_0", "toy_3")
     write(raw / "labelsSilver" / "wide.png", np.zeros((20, 29)))
@@ -284,22 +284,23 @@ def test_every_bad_image_and_label_is_listed_at_once_and_nothing_is_written(raw,
     with pytest.raises(UserError, match=r"^15 problems in .*nothing was written") as error:
         run()
     lines = problems(error)
-    wanted = [r"case toy_0 is in imagesTr too", r"case toy_3 is in imagesTr too",
+    wanted = [r"case toy_0 is also in imagesTr", r"case toy_3 is also in imagesTr",
               r"unnamed\.png: must be named CASE_0000", r"late_0000\.png: missing",
               r"lonely\.png: no image of case lonely",
               r"silver\.csv line 2: the quality of case good .* found 'best'", r"line 3: .* other .* found '2'",
-              r"line 4: case other is there twice", r"silver\.csv has 1 names of files .*: good_0000;",
+              r"line 4: case other has more than one row", r"silver\.csv has 1 names of files .*: good_0000;",
               r"broken_0000\.png: cannot be read \(.+\)", r"colour_0000\.png: has 3 channels, expected 1 \(xray\)",
-              r"wide\.png: has shape \(1, 20, 29\), its image has \(1, 20, 28\)",
-              r"tall\.png: has shape \(1, 21, 28\), its image has", r"other\.png: has the values 7, .*known: 0, 1\)",
-              r"good\.png: has 3 channels, a label map has one"]
+              r"wide\.png: has shape \(1, 20, 29\), expected \(1, 20, 28\) as its image",
+              r"tall\.png: has shape \(1, 21, 28\), expected \(1, 20, 28\) as its image",
+              r"other\.png: has the values 7, .*known: 0, 1\)",
+              r"good\.png: has 3 channels, expected 1 \(a label map\)"]
     for pattern in wanted:
         assert sum(bool(re.search(pattern, line)) for line in lines) == 1, pattern
     assert len(lines) == len(wanted)
     assert not pool_folder(preprocessed).exists() and read_manifest(pool_folder(preprocessed)) is None
 
 
-def test_a_case_that_lacks_a_channel_is_named_with_the_missing_file(raw, toy):
+def test_a_case_without_one_of_its_channels_is_listed_with_the_missing_file(raw, toy):
     for folder in ("nnUNet_raw", "nnUNet_preprocessed"):
         file = toy / folder / DATASET / "dataset.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), "channel_names": {"0": "CT", "1": "PET"}}))
@@ -316,7 +317,7 @@ def test_a_case_that_lacks_a_channel_is_named_with_the_missing_file(raw, toy):
         assert f"{case}_0000.png: has 1 channels, expected 2 (CT, PET); {case}_0001.png missing" in line
 
 
-def test_intensities_that_are_not_finite_are_refused(raw, toy):
+def test_intensities_that_are_not_finite_are_rejected(raw, toy):
     for folder in ("nnUNet_raw", "nnUNet_preprocessed"):
         file = toy / folder / DATASET / "dataset.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), "file_ending": ".tif"}))
@@ -331,7 +332,7 @@ def test_intensities_that_are_not_finite_are_refused(raw, toy):
         "nan_0000.tif: 2 voxels are not finite (NaN or infinite)"]
 
 
-def test_probabilities_that_do_not_belong_to_the_label_are_refused(raw):
+def test_probabilities_that_do_not_match_the_label_are_rejected(raw):
     add(raw, "empty", "flat", "large", "nan", "swapped", "torn", silver=True)
     good = np.full((2, 1, *SHAPE), 0.5, np.float32)
     np.savez(raw / "labelsSilver" / "empty.npz", softmax=good)
@@ -352,7 +353,7 @@ def test_probabilities_that_do_not_belong_to_the_label_are_refused(raw):
 
 
 @pytest.mark.parametrize("folder_there", [True, False])
-def test_an_empty_or_missing_pool_is_an_error_that_says_where_images_go(raw, folder_there):
+def test_an_empty_or_missing_pool_is_an_error_that_names_the_folder_for_images(raw, folder_there):
     if not folder_there:
         (raw / "imagesUn").rmdir()
         (raw / "labelsSilver").rmdir()
@@ -369,7 +370,8 @@ def test_a_silver_label_of_a_training_case_needs_the_preprocessed_case(raw, prep
     with pytest.raises(UserError, match="^2 problems") as error:
         run()
     for line, case in zip(problems(error), ("toy_0", "toy_1")):
-        assert f"there is no preprocessed training case {case} in {preprocessed}; run nnUNetv2_preprocess -d 7" in line
+        fault = f"there is no preprocessed training case {case} in {preprocessed}; fix: run nnUNetv2_preprocess -d 7"
+        assert fault in line
 
 
 def test_the_ignore_label_may_be_used_and_region_labels_are_known(raw, toy, preprocessed):
@@ -394,7 +396,7 @@ def test_the_ignore_label_may_be_used_and_region_labels_are_known(raw, toy, prep
     (("7", "3d"), "the plan nnUNetPlans has no configuration 3d"),
     (("7", "2d", "nnUNetPlan"), "has no plan nnUNetPlan .*; fix: -p nnUNetPlans"),
 ])
-def test_an_unknown_dataset_plan_or_configuration_names_the_nearest(raw, arguments, message):
+def test_an_unknown_dataset_plan_or_configuration_is_an_error_that_names_the_closest_match(raw, arguments, message):
     with pytest.raises(UserError, match=message):
         preprocess_pool(*arguments)
 
@@ -419,10 +421,10 @@ def test_the_patients_of_all_cases_are_stored_for_trainings_without_the_raw_data
     assert not known_patients(raw, preprocessed.parent).outdated
 
 
-def test_a_table_of_patients_that_cannot_be_read_is_listed_with_the_bad_images(raw, preprocessed):
+def test_a_table_of_patients_that_cannot_be_read_is_listed_with_the_invalid_images(raw, preprocessed):
     add(raw, "toy_0", "good")
     (raw / "attributes.csv").write_text("case,patient\na,p1\na,p2\n")
     with pytest.raises(UserError, match="2 problems in .*nothing was written") as error:
         run()
-    assert "attributes.csv has 1 faults: case a is there more than once" in "".join(problems(error))
+    assert "attributes.csv has 1 errors: case a has more than one row" in "".join(problems(error))
     assert not pool_folder(preprocessed).exists() and not (preprocessed.parent / "cfcl_patients.json").exists()

@@ -18,7 +18,7 @@ NESTED = LabelManager({"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enh
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=20, deadline=None)
-def test_with_plain_labels_it_is_the_probability_of_the_label_chosen(seed):
+def test_with_plain_labels_the_confidence_is_the_probability_of_the_chosen_label(seed):
     random = np.random.default_rng(seed)
     probabilities = random.dirichlet(np.ones(3), size=(2, 3, 4)).transpose(3, 0, 1, 2)
     labels = random.integers(0, 3, (2, 3, 4))
@@ -29,7 +29,7 @@ def test_with_plain_labels_it_is_the_probability_of_the_label_chosen(seed):
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=20, deadline=None)
-def test_with_regions_it_is_the_least_certain_of_the_statements_a_label_makes(seed):
+def test_with_regions_the_confidence_is_that_of_the_least_certain_region(seed):
     random = np.random.default_rng(seed)
     probabilities, labels = random.random((3, 2, 3, 4)), random.integers(0, 4, (2, 3, 4))
     found = voxel_confidence(probabilities, labels, NESTED)
@@ -74,7 +74,7 @@ def test_the_second_channel_is_confidence_times_quality_in_percent(confidence, q
     assert (channels[1] == percent).all()
 
 
-def test_a_case_without_a_label_says_nothing_anywhere():
+def test_a_case_without_a_label_is_unknown_everywhere():
     channels = silver_channels(None, None, None, (1, 2, 3))
     assert channels.shape == (2, 1, 2, 3)
     assert (channels[0] == -1).all() and (channels[1] == 100).all()

@@ -1,4 +1,4 @@
-"""What find_raw_pool finds by names alone, and that it names everything that is wrong."""
+"""find_raw_pool: the cases found by file names alone, and the problems it lists."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_pool_and_training_cases_get_their_silver_labels_and_keep_their_channels
     assert found.cases[2].silver.probabilities == raw / "labelsSilver" / "t.npz"
 
 
-def test_an_output_folder_of_nnunets_predict_command_is_taken_as_it_is(raw):
+def test_an_output_folder_of_nnunets_predict_command_is_accepted_as_it_is(raw):
     touch(raw, "imagesUn/a_0000.nii.gz", "labelsSilver/a.nii.gz", "labelsSilver/a.npz", "labelsSilver/a.pkl",
           "labelsSilver/dataset.json", "labelsSilver/plans.json", "labelsSilver/predict_from_raw_data_args.json")
     (raw / "labelsSilver" / "chromap").mkdir()
@@ -56,7 +56,7 @@ def test_training_cases_named_in_dataset_json_are_known_too(raw):
     assert found.cases[0].signature() != before
 
 
-def test_every_wrong_name_and_missing_partner_is_listed(raw):
+def test_every_wrong_name_and_missing_counterpart_is_listed(raw):
     touch(raw, "imagesTr/both_0000.nii.gz", "imagesTr/both2_0000.nii.gz", "imagesUn/both_0000.nii.gz",
           "imagesUn/both2_0000.nii.gz", "imagesUn/nochannel.nii.gz", "imagesUn/a_00.nii.gz", "imagesUn/b_0000.nii",
           "imagesUn/late_0001.nii.gz", "imagesUn/gap_0000.nii.gz", "imagesUn/gap_0002.nii.gz",
@@ -64,10 +64,11 @@ def test_every_wrong_name_and_missing_partner_is_listed(raw):
           "labelsSilver/short.nii", "labelsSilver/notes.txt")
     (raw / "imagesUn" / "subfolder").mkdir()
     lines = find_raw_pool(raw, DATASET).problems
-    wanted = ["case both is in imagesTr too", "case both2 is in imagesTr too", "nochannel.nii.gz: must be named",
+    wanted = ["case both is also in imagesTr", "case both2 is also in imagesTr", "nochannel.nii.gz: must be named",
               "a_00.nii.gz: must be named", "b_0000.nii: must be named", "subfolder: must be named",
-              "late_0000.nii.gz: missing", "gap_0001.nii.gz: missing", "scan_seg: a case must not end in _seg",
-              "lonely.nii.gz: no image of case lonely", "orphan.npz: has no label orphan.nii.gz",
+              "late_0000.nii.gz: missing", "gap_0001.nii.gz: missing",
+              "scan_seg: the name of a case must not end in _seg",
+              "lonely.nii.gz: no image of case lonely", "orphan.npz: has no label map orphan.nii.gz",
               "short.nii: a silver label must be named CASE.nii.gz", "notes.txt: a silver label must be named"]
     assert len(lines) == len(wanted)
     for text in wanted:
@@ -81,25 +82,25 @@ def test_every_wrong_row_of_the_table_of_qualities_is_listed(tmp_path):
     assert found == {"a": 0.25, "f": 0}
     wanted = ["line 3: the quality of case b must be a number from 0 to 1, found 'good'",
               "line 4: the quality of case c must be a number from 0 to 1, found '1.5'",
-              "line 5: case a is there twice",
+              "line 5: case a has more than one row",
               "line 6: the quality of case e must be a number from 0 to 1, found 'nan'"]
     assert [problem.split("silver.csv ")[1] for problem in problems] == wanted
 
 
-def test_rows_without_quality_and_rows_of_cases_without_a_label_say_nothing(tmp_path):
+def test_rows_without_quality_and_rows_of_cases_without_a_label_are_ignored(tmp_path):
     file, problems = tmp_path / "silver.csv", []
     file.write_text("case, quality\n a , 0.5\nb,\n,\n\nunknown,bad\nunknown,0.1\nshort\n")
     assert read_qualities(file, {"a", "b", "c"}, ".png", problems) == {"a": 0.5}
     assert problems == []
 
 
-@pytest.mark.parametrize(("case", "said"), [("a.png", "names of files"), ("a_0000", "names of files"),
+@pytest.mark.parametrize(("case", "problem"), [("a.png", "names of files"), ("a_0000", "names of files"),
                                             ("z", "none of the 2 known cases, such as a, but 1 others: z;")])
-def test_a_table_that_names_the_cases_otherwise_is_one_problem(tmp_path, case, said):
+def test_a_table_with_other_case_names_is_one_problem(tmp_path, case, problem):
     file, problems = tmp_path / "silver.csv", []
     file.write_text(f"case,quality\n{case},0.5\n")
     assert read_qualities(file, {"a", "b"}, ".png", problems) == {}
-    assert len(problems) == 1 and said in problems[0] and str(file) in problems[0]
+    assert len(problems) == 1 and problem in problems[0] and str(file) in problems[0]
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -114,7 +115,7 @@ def test_a_table_without_its_columns_is_one_problem(tmp_path, text, message):
     assert problems == [f"{file}: {message}"]
 
 
-def test_a_spreadsheets_byte_order_mark_is_no_part_of_the_column(tmp_path):
+def test_the_byte_order_mark_of_a_spreadsheet_is_not_part_of_the_column_name(tmp_path):
     file, problems = tmp_path / "silver.csv", []
     file.write_bytes("case,quality\na,0.5\n".encode("utf-8-sig"))
     assert read_qualities(file, {"a"}, ".png", problems) == {"a": 0.5}
@@ -133,7 +134,7 @@ def test_the_signature_of_a_case_changes_with_each_of_its_files_and_with_its_qua
     assert find_raw_pool(raw, DATASET).cases[0].signature() == signatures[-1]
 
 
-def test_the_names_alone_are_found_without_looking_at_anything_else(raw):
+def test_case_names_are_found_from_file_names_alone(raw):
     touch(raw, "imagesUn/a_0000.nii.gz", "imagesUn/a_0001.nii.gz", "imagesUn/odd", "labelsSilver/b.nii.gz",
           "labelsSilver/plans.json")
     (raw / "dataset.json").write_text(json.dumps(DATASET))

@@ -1,4 +1,4 @@
-"""The pool of real volumes and X-rays: what nnU-Net's own preprocessing gives, voxel by voxel."""
+"""The pool of real volumes and X-rays equals nnU-Net's own preprocessing, voxel by voxel."""
 
 import csv
 import json
@@ -94,7 +94,7 @@ def planned(tmp_path_factory):
 
 @pytest.fixture
 def datasets(planned, tmp_path, monkeypatch):
-    """A copy of them for one test, set in the environment."""
+    """A copy of both datasets for one test, set in the environment."""
     base = tmp_path / "nnunet"
     shutil.copytree(planned, base)
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
@@ -107,7 +107,7 @@ def datasets(planned, tmp_path, monkeypatch):
 
 
 def make_pool(dataset: str, configuration: str):
-    return preprocess_pool(dataset, configuration, say=lambda line: None)
+    return preprocess_pool(dataset, configuration, log=lambda line: None)
 
 
 def preprocessed(base: Path, dataset: str, configuration: str) -> Path:
@@ -120,7 +120,7 @@ def plan_of(base: Path, dataset: str) -> tuple[PlansManager, dict]:
 
 
 def copy_to_pool(raw: Path) -> list[str]:
-    """Every training case once more in the pool, under another name, with its manual label as a silver one."""
+    """Copy every training case into the pool under another name, with its manual label as silver label."""
     cases = []
     for path in sorted((raw / "imagesTr").iterdir()):
         case, ending = path.name.split("_0000.")
@@ -183,7 +183,7 @@ def test_silver_labels_of_training_cases_lie_on_the_grid_of_the_preprocessed_cas
     assert sorted(nnUNetDatasetBlosc2(str(folder)).identifiers) == sorted(SPACINGS)
 
 
-def test_a_training_image_that_changed_since_it_was_preprocessed_is_refused(datasets):
+def test_a_training_image_that_changed_since_it_was_preprocessed_is_rejected(datasets):
     raw = datasets / "nnUNet_raw" / VOLUMES
     for case in ("hippocampus_004", "hippocampus_011"):
         for file, folder in ((raw / "imagesTr" / f"{case}_0000.nii.gz",) * 2, (raw / "labelsTr" / f"{case}.nii.gz",
@@ -192,10 +192,10 @@ def test_a_training_image_that_changed_since_it_was_preprocessed_is_refused(data
             sitk.WriteImage(volume[:, :, 1:], str(folder))
     with pytest.raises(UserError, match="^2 problems") as error:
         make_pool(VOLUMES, "3d_fullres")
-    assert str(error.value).count("when it was preprocessed; run nnUNetv2_preprocess -d 811") == 2
+    assert str(error.value).count("when it was preprocessed; fix: run nnUNetv2_preprocess -d 811") == 2
 
 
-def test_another_border_of_a_training_image_is_refused_though_its_size_is_the_same(datasets):
+def test_another_border_of_a_training_image_is_rejected_though_its_size_is_the_same(datasets):
     raw, case = datasets / "nnUNet_raw" / VOLUMES, "hippocampus_004"
     file = raw / "imagesTr" / f"{case}_0000.nii.gz"
     volume = sitk.ReadImage(str(file))
@@ -227,7 +227,7 @@ def predict(base: Path, dataset: str, configuration: str, case: str) -> np.ndarr
 @pytest.mark.parametrize(("dataset", "configuration", "case", "resampled"), [
     (VOLUMES, "2d", "hippocampus_004", False), (VOLUMES, "3d_fullres", "hippocampus_026", True),
     (XRAYS, "2d", None, False)])
-def test_the_probabilities_nnunet_saves_become_the_confidence_of_its_labels(
+def test_nnunets_saved_probabilities_become_the_confidence_of_its_labels(
         datasets, dataset, configuration, case, resampled):
     folder = preprocessed(datasets, dataset, configuration)
     case = case or sorted(nnUNetDatasetBlosc2.get_identifiers(str(folder)))[0]
@@ -260,9 +260,10 @@ def test_labels_on_another_grid_are_all_listed(datasets):
         sitk.WriteImage(image, str(file))
     with pytest.raises(UserError, match="^3 problems") as error:
         make_pool(VOLUMES, "3d_fullres")
-    for text in (r"004.nii.gz: has spacing 1.3, 1, 3, its image has 1, 1, 3",
-                 "011.nii.gz: has origin 9, 0, 0, its image has 10, -20, 5",
-                 "026.nii.gz: has direction -1, 0, 0, 0, -1, 0, 0, 0, 1, its image has 1, 0, 0, 0, 1, 0, 0, 0, 1"):
+    for text in (r"004.nii.gz: has spacing 1.3, 1, 3, expected 1, 1, 3 as its image",
+                 "011.nii.gz: has origin 9, 0, 0, expected 10, -20, 5 as its image",
+                 "026.nii.gz: has direction -1, 0, 0, 0, -1, 0, 0, 0, 1, "
+                 "expected 1, 0, 0, 0, 1, 0, 0, 0, 1 as its image"):
         assert text in str(error.value)
 
 

@@ -1,7 +1,6 @@
-"""Phase 1 without a trainer's constructor: the same cases, folders, weights and identity as with it; clear errors."""
+"""``python -m nnunet_cfcl.pretrain``: phase 1 alone, reused by the real trainer; clear errors."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,21 +8,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_cfcl import trainers
 from nnunet_cfcl.cli import pretrain
-from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.phases.bare_trainer import bare_trainer
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.phases.pretraining_phase import PretrainingPhase
 from nnunet_cfcl.phases.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.data import PretrainingDataset
 from nnunet_cfcl.runs.ranks import Ranks
-from nnunet_cfcl.trainers.lookup import find_trainer
+from tests.toy_dataset import DATASET
 
-DATASET, CPU = "Dataset007_Toy", torch.device("cpu")
-PRETRAINING = [name for name in trainers.__all__
-               if issubclass(getattr(trainers, name), (nnUNetTrainer,)) and hasattr(getattr(trainers, name), "method")]
+CPU = torch.device("cpu")
 SHORT = {"pretrain": {"epochs": 2, "iterations_per_epoch": 1, "images_per_step": 2, "points_per_image": 10},
          "counterfactual": {"count": 1}, "finetune": {"iterations_per_epoch": 7}}
 
@@ -34,57 +29,11 @@ def settings(settings_file):
     return settings_file(SHORT)
 
 
-def bare(name="nnUNetTrainerDVDCL", fold="0", dataset="7", configuration="2d", plans="nnUNetPlans"):
-    return bare_trainer(find_trainer(name), dataset, configuration, fold, plans, CPU, lambda *line, **ignored: None)
-
-
-def real(toy, name="nnUNetTrainerDVDCL", fold=0, configuration="2d"):
+def live_trainer(toy):
     folder = toy / "nnUNet_preprocessed" / DATASET
     plans = {**json.loads((folder / "nnUNetPlans.json").read_text()), "continue_training": False}
-    return getattr(trainers, name)(plans, configuration, fold, json.loads((folder / "dataset.json").read_text()), CPU)
-
-
-def task_of(trainer):
-    method = type(trainer).method
-    return build_task(trainer, method, build_objective(trainer, method), Ranks())
-
-
-@pytest.mark.parametrize("name", PRETRAINING)
-def test_the_identity_is_that_of_the_real_trainer(toy, name):
-    found, expected = task_of(bare(name)), task_of(real(toy, name))
-    assert json.dumps(found.identity) == json.dumps(expected.identity)
-    for field in ("folder", "geometry", "patches_per_pass", "device", "workers", "checkpoints", "settings"):
-        assert getattr(found, field) == getattr(expected, field), field
-
-
-@pytest.mark.parametrize("fold, configuration", [("all", "2d"), ("3", "2d_small")])
-def test_folders_and_cases_are_those_of_the_real_trainer(toy, fold, configuration):
-    found = bare(fold=fold, configuration=configuration)
-    expected = real(toy, fold=fold if fold == "all" else int(fold), configuration=configuration)
-    for name in ("output_folder", "output_folder_base", "preprocessed_dataset_folder", "fold", "settings",
-                 "preprocessed_dataset_folder_base", "configuration_name", "num_iterations_per_epoch"):
-        assert getattr(found, name) == getattr(expected, name), name
-    assert found.do_split() == expected.do_split()
-
-
-def test_a_plan_that_was_moved_from_another_dataset_counts_as_the_real_trainer_counts_it(toy, change_plan):
-    change_plan(lambda plan: plan.update(dataset_name="Dataset008_Other"))
-    found, expected = bare(), real(toy)
-    assert found.output_folder == expected.output_folder
-    assert found.preprocessed_dataset_folder == expected.preprocessed_dataset_folder
-
-
-def test_the_network_begins_with_the_weights_of_the_real_trainer(toy):
-    expected = real(toy)
-    expected.initialize()
-    found, weights = bare().network.state_dict(), expected.network.state_dict()
-    assert found.keys() == weights.keys()
-    assert all(torch.equal(found[key], weights[key]) for key in found)
-
-
-def test_nothing_is_written_before_phase_1(toy):
-    bare()
-    assert not list((toy / "nnUNet_results" / DATASET).iterdir())
+    description = json.loads((folder / "dataset.json").read_text())
+    return trainers.nnUNetTrainerDVDCL(plans, "2d", 0, description, CPU)
 
 
 def run(*arguments, capsys):
@@ -97,9 +46,9 @@ def test_phase_1_alone_runs_without_torchrun_and_the_real_trainer_reuses_it(toy,
     assert status == 0 and "nnunet_cfcl.pretrain:" not in errors
     assert "Pretraining epoch 1" in output and "Phase 2: nnUNetv2_train 7 2d 0 -tr nnUNetTrainerDVDCL" in output
     assert "-p nnUNetPlans -device cpu" in output
-    trainer = real(toy)
+    trainer = live_trainer(toy)
     trainer.initialize()
-    folder = PretrainingPhase(trainer, type(trainer).method, False, Ranks()).run()
+    folder = PretrainingPhase(FoldContext.of(trainer), type(trainer).method, False, Ranks()).run(trainer.network)
     assert "is reused" in capsys.readouterr().out
     saved = torch.load(folder / "checkpoint_final.pth", weights_only=False)["network_weights"]
     own = trainer.network.state_dict()
@@ -151,7 +100,9 @@ def test_a_broken_image_is_named(save_case, capsys):
 
 
 def test_a_broken_image_that_one_process_meets_ends_the_other_and_torchrun_names_the_first(save_case):
-    task = task_of(bare("nnUNetTrainerVADeR"))
+    fold = FoldContext.find(trainers.nnUNetTrainerVADeR, "7", "2d", "0", "nnUNetPlans", CPU, print)
+    method = trainers.nnUNetTrainerVADeR.method
+    task = build_task(fold, method, build_objective(fold, method), Ranks())
     data = PretrainingDataset(task.reader, task.source, task.objective, task.geometry, task.settings, 1)
     broken = data._case(1)  # the second image of the first step is the second process's
     save_case(broken, np.full((1, 1, 24, 24), np.nan))
@@ -169,20 +120,3 @@ def test_a_broken_image_that_one_process_meets_ends_the_other_and_torchrun_names
 def test_a_missing_gpu_is_said_and_not_replaced_by_the_cpu(capsys):
     assert pretrain.main(["7", "2d", "0"]) == 1
     assert "process 0 of this host finds 0 CUDA GPUs" in capsys.readouterr().err
-
-
-def test_the_trainers_class_builds_the_network_and_divides_the_cases():
-    class Mine(trainers.nnUNetTrainerDVDCL):
-        @staticmethod
-        def build_network_architecture(*arguments):
-            return torch.nn.Conv2d(1, 2, 1)
-
-        def do_split(self):
-            return ["toy_1"], ["toy_2"]
-
-    trainer = bare_trainer(Mine, "7", "2d", "0", "nnUNetPlans", CPU, print)
-    assert isinstance(trainer.network, torch.nn.Conv2d)
-    assert trainer.do_split() == (["toy_1"], ["toy_2"])
-    assert os.path.basename(trainer.output_folder_base) == "Mine__nnUNetPlans__2d"
-    with pytest.raises(UserError, match="no decoder of nnU-Net's U-Net kind"):
-        PretrainingPhase(trainer, Mine.method, None, Ranks()).run()

@@ -1,0 +1,16 @@
+from .attribute_table import AttributeTable as AttributeTable
+from .attribute_table import read_attribute_table as read_attribute_table
+from .attribute_table import read_declared_kinds as read_declared_kinds
+from .attributes import Attribute as Attribute
+from .attributes import AttributeCoding as AttributeCoding
+from .attributes import infer_attributes as infer_attributes
+from .attributes import is_missing as is_missing
+from .cases import PreprocessedCases as PreprocessedCases
+from .patients import Patients as Patients
+from .patients import known_patients as known_patients
+from .patients import read_patients as read_patients
+from .patients import store_patients as store_patients
+from .pretraining_reader import Labels as Labels
+from .pretraining_reader import PretrainingCases as PretrainingCases
+from .reader import CaseReader as CaseReader
+from .reader import require_finite as require_finite

@@ -1,0 +1,17 @@
+from .attributes_of_cases import KnownAttributes as KnownAttributes
+from .attributes_of_cases import NothingToChange as NothingToChange
+from .attributes_of_cases import coding_and_interventions as coding_and_interventions
+from .attributes_of_cases import known_attributes as known_attributes
+from .generator_phase import GeneratorPhase as GeneratorPhase
+from .generator_phase import Judged as Judged
+from .generator_phase import lazy_generator_source as lazy_generator_source
+from .generator_task import build_generator_task as build_generator_task
+from .generator_task import has_attributes as has_attributes
+from .lazy_source import LazySource as LazySource
+from .pretraining_phase import PretrainingPhase as PretrainingPhase
+from .pretraining_task import build_objective as build_objective
+from .pretraining_task import build_task as build_task
+from .replaced_images import ReplacedImage as ReplacedImage
+from .replaced_images import ReplacedImages as ReplacedImages
+from .replaced_images import Replacement as Replacement
+from .replacements import with_replacements as with_replacements
