@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-for
 # nnU-Net's commands are found as if the environment were activated
 ACTIVATED := PATH="$(CURDIR)/$(BIN):$$PATH"
-# two processes, since a test keeps one core busy; a file's tests stay together, for what they prepare is costly, and files
-# keep their order, which has the long ones not at the end
-PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two processes, since a test keeps one core busy. The tests of a file share module fixtures (trained models), which the
+# schedulers "load" and "worksteal" would build in both processes; files keep their order, in which the last are short,
+# so that neither process waits long for the other.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=40
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
@@ -52,8 +53,9 @@ versions: $(STAMP)  ## which versions of nnU-Net work, each tried in an environm
 	@echo "==> Trying versions of nnU-Net; the table is docs/reference/compatibility.md"
 	@$(ACTIVATED) python -m tests.compatibility.matrix
 
-lint: $(STAMP)  ## style and common mistakes (ruff)
+lint: $(STAMP)  ## style and common mistakes (ruff), which room imports which (import-linter)
 	@$(BIN)/ruff check
+	@$(BIN)/lint-imports
 
 types: $(STAMP)  ## type check (mypy)
 	@$(BIN)/mypy

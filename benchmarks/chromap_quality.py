@@ -42,7 +42,7 @@ from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerat
 from nnunet_cfcl.counterfactual.generator.whole_cases import CaseChange, SlidingWindowCounterfactuals
 from nnunet_cfcl.counterfactual.source import AcquisitionSource
 from nnunet_cfcl.data.cases import PreprocessedCases
-from nnunet_cfcl.evaluation.probe.measures import distance_between_classes, matched_clusters
+from nnunet_cfcl.evaluation.probe.metrics import distance_between_classes, matched_clusters
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.views.crop_box import CropBox

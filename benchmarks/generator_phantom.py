@@ -27,13 +27,14 @@ from scipy import ndimage
 from torch import Tensor
 
 from nnunet_cfcl.config import Settings, resolve_settings
-from nnunet_cfcl.counterfactual.gate.evaluate import judge
+from nnunet_cfcl.counterfactual.gate.judges import judge
 from nnunet_cfcl.counterfactual.gate.report import write_report
 from nnunet_cfcl.counterfactual.generator.data import case_quantiles, draw_patches, split_patients
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator, IntensityScale
-from nnunet_cfcl.counterfactual.generator.hvae_sizes import plan_sizes
+from nnunet_cfcl.counterfactual.generator.hvae_planning import plan_sizes
 from nnunet_cfcl.counterfactual.generator.interventions import default_interventions
-from nnunet_cfcl.counterfactual.generator.training import GeneratorTask, GeneratorTraining
+from nnunet_cfcl.counterfactual.generator.task import GeneratorTask
+from nnunet_cfcl.counterfactual.generator.training import GeneratorTraining
 from nnunet_cfcl.counterfactual.generator.whole_cases import CaseChange, SlidingWindowCounterfactuals
 from nnunet_cfcl.data.attributes import infer_attributes
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
@@ -239,8 +240,9 @@ def main() -> None:
     folder = out / f"generator_phantom_{dim}d"
     task = make_task(cases, dim, resolve_settings(None, settings_file), folder, arguments.device)
     finished = GeneratorTraining.final_in(folder)
-    generator = (CounterfactualGenerator.load(finished, arguments.device) if finished.exists()
-                 else GeneratorTraining(task).run(resume=True))
+    if not finished.exists():
+        GeneratorTraining(task).run(resume=True)
+    generator = CounterfactualGenerator.load(finished, arguments.device)
     minutes = sum(line["seconds"] for line in read_log(folder / "log.jsonl")) / 60
     # both dimensions go into one file
     result_file = out / "generator_phantom.json"

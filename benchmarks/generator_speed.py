@@ -38,7 +38,8 @@ from torch import Tensor
 
 from nnunet_cfcl.counterfactual.generator.generation import Generation, generate_counterfactuals
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator, IntensityScale
-from nnunet_cfcl.counterfactual.generator.hvae import HVAE, HVAESizes, Resolution
+from nnunet_cfcl.counterfactual.generator.hvae import HVAE
+from nnunet_cfcl.counterfactual.generator.hvae_sizes import HVAESizes, Resolution
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.counterfactual.generator.whole_cases import CaseChange, SlidingWindowCounterfactuals
 from nnunet_cfcl.data.attributes import Attribute, AttributeCoding

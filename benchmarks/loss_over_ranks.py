@@ -71,9 +71,9 @@ class Problem:
         if objective == "MVD-CL":
             z = torch.randn(self.batch, self.views, self.points, self.width, requires_grad=True)
             positions = torch.rand(self.batch, self.views, self.points, 3)
-            return lambda: _forward_and_backward(mvd_cl_loss(z, positions), z)
+            return lambda: _forward_and_backward(mvd_cl_loss(z, positions).loss, z)
         a, b = (torch.randn(self.batch, self.points, self.width, requires_grad=True) for _ in range(2))
-        return lambda: _forward_and_backward(dvd_cl_loss(a, b), a, b)
+        return lambda: _forward_and_backward(dvd_cl_loss(a, b).loss, a, b)
 
 
 def _forward_and_backward(value: Tensor, *embeddings: Tensor) -> Tensor:

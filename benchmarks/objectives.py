@@ -77,10 +77,10 @@ class Problem:
 
 def _blockwise(objective: str) -> Callable[[list[Tensor], Tensor, Tensor], Tensor]:
     return {
-        "DVD-CL": lambda z, labels, positions: dvd_cl_loss(*z, TEMPERATURE),
-        "S-DVD-CL": lambda z, labels, positions: s_dvd_cl_loss(*z, labels, labels, TEMPERATURE),
-        "MVD-CL": lambda z, labels, positions: mvd_cl_loss(*z, positions, TEMPERATURE, RADIUS),
-        "S-MVD-CL": lambda z, labels, positions: s_mvd_cl_loss(*z, labels, TEMPERATURE),
+        "DVD-CL": lambda z, labels, positions: dvd_cl_loss(*z, TEMPERATURE).loss,
+        "S-DVD-CL": lambda z, labels, positions: s_dvd_cl_loss(*z, labels, labels, TEMPERATURE).loss,
+        "MVD-CL": lambda z, labels, positions: mvd_cl_loss(*z, positions, TEMPERATURE, RADIUS).loss,
+        "S-MVD-CL": lambda z, labels, positions: s_mvd_cl_loss(*z, labels, TEMPERATURE).loss,
     }[objective]
 
 

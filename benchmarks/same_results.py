@@ -14,6 +14,7 @@ generator's weights, losses, gate metrics and counterfactuals, CHRO-maps, masks,
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import json
 import os
@@ -137,7 +138,10 @@ class Recorder:
     def _files(self, key: str, folder: Path, endings: tuple[str, ...]) -> None:
         for file in sorted(folder.rglob("*")):
             if file.suffix in endings:
-                self.found[f"{key}: {file.relative_to(folder)}"] = _sha(file.read_bytes())
+                content = file.read_bytes()
+                # NIfTI: data type, geometry and voxels, however they are compressed
+                self.found[f"{key}: {file.relative_to(folder)}"] = _sha(
+                    gzip.decompress(content) if file.suffix == ".gz" else content)
 
     def _fold(self, dataset: str, configuration: str, trainer: str) -> Path:
         return self._of("results") / dataset / f"{trainer}__{PLANS}__{configuration}" / "fold_0"

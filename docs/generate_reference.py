@@ -1,16 +1,18 @@
-"""Writes what the reference pages take from the code, between the pages' markers: settings, trainers, commands.
+"""Write what the reference pages take from the code between their markers: settings, trainers, commands, Python names.
 
     python docs/generate_reference.py
 
-`make docs` runs it before it builds the pages; a test says when what is committed is not what the code says.
+`make docs` runs it before it builds the pages; a test fails when a committed page differs from the code.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import os
+import pkgutil
 import re
 import types
 from collections.abc import Callable, Iterator
@@ -19,14 +21,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 from unittest.mock import patch
 
+import nnunet_cfcl
 from nnunet_cfcl.cli import VERBS, build_parser
 from nnunet_cfcl.cli.trainers import trainer_table
 from nnunet_cfcl.config import Settings
 from nnunet_cfcl.files.atomic import write_text_atomically
 
 PAGES = Path(__file__).resolve().parent / "reference"
-#: The width of a help text, whatever the terminal; no colours either.
+#: Fixed width of help texts, independent of the terminal, and no colours.
 FIXED = {"COLUMNS": "100", "NO_COLOR": "1"}
+#: Order of the rooms on the Python page: the method first, then what surrounds it; unlisted rooms come last.
+ROOMS = ("losses", "views", "counterfactual", "pretraining", "chromap", "evaluation", "trainers", "phases", "data",
+         "nnunet", "runs", "config", "files", "errors", "phantom", "demo", "doctor")
+#: Rooms without a section: the command line has a page of its own.
+LEFT_OUT = ("cli", "pretrain")
 
 
 def settings_sections() -> str:
@@ -50,7 +58,7 @@ def _settings_table(group: Any, settings: Any, prefix: str = "") -> str:
 
 
 def accepted(hint: Any, declared: Field[Any]) -> str:
-    """In words, what a setting may be: type or choices, inclusive range, null."""
+    """Describe the accepted values of a setting: type or choices, inclusive range, null."""
     low, high = declared.metadata["low"], declared.metadata["high"]
     if low is not None and high is not None:
         bounds = f", {low:g} to {high:g}"
@@ -96,19 +104,105 @@ def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
             for name, part in action.choices.items()}
 
 
-#: page -> name of the marked block -> what makes it
+def public_names() -> str:
+    """A heading for every room with a public face, its description, and a line for every exported name."""
+    return "\n\n".join(filter(None, map(_room_section, _rooms())))
+
+
+def _rooms() -> list[str]:
+    """Full names of the package's rooms, inner rooms after the room that holds them."""
+    found = [one.name for one in pkgutil.walk_packages(nnunet_cfcl.__path__, "nnunet_cfcl.") if one.ispkg]
+    inner = [name.split(".")[1:] for name in [*found, "nnunet_cfcl.errors"]]
+    shown = [parts for parts in inner if parts[0] not in LEFT_OUT and not parts[0].startswith("_")]
+    place = {name: number for number, name in enumerate(ROOMS)}
+    return [".".join(["nnunet_cfcl", *parts])
+            for parts in sorted(shown, key=lambda parts: (place.get(parts[0], len(ROOMS)), parts))]
+
+
+def _room_section(name: str) -> str:
+    room = importlib.import_module(name)
+    names = getattr(room, "__all__", None)
+    if names is None:
+        names = [key for key, value in vars(room).items()
+                 if getattr(value, "__module__", "") == name and not key.startswith("_")]
+    if not names:
+        return ""
+    about = " ".join(_as_markdown(inspect.getdoc(room) or "").split("\n\n")[0].split())
+    lines = [_entry(one, getattr(room, one)) for one in sorted(names, key=str.lower)]
+    return "\n".join([f"### {name}", "", *([about, ""] if about else []), *lines])
+
+
+def _entry(name: str, value: Any) -> str:
+    if inspect.ismodule(value):
+        shown = "module"
+    elif inspect.isclass(value) or callable(value):
+        shown = _signature(value)
+    else:
+        return f"- `{name}`"
+    documentation = inspect.getdoc(value) or ""
+    # a dataclass without a docstring is given its signature for one
+    if documentation.startswith(f"{name}("):
+        documentation = ""
+    sentence = first_sentence(documentation)
+    code = f"{name} (module)" if shown == "module" else f"{name}{shown}"
+    return f"- `{code}`: {sentence}" if sentence else f"- `{code}`"
+
+
+def first_sentence(documentation: str) -> str:
+    """Return the first sentence of a docstring as one line of Markdown."""
+    paragraph = " ".join(documentation.split("\n\n")[0].split())
+    return _as_markdown(re.split(r"(?<=[.!?])(?<!\.\.)(?<!e\.g\.)(?<!i\.e\.)(?<!al\.) (?=[A-Z`])", paragraph)[0])
+
+
+def _as_markdown(text: str) -> str:
+    """Replace reStructuredText's roles and double backticks, and "<" outside of code, where it would begin a tag."""
+    text = re.sub(r" \(method[^)]*\)", "", re.sub(r":\w+:`", "`", text.replace("``", "`")))
+    parts = text.split("`")
+    return "`".join(part if number % 2 else part.replace("<", "&lt;") for number, part in enumerate(parts))
+
+
+def _signature(value: Any) -> str:
+    """Parameters of a function or a class without annotations; empty where a class takes no call of its own."""
+    if inspect.isclass(value) and (issubclass(value, BaseException) and "__init__" not in vars(value)
+                                   or getattr(value, "_is_protocol", False)):
+        return ""
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    plain = [one.replace(annotation=one.empty, default=_shown_default(one.default)) for one in parameters]
+    return str(inspect.Signature(plain))
+
+
+class _Shown(str):
+    """A text whose repr is itself, so that a signature shows it without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _shown_default(default: Any) -> Any:
+    """Simple defaults as they are, others as "...": their repr may hold an address."""
+    simple = default is inspect.Parameter.empty or default is None or isinstance(default, (bool, int, float, str))
+    if simple or isinstance(default, tuple) and all(isinstance(one, (int, float, str)) for one in default):
+        return default
+    return _Shown("...")
+
+
+#: page -> name of the marked block -> function that writes it
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "settings.md": {"settings": settings_sections},
     "trainers.md": {"trainers": trainer_table},
     "command-line.md": {"commands": command_helps},
+    "python.md": {"names": public_names},
 }
 
 
 def with_block(text: str, name: str, content: str) -> str:
-    """The text with other content between the markers of that name.
+    """Replace the content between the markers of a block.
 
     Raises:
-        ValueError: the markers are not there exactly once.
+        ValueError: the markers do not occur exactly once.
     """
     block = re.compile(rf"(<!-- {name}: .*? -->\n\n).*?(\n\n<!-- end of {name} -->)", re.DOTALL)
     text, found = block.subn(lambda match: f"{match[1]}{content}{match[2]}", text)
@@ -118,7 +212,7 @@ def with_block(text: str, name: str, content: str) -> str:
 
 
 def regenerated(page: Path) -> str:
-    """The page's text with its blocks as the code makes them now."""
+    """Return the page's text with its blocks written from the code."""
     text = page.read_text(encoding="utf-8")
     for name, make in BLOCKS[page.name].items():
         text = with_block(text, name, make())
@@ -126,13 +220,13 @@ def regenerated(page: Path) -> str:
 
 
 def main() -> None:
-    """Bring every page up to date; says which were not."""
+    """Update every page and print those that changed."""
     for name in BLOCKS:
         page = PAGES / name
         text = regenerated(page)
         if text != page.read_text(encoding="utf-8"):
             write_text_atomically(page, text)
-            print(f"brought up to date: {page}")
+            print(f"updated {page}")
 
 
 if __name__ == "__main__":

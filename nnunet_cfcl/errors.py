@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,3 +108,35 @@ def first_line(error: BaseException) -> str:
 def reason(error: BaseException) -> str:
     """Format an error in one line: a `UserError` in full, else type and first line."""
     return str(error) if isinstance(error, UserError) else first_line(error)
+
+
+@contextmanager
+def isolated() -> Iterator[list[Exception]]:
+    """Context in which one case, section or check may fail without ending the others.
+
+    Yields:
+        A list that holds the error, whatever it is, after the block; empty where there was none.
+    """
+    errors: list[Exception] = []
+    try:
+        yield errors
+    except Exception as error:
+        errors.append(error)
+
+
+@contextmanager
+def foreign_errors_as(translate: Callable[[Exception], Exception]) -> Iterator[None]:
+    """Context for files and libraries of others, which may raise any exception where a file is damaged.
+
+    Args:
+        translate: error -> the error to raise in its place, or the same error; a `UserError` is raised as it is.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        translated = translate(error)
+        if translated is error:
+            raise
+        raise translated from error

@@ -46,10 +46,10 @@ class CasesInMemory:
 
 @pytest.fixture(scope="session")
 def real_images() -> Path:
-    """Folder with real images and their tables, see the README."""
+    """Folder with real images and their tables, see docs/architecture.md."""
     folder = Path(os.environ.get("CFCL_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no real images at {folder}: set CFCL_TEST_DATA to a folder with them (README, 'Development')")
+        pytest.skip(f"no real images at {folder}: set CFCL_TEST_DATA (docs/architecture.md, Development)")
     return folder
 
 

@@ -235,6 +235,11 @@ def table_of_differences(results: Results, baseline: str) -> str:
     return markdown_table(columns, rows) if rows else ""
 
 
+def folded(summary: str, table: str) -> str:
+    """Markdown: a table folded away under its summary; empty for an empty table."""
+    return f'<details markdown="1">\n<summary>{summary}</summary>\n\n{table}\n\n</details>' if table else ""
+
+
 def _mean(values: NDArray[np.float64]) -> float:
     """Without the cases that have no such figure; NaN where none has it."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
@@ -321,7 +326,9 @@ def main() -> None:
         if not results.runs:
             continue
         draw(results, arguments.out / f"{name}_{budget}.png")
-        tables = (table_of_means(results), *(table_of_differences(results, baseline) for baseline in BASELINES))
+        differences = (folded(f"Differences to {baseline}", table_of_differences(results, baseline))
+                       for baseline in BASELINES)
+        tables = (table_of_means(results), *differences)
         print(f"{budget} labelled cases, {len(results.cases.names)} test cases ({arguments.half})\n")
         print("\n\n".join(filter(None, tables)), end="\n\n")
         written.append(to_json(results))

@@ -18,7 +18,7 @@ from torch import Tensor
 from nnunet_cfcl.chromap.ellipse import minimum_volume_enclosing_ellipse
 from nnunet_cfcl.chromap.landmarks import choose_landmarks, extend
 from nnunet_cfcl.chromap.palettes import Palette, colors
-from nnunet_cfcl.errors import UserError, first_line
+from nnunet_cfcl.errors import UserError, first_line, foreign_errors_as
 from nnunet_cfcl.files.atomic import replace_atomically
 
 Reducer = Literal["umap", "pca"]
@@ -229,26 +229,26 @@ class ColorSpace:
         Raises:
             UserError: the file is missing, damaged, no colour space, or of a newer version.
         """
-        try:
+        if not os.path.exists(file):
+            raise UserError(f"there is no colour space {file}")
+        content: dict[str, Any] = {}
+        with foreign_errors_as(lambda error: UserError(
+                f"{file} cannot be read as a colour space ({first_line(error)})",
+                "delete it; `nnunet_cfcl chromap` and `nnunet_cfcl predict` then fit a new one")):
             with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as stored:
-                # what is written is not compressed; a small file could become as large as it likes
+                # written without compression: a small compressed file could unpack to any size
                 if any(part.compress_type != ZIP_STORED for part in stored.zip.infolist()):
                     raise ValueError("compressed arrays")
                 version = int(stored["format"])
                 if version > FORMAT:
                     raise UserError(f"{file} is a colour space of format {version}, this version of nnunet_cfcl reads "
-                                    f"up to {FORMAT}", "update it")
-                content: dict[str, Any] = {name: torch.from_numpy(stored[name].astype(np.float32)) for name in _ARRAYS}
+                                    f"up to {FORMAT}", "pip install -U nnunet_cfcl")
+                content |= {name: torch.from_numpy(stored[name].astype(np.float32)) for name in _ARRAYS}
                 if not all(values.isfinite().all() for values in content.values()):
                     raise ValueError("numbers that are not finite")
-                return cls(**content, **{name: stored[name].item() for name in _PLAIN})
-        except UserError:
-            raise
-        except FileNotFoundError as error:
-            raise UserError(f"there is no colour space {file}") from error
-        except Exception as error:  # a damaged archive raises almost anything
-            raise UserError(f"{file} cannot be read as a colour space ({first_line(error)})", "delete it, and "
-                            "`nnunet_cfcl chromap` or `nnunet_cfcl predict` fits one anew") from error
+                content |= {name: stored[name].item() for name in _PLAIN}
+            space = cls(**content)
+        return space
 
 
 _ARRAYS = ("weight", "bias", "landmarks", "positions")

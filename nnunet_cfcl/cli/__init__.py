@@ -1,4 +1,4 @@
-"""The command ``nnunet_cfcl``: one file per verb."""
+"""Command line ``nnunet_cfcl VERB``: one file per verb, which parses its arguments and delegates the work."""
 
 from nnunet_cfcl.cli.main import VERBS, build_parser, main
 

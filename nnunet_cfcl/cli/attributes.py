@@ -1,4 +1,4 @@
-"""The verb ``nnunet_cfcl attributes``: proposes acquisition groups where nobody wrote the scanners down."""
+"""The verb ``nnunet_cfcl attributes``: proposes acquisition groups where the scanners are not recorded."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ from nnunet_cfcl.nnunet import lookup
 from nnunet_cfcl.runs.workers import PoolWorkers
 
 COLUMN, PICTURE = "acquisition_group", "attributes_discovered.png"
-#: Slices of a volume that are described, around its middle.
+#: Number of central slices of a volume that are described.
 SLICES = 32
-#: Cases of each group that are shown: the nearest to its centre, and the nearest to another group.
+#: Numbers of cases shown of each group: nearest to its mean, and nearest to another group.
 TYPICAL, DOUBTFUL = 3, 2
 
 
 def add_attributes_parser(subparsers: Any) -> None:
-    """Adds the verb ``attributes``."""
+    """Add the verb ``attributes``."""
     parser = subparsers.add_parser("attributes", help="propose acquisition groups (scanners) and write attributes.csv")
     verbs = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     discover = verbs.add_parser(
         "discover", help="cluster the preprocessed cases by their intensities and noise",
-        description=f"Writes the column {COLUMN} into attributes.csv of the raw dataset, and a picture beside it. It "
-        "is a proposal: look at the picture, rename the groups, mend what is wrong.")
+        description=f"Write the column {COLUMN} of attributes.csv in the raw dataset, with a figure beside it. The "
+        "groups are a proposal: check the figure, rename the groups and correct wrong entries.")
     discover.add_argument("-d", dest="dataset", required=True, help="dataset name or number")
     discover.add_argument("-c", dest="configuration", help="configuration (default: the first preprocessed one)")
     discover.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans (default: %(default)s)")
     discover.add_argument("-n", dest="count", type=int, choices=range(2, MOST_GROUPS + 1),
-                          help="number of groups, where you know it (default: as many as can be told apart)")
+                          help="number of groups, if known (default: as many as can be distinguished)")
     discover.add_argument("-np", dest="processes", type=int, default=2, help="processes (default: %(default)s)")
     discover.set_defaults(run=_run)
 
@@ -68,35 +68,34 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def discover_attributes(
     dataset: str | int, configuration: str | None = None, plans: str = "nnUNetPlans", processes: int = 1,
-    count: int | None = None, say: Callable[[str], object] = print,
+    count: int | None = None, log: Callable[[str], object] = print,
 ) -> AcquisitionGroups:
     """Group the preprocessed cases of a dataset and its pool; write ``attributes.csv`` if there are groups.
 
-    A table that is there keeps its rows and columns. Nothing but the picture is written if all cases look alike.
+    An existing table keeps its rows and columns. If there is a single group, only the figure is written.
 
     Args:
-        dataset: name or number.
-        configuration: one of the plan's; None: the first that is preprocessed, 3D before 2D.
+        dataset: name or number of the dataset.
+        configuration: configuration of the plan; None: the first preprocessed configuration, 3D before 2D.
         plans: name of the plans.
-        processes: cases read at the same time.
-        count: number of groups; None: as many as can be told apart.
-        say: gets the messages.
+        processes: number of processes that read cases.
+        count: number of groups; None: as many as can be distinguished.
+        log: function that prints a message.
 
     Raises:
-        UserError: no preprocessed cases, fewer than `FEWEST_CASES`, one that is not finite, or a table that has the
-            column already.
+        UserError: there are no preprocessed cases or fewer than `FEWEST_CASES`, a case is not finite, or the table
+            already has the column.
     """
     configuration = configuration or _first_preprocessed(str(dataset), plans)
     target = open_pool_dataset(str(dataset), configuration, plans)
     table = read_attribute_table(target.raw)
     if table is not None and COLUMN in table.columns:
-        raise UserError(f"{target.raw / ATTRIBUTES} has the column {COLUMN} already", "rename or delete it to discover "
-                        "groups again")
+        raise UserError(f"{target.raw / ATTRIBUTES} already has the column {COLUMN}",
+                        "rename or delete the column to discover groups again")
     cases = _cases(target)
     if len(cases) < FEWEST_CASES:
-        raise UserError(f"groups are looked for in {FEWEST_CASES} cases or more, found {len(cases)} in "
-                        f"{target.preprocessed}", "write the column by hand, or add images (imagesUn) and run "
-                        f"{target.command}")
+        raise UserError(f"expected at least {FEWEST_CASES} cases, found {len(cases)} in {target.preprocessed}",
+                        f"write the column by hand, or add images (imagesUn) and run {target.command}")
     with PoolWorkers(target, processes) as workers:
         described = dict(workers.each(_Description, cases, "describing"))
     found = find_acquisition_groups(np.stack([described[case] for case in cases]), count)
@@ -105,12 +104,12 @@ def discover_attributes(
     if found.count > 1:
         groups = dict(zip((case.name for case in cases), names))
         write_text_atomically(target.raw / ATTRIBUTES, _with_column(table, groups))
-    _report(found, names, target, say)
+    _report(found, names, target, log)
     return found
 
 
 def _first_preprocessed(dataset: str, plans: str) -> str:
-    """Name of a configuration with preprocessed cases, else of any: what is missing is said when it is opened."""
+    """Name of a configuration with preprocessed cases, else of any, which raises the error when it is opened."""
     name = lookup.find_dataset(dataset)
     plan = lookup.load_plan(name, plans, None)
     known = sorted(plan["configurations"], key=lambda one: (not one.startswith("3d_fullres"), one))
@@ -123,14 +122,14 @@ def _first_preprocessed(dataset: str, plans: str) -> str:
 
 @dataclass(frozen=True)
 class _Case:
-    """A preprocessed case, the folder it lies in and nnU-Net's class that reads that folder."""
+    """A preprocessed case, its folder and nnU-Net's class that reads the folder."""
 
     folder: Path
     storage: type
     name: str
 
     def middle(self, slices: int) -> NDArray[np.float32]:
-        """(C, z, Y, X) of at most so many slices around its middle.
+        """Read at most ``slices`` central slices, (C, z, Y, X).
 
         Raises:
             UserError: the file is damaged.
@@ -141,7 +140,7 @@ class _Case:
 
 
 def _cases(target: PoolDataset) -> list[_Case]:
-    """The labelled cases, and those of the pool where it is preprocessed."""
+    """The labelled cases, and the pool's cases if it is preprocessed."""
     labelled = lookup.preprocessed_cases(target.preprocessed, target.preprocess_command)
     storage = infer_dataset_class(str(target.preprocessed))
     pool = pool_folder(target.preprocessed)
@@ -151,7 +150,7 @@ def _cases(target: PoolDataset) -> list[_Case]:
 
 
 class _Description:
-    """`describe_acquisition` of a case; for worker processes, which hand it the dataset."""
+    """`describe_acquisition` of a case, in the form of a worker process's task, which gets the dataset."""
 
     def __init__(self, dataset: PoolDataset) -> None:
         pass
@@ -159,27 +158,27 @@ class _Description:
     def __call__(self, case: _Case) -> NDArray[np.float64]:
         image = case.middle(SLICES)
         if not np.isfinite(image).all():
-            raise UserError(f"case '{case.name}' holds values that are not finite", "`nnunet_cfcl doctor --data` lists "
-                            "every such case")
+            raise UserError(f"case '{case.name}' holds values that are not finite",
+                            "list all such cases with `nnunet_cfcl doctor --data`")
         return describe_acquisition(image)
 
 
-def _report(found: AcquisitionGroups, names: Sequence[str], target: PoolDataset, say: Callable[[str], object]) -> None:
-    say(f"number of groups: their agreement when resampled (asked for: {STABLE:g} or more), chance of such gaps within "
-        f"one group (asked for: {CHANCE:g} or less)")
+def _report(found: AcquisitionGroups, names: Sequence[str], target: PoolDataset, log: Callable[[str], object]) -> None:
+    log(f"number of groups: stability under resampling (accepted from {STABLE:g}), p-value of the gaps (accepted up to "
+        f"{CHANCE:g})")
     for number, cut in found.tried.items():
-        say(f"  {number}: {cut.stability:.2f}, {cut.chance:.2g}")
+        log(f"  {number}: {cut.stability:.2f}, {cut.chance:.2g}")
     if found.count == 1:
-        say(f"all {len(names)} cases look alike or differ without a gap, no table is written; look at "
-            f"{target.raw / PICTURE}, and if you know of groups give their number with -n")
+        log(f"all {len(names)} cases form one group, no table written; see {target.raw / PICTURE}, and pass the number "
+            "of groups with -n if it is known")
         return
     sizes = ", ".join(f"{name} {names.count(name)}" for name in sorted(set(names)))
-    say(f"{len(names)} cases in {found.count} groups ({sizes}), column {COLUMN} of {target.raw / ATTRIBUTES}")
-    say(f"this is a proposal: look at {target.raw / PICTURE}, then rename the groups and mend the table")
+    log(f"{len(names)} cases in {found.count} groups ({sizes}), column {COLUMN} of {target.raw / ATTRIBUTES}")
+    log(f"the groups are a proposal: check {target.raw / PICTURE}, then rename the groups and correct the table")
 
 
 def _with_column(table: AttributeTable | None, groups: dict[str, str]) -> str:
-    """The table with one column more, cases that it did not have at its end."""
+    """CSV text of the table with the new column; new cases are appended."""
     known = table or AttributeTable((), {})
     cases = [*known.cases, *sorted(groups.keys() - set(known.cases))]
     text = io.StringIO()
@@ -193,7 +192,7 @@ def _with_column(table: AttributeTable | None, groups: dict[str, str]) -> str:
 
 @names_as_they_are
 def _plot(found: AcquisitionGroups, cases: Sequence[_Case], names: Sequence[str], file: Path) -> None:
-    """The plane of the descriptions, and the middle slices of some cases of each group, as PNG."""
+    """Plot the descriptions' principal plane and the central slices of some cases of each group, as PNG."""
     groups, columns = sorted(set(names)), TYPICAL + DOUBTFUL
     figure = Figure(figsize=(5 + 2 * columns, max(4.5, 2.2 * len(groups))), layout="constrained")
     FigureCanvasAgg(figure)
@@ -221,7 +220,7 @@ def _plot(found: AcquisitionGroups, cases: Sequence[_Case], names: Sequence[str]
 
 
 def _examples(found: AcquisitionGroups, members: NDArray[np.intp]) -> list[tuple[int, bool]]:
-    """(number of a case, whether it is doubtful) of some cases of a group; a single group has no doubtful ones."""
+    """Example cases of a group: (index, whether it is doubtful); a single group has no doubtful cases."""
     unsure = DOUBTFUL if found.count > 1 else 0
     points = found.plane[members]
     typical = members[np.argsort(np.linalg.norm(points - points.mean(0), axis=1))[: TYPICAL + DOUBTFUL - unsure]]

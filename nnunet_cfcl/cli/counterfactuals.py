@@ -1,4 +1,4 @@
-"""Counterfactuals made elsewhere: from raw images to a counterfactual store, preprocessed as their originals were."""
+"""The verb ``nnunet_cfcl counterfactuals``: import of external counterfactuals, preprocessed like their originals."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ SOURCE = "import"
 
 
 def add_counterfactuals_parser(subparsers: Any) -> None:
-    """Adds the verb ``counterfactuals`` with its part ``import``."""
-    parser = subparsers.add_parser("counterfactuals", help="bring in counterfactual images made elsewhere")
+    """Add the verb ``counterfactuals`` with its part ``import``."""
+    parser = subparsers.add_parser("counterfactuals", help="import counterfactual images from elsewhere")
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
     importer = parts.add_parser(
-        "import", help="preprocess CASE__INTERVENTION_0000.ext files as their cases were, into a store",
+        "import", help="preprocess CASE__INTERVENTION_0000.ext files like their cases, into a store",
         description="Every training case needs one image per intervention, on the voxel grid of its raw image; a case "
-        "of the pool (imagesUn) one per intervention or none at all. Run nnUNetv2_plan_and_preprocess first, with a "
-        "pool nnunet_cfcl pool too. Files that are up to date are skipped.")
+        "of the pool (imagesUn) needs one per intervention or none. Run nnUNetv2_plan_and_preprocess first, and "
+        "nnunet_cfcl pool if there is a pool. Files that are up to date are skipped.")
     importer.add_argument("-d", dest="dataset", required=True, help="dataset name or number")
     importer.add_argument("-c", dest="configuration", required=True, help="configuration, e.g. 3d_fullres")
     importer.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans (default: %(default)s)")
     importer.add_argument("-i", dest="folder", required=True, type=Path, help="folder with the counterfactual images")
-    importer.add_argument("-o", dest="store", type=Path, help="the store (default: beside the preprocessed data)")
+    importer.add_argument("-o", dest="store", type=Path, help="store folder (default: beside the preprocessed data)")
     importer.add_argument("-np", dest="processes", type=int, default=2, help="processes (default: %(default)s)")
     importer.set_defaults(run=_run_import)
 
@@ -70,30 +70,31 @@ def import_counterfactuals(
     store_folder: str | os.PathLike[str] | None = None,
     processes: int = 1,
 ) -> CounterfactualStore:
-    """Preprocess raw counterfactuals exactly as their originals were and write them into a store.
+    """Preprocess raw counterfactuals exactly like their originals and write them into a store.
 
-    The original decides about the crop, the mask of masked normalisation, the spacing and the shape; the statistics of
-    the normalisation are the counterfactual's own, as they would be for a real image of the other scanner (method 6.9).
-    Interrupted imports go on where they stopped: files newer than their images and the preprocessed case are kept.
+    Crop, mask of masked normalisation, spacing and shape are the original's; the statistics of the normalisation are
+    the counterfactual's own, as for a real image of the other scanner (method 6.9). Interrupted imports are resumed:
+    files newer than their images and the preprocessed case are kept.
 
-    Every training case needs every intervention. A case of the pool has all of them or none: a training with the pool
-    refuses a store that lacks its cases, one without it (``pretrain.data: training``) does not need them.
+    Every training case needs every intervention. A case of the pool needs all of them or none: a training with the pool
+    rejects a store that lacks its cases, a training without it (``pretrain.data: training``) does not need them.
 
     Args:
-        dataset: name or number.
+        dataset: name or number of the dataset.
         configuration: nnU-Net's configuration, already preprocessed.
-        folder: images named CASE__INTERVENTION_0000.ext (one file per channel), with the dataset's file ending.
+        folder: folder of images named CASE__INTERVENTION_0000.ext (one file per channel), with the dataset's file
+            ending.
         plans: name of the plans.
-        store_folder: where the store goes; None: :func:`~nnunet_cfcl.counterfactual.store.default_store_root`.
-        processes: images preprocessed at the same time.
+        store_folder: folder of the store; None: :func:`~nnunet_cfcl.counterfactual.store.default_store_root`.
+        processes: number of processes that preprocess images.
 
     Returns:
         The store, complete and checked.
 
     Raises:
-        UserError: a dataset, plan or preprocessed case is missing; a file's name or shape is wrong; a training case, or
-            a case of the pool that has any, lacks an intervention; an image is not finite; images of the pool's cases
-            are given and the pool is out of date; a process was killed.
+        UserError: a dataset, plan or preprocessed case is missing; the name or shape of a file is wrong; a training
+            case, or a case of the pool with any intervention, lacks an intervention; an image is not finite; the pool
+            is out of date and images of its cases are given; a process was killed.
     """
     importer = _importer(str(dataset), configuration, plans)
     images = _find_images(Path(folder), importer.file_ending)
@@ -119,12 +120,12 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Importer:
-    """Preprocesses one counterfactual at a time; picklable.
+    """Preprocess one counterfactual at a time; picklable.
 
     Attributes:
         training: the preprocessed training cases, in ``folder``.
         pool: the preprocessed cases of the pool, in its folder.
-        originals: raw images and label of every case, see `_originals`; None where nobody asks for them.
+        originals: raw images and label of every case, see `_originals`; None if the normalisation is not masked.
     """
 
     folder: Path
@@ -160,11 +161,11 @@ class _Importer:
             job.store.write(job.case, job.intervention, array, chunks, blocks)
 
     def shape(self, case: str) -> tuple[int, ...]:
-        """(C, Z, Y, X) of the preprocessed case."""
+        """Shape (C, Z, Y, X) of the preprocessed case."""
         return tuple(self._load(case)[0].shape)
 
     def _home(self, case: str) -> Path:
-        """The folder of its preprocessed original."""
+        """Folder of the preprocessed original."""
         return pool_folder(self.folder) if case in self.pool else self.folder
 
     def _load(self, case: str) -> Any:
@@ -186,8 +187,8 @@ class _Importer:
         data = self._read(job.files)
         expected = (shape[0], *properties["shape_before_cropping"])
         if data.shape != expected:
-            raise UserError(f"{what} has shape {data.shape} (channels first, axes in the plan's order), its case has "
-                            f"{expected}: it must lie on the voxel grid of the case's raw image")
+            raise UserError(f"{what} has shape {data.shape}, expected {expected} like its case (channels first, axes "
+                            "in the plan's order)", "resample it to the voxel grid of the case's raw image")
         box = (slice(None), *(slice(int(low), int(high)) for low, high in properties["bbox_used_for_cropping"]))
         data = data[box]
         mask = self._nonzero_mask(job.case, box, data.shape[1:])
@@ -198,52 +199,53 @@ class _Importer:
         array = np.asarray(data, dtype=np.float32)
         if not np.isfinite(array).all():
             raise UserError(f"{what} ({', '.join(job.files)}) is not finite after normalisation",
-                            "make the image again")
+                            "create the image again")
         return array
 
     def _read(self, files: Sequence[str]) -> NDArray[np.float32]:
-        """(C, *S) as float32, axes in the plan's order."""
+        """Read images as float32 (C, *S), axes in the plan's order."""
         data, _ = self.plans.image_reader_writer_class().read_images(list(files))
         return data.astype(np.float32).transpose([0, *[axis + 1 for axis in self.plans.transpose_forward]])
 
     def _nonzero_mask(self, case: str, box: tuple[slice, ...], shape: tuple[int, ...]) -> NDArray:
-        """(1, *S) 0 inside, -1 outside of the original's nonzero region; only masked normalisation looks at it."""
+        """Mask (1, *S) for masked normalisation: 0 inside, -1 outside of the original's nonzero region."""
         if self.originals is None:
             return np.zeros((1, *shape), dtype=np.int8)
         if case not in self.originals:
-            raise UserError(f"the raw images of case {case} are gone from nnUNet_raw",
-                            "masked normalisation needs them")
+            raise UserError(f"the raw images of case {case}, which masked normalisation needs, are missing",
+                            "restore them in nnUNet_raw")
         original = self.originals[case]
         segmentation = self._read_label(original["label"]) if original["label"] else None
         _, mask, bounds = crop_to_nonzero(self._read(original["images"]), segmentation)
         if tuple(slice(int(low), int(high)) for low, high in bounds) != box[1:]:
             again = self.pool_command if case in self.pool else "nnUNetv2_preprocess"
-            raise UserError(f"the raw images of case {case} changed since they were preprocessed", f"run {again} again")
+            raise UserError(f"the raw images of case {case} changed after preprocessing", f"run {again} again")
         return mask
 
     def _read_label(self, file: str) -> NDArray:
-        """(1, *S), axes in the plan's order."""
+        """Read a label file (1, *S), axes in the plan's order."""
         segmentation, _ = self.plans.image_reader_writer_class().read_seg(file)
         return segmentation.transpose([0, *[axis + 1 for axis in self.plans.transpose_forward]]).copy()
 
     def _spacings(self, properties: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-        """(current, target) in mm; in a 2D configuration the distance of the slices stays what it is."""
+        """Current and target spacing in mm; in 2D configurations the slice distance is kept."""
         current = [properties["spacing"][axis] for axis in self.plans.transpose_forward]
         target = list(self.configuration.spacing)
         return current, target if len(target) == len(current) else [current[0], *target]
 
 
 def _importer(dataset: str, configuration_name: str, plans_name: str) -> _Importer:
-    """Everything that is known of the dataset before the first image is read."""
+    """Importer of a dataset, from its plan, preprocessed cases and pool."""
     name = _dataset_name(dataset)
     base = _environment_folder("nnUNet_preprocessed") / name
     plans_file = base / f"{plans_name}.json"
     if not plans_file.is_file():
-        raise UserError(f"no plan {plans_file}", f"run nnUNetv2_plan_and_preprocess -d {dataset}, or name others by -p")
+        raise UserError(f"no plan {plans_file}",
+                        f"run nnUNetv2_plan_and_preprocess -d {dataset}, or choose other plans with -p")
     plans = PlansManager(str(plans_file))
     if configuration_name not in plans.available_configurations:
-        raise UserError(f"{plans_file} has the configurations {', '.join(plans.available_configurations)}",
-                        f"found '{configuration_name}'")
+        raise UserError(f"{plans_file} has the configurations {', '.join(plans.available_configurations)}, found "
+                        f"'{configuration_name}'", "choose one of them with -c")
     configuration = plans.get_configuration(configuration_name)
     folder = base / configuration.data_identifier
     if not folder.is_dir():
@@ -262,60 +264,65 @@ def _dataset_name(dataset: str) -> str:
     try:
         return maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(f"there is no single dataset '{dataset}': {error}") from error
+        raise UserError(f"no unique dataset '{dataset}': {error}", "choose a dataset of nnUNet_raw with -d") from error
 
 
 def _environment_folder(variable: str) -> Path:
     if not (value := os.environ.get(variable)):
-        raise UserError(f"the environment variable {variable} is not set; nnU-Net needs it too")
+        raise UserError(f"the environment variable {variable} is not set", f"set {variable}, which nnU-Net needs too")
     return Path(value)
 
 
 def _check_preprocessor(configuration: ConfigurationManager) -> None:
-    # a subclass with its own run_case_npy may do anything to the images, which cannot be followed from outside
+    # an overridden run_case_npy may change images in any way, which the import cannot reproduce
     if configuration.preprocessor_class.run_case_npy is not DefaultPreprocessor.run_case_npy:
-        raise UserError(f"the plan's preprocessor {configuration.preprocessor_name} has its own run_case_npy, the "
-                        "import follows nnU-Net's only: fill the store yourself with CounterfactualStore.write")
+        raise UserError(f"the plan's preprocessor {configuration.preprocessor_name} overrides run_case_npy; the import "
+                        "supports nnU-Net's own only", "fill the store with CounterfactualStore.write")
 
 
 def _originals(name: str, dataset_json: dict[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """Raw images and label of every case, None in the pool where there is no silver one: they hold the mask in which
-    the originals were normalised."""
+    """Raw images and label of every case, which determine the mask of the originals' normalisation.
+
+    The label is the silver label in the pool, None without one.
+    """
     raw = _environment_folder("nnUNet_raw") / name
     if not raw.is_dir():
-        raise UserError(f"no raw dataset {raw}", "masked normalisation needs the original images")
+        raise UserError(f"no raw dataset {raw}, whose images masked normalisation needs",
+                        "restore it, or set nnUNet_raw to its folder")
     pool = {case.name: {"images": [str(file) for file in case.images],
                         "label": str(case.silver.label) if case.silver else None}
             for case in find_raw_pool(raw, dataset_json).cases if not case.training}
-    # the function expands the paths in place
+    # the function expands paths in place
     return {**pool, **get_filenames_of_train_images_and_targets(str(raw), copy.deepcopy(dataset_json))}
 
 
 def _find_images(folder: Path, ending: str) -> dict[tuple[str, str], tuple[str, ...]]:
-    """(case, intervention) -> its files, one per channel in order."""
+    """Map (case, intervention) to its files, one per channel in order."""
     pattern = re.compile(r"(?P<stem>.+)_(?P<channel>\d{4})" + re.escape(ending))
     found: dict[tuple[str, str], dict[int, str]] = {}
     for path in sorted(folder.glob(f"*{ending}")):
         match = pattern.fullmatch(path.name)
         if match is None:
-            raise UserError(f"{path} must be named CASE__INTERVENTION_0000{ending} (four digits for the channel)")
+            raise UserError(f"{path} must be named CASE__INTERVENTION_0000{ending} (four digits for the channel)",
+                            "rename the file")
         found.setdefault(split_name(match["stem"]), {})[int(match["channel"])] = str(path)
     if not found:
-        raise UserError(f"no files CASE__INTERVENTION_0000{ending} in {folder}; the dataset's file ending is {ending}")
+        raise UserError(f"no files CASE__INTERVENTION_0000{ending} in {folder}",
+                        f"set -i to the folder of the images, with the dataset's file ending {ending}")
     for (case, name), channels in found.items():
         if sorted(channels) != list(range(len(channels))):
-            raise UserError(f"the channels of counterfactual '{name}' of case {case} in {folder} must be numbered "
-                            f"0000, 0001, ..., found {sorted(channels)}")
+            raise UserError(f"expected channels 0000, 0001, ... of counterfactual '{name}' of case {case} in {folder}, "
+                            f"found {sorted(channels)}", "add or rename the files of the channels")
     return {key: tuple(channels[index] for index in sorted(channels)) for key, channels in found.items()}
 
 
 def _check_cases(importer: _Importer, found: set[str], folder: Path) -> None:
-    """Refuse images of cases that are not preprocessed, or in a pool that is out of date."""
+    """Reject images of cases that are not preprocessed, or in a pool that is out of date."""
     if unknown := sorted(found - importer.training - importer.pool):
         raise UserError(f"{folder} has counterfactuals of {len(unknown)} cases that are not in {importer.folder} or "
                         f"its pool: {listed(unknown)}",
-                        "a case's name is what stands before the last '__', and cases of "
-                        f"{POOL_IMAGES} are preprocessed by {importer.pool_command}")
+                        f"preprocess cases of {POOL_IMAGES} with {importer.pool_command}, or correct the file names: "
+                        "the name of the case precedes the last '__'")
     if found & importer.pool:
         check_pool_is_current(importer.folder, importer.plans, importer.configuration_name, importer.dataset_json)
 
@@ -323,13 +330,14 @@ def _check_cases(importer: _Importer, found: set[str], folder: Path) -> None:
 def _check_complete(
     importer: _Importer, images: Mapping[tuple[str, str], Any], store: CounterfactualStore, folder: Path
 ) -> list[str]:
-    """The cases that the store will hold: all training cases, and those of the pool that have any intervention."""
+    """Cases of the complete store: all training cases, and cases of the pool with any intervention."""
     def has(case: str, name: str) -> bool:
         return (case, name) in images or store.path(case, name).exists()
 
     begun = {case for case in importer.pool if any(has(case, name) for name in store.interventions)}
     cases = sorted(importer.training | begun)
     if missing := [f"{case}__{name}" for case in cases for name in sorted(store.interventions) if not has(case, name)]:
-        raise UserError(f"{folder} lacks {len(missing)} counterfactuals: {listed(missing)}; every training case needs "
-                        "every intervention, and so does a case of the pool that has any")
+        raise UserError(f"{folder} lacks {len(missing)} counterfactuals: {listed(missing)}",
+                        "add them: every training case needs every intervention, and so does a case of the pool with "
+                        "any intervention")
     return cases

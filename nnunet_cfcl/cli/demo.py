@@ -1,4 +1,4 @@
-"""The verb `nnunet_cfcl demo`."""
+"""The verb ``nnunet_cfcl demo``."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ if TYPE_CHECKING:
 
 
 def add_demo_parser(subparsers: SubParsers) -> None:
-    """Register the verb `demo`; parsed arguments carry its function as `run`."""
+    """Add the verb `demo`; its function is the parsed argument `run`."""
     parser = subparsers.add_parser(
         "demo",
-        help="plan, train, predict and draw a picture, on synthetic patients or on a dataset of yours",
-        description="Runs nnU-Net's own commands with nnUNetTrainerDVDCL, briefly, and leaves a picture to look at. "
-        "The training is far too short for good masks: it shows that everything works.",
+        help="plan, train, predict and plot the results, on synthetic patients or your own dataset",
+        description="Runs nnU-Net's own commands with nnUNetTrainerDVDCL for a few epochs and plots the results. The "
+        "training is far too short for good masks: it shows that everything works.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--out", default="demo", metavar="DIR", help="everything is written here")
-    parser.add_argument("--raw", default=None, metavar="DATASET_FOLDER", help="a raw dataset DatasetXXX_Name in "
-                        "nnU-Net's format (it is only read); synthetic patients if not given")
-    parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"), help="as nnU-Net's")
-    parser.set_defaults(run=run_demo_command)
+    parser.add_argument("--out", default="demo", metavar="DIR", help="folder of all results")
+    parser.add_argument("--raw", default=None, metavar="DATASET_FOLDER", help="raw dataset DatasetXXX_Name in "
+                        "nnU-Net's format, which is only read; synthetic patients if not given")
+    parser.add_argument("-device", default="cpu", choices=("cpu", "cuda"), help="device of nnU-Net")
+    parser.set_defaults(run=_run)
 
 
-def run_demo_command(arguments: argparse.Namespace) -> int:
-    """Run the demo and say where its picture is; returns 0."""
+def _run(arguments: argparse.Namespace) -> int:
+    # here because it imports nnU-Net, which --help does not need
     from nnunet_cfcl.demo.run import run_demo
 
     picture = run_demo(Path(arguments.out), Path(arguments.raw) if arguments.raw else None, arguments.device)

@@ -10,12 +10,12 @@ from nnunet_cfcl.errors import UserError
 
 
 def add_doctor_parser(subparsers: Any) -> None:
-    """Adds ``doctor``."""
+    """Add the verb `doctor`."""
     parser = subparsers.add_parser(
         "doctor", help="check installation, plan, data and device",
-        description="Checks what a training needs and says in one line each what is wrong and what mends it. Exit "
-                    "status 0: nothing failed, 1: something did.")
-    parser.add_argument("-d", metavar="DATASET", help="number or name of the dataset; without it only the installation")
+        description="Checks the requirements of a training and prints one line per check, with the fix where a check "
+                    "fails. Exit status 0: no check failed, 1: at least one failed.")
+    parser.add_argument("-d", metavar="DATASET", help="dataset name or number (default: check only the installation)")
     parser.add_argument("-c", metavar="CONFIGURATION", help="2d, 3d_fullres, 3d_lowres, ...")
     parser.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans identifier (default: %(default)s)")
     parser.add_argument("-tr", metavar="TRAINER", default="nnUNetTrainerDVDCL", help="trainer (default: %(default)s)")
@@ -27,11 +27,12 @@ def add_doctor_parser(subparsers: Any) -> None:
 
 def _run_doctor(arguments: argparse.Namespace) -> int:
     if arguments.data and not (arguments.d and arguments.c):
-        raise UserError("--data scans the preprocessed cases of one configuration: give -d and -c too")
+        raise UserError("--data scans the cases of one configuration, expected a dataset and a configuration",
+                        "add -d and -c")
     training = Training(arguments.d, arguments.c, arguments.p, arguments.tr, arguments.device)
     failed = 0
-    for finding in examine(training, arguments.data):
-        print(finding.line(), flush=True)
-        failed += finding.status == "FAIL"
+    for result in examine(training, arguments.data):
+        print(result.line(), flush=True)
+        failed += result.status == "FAIL"
     print(f"{failed} checks failed" if failed else "nothing failed")
     return 1 if failed else 0

@@ -9,25 +9,25 @@ from nnunet_cfcl.nnunet.installation import EXPORT_COMMAND, install, trainers_pa
 
 
 def add_trainers_path_parser(subparsers: Any) -> None:
-    """Adds ``trainers-path``: prints the drop-in folder and nothing else on stdout."""
+    """Add the verb `trainers-path`, which prints only the drop-in folder on stdout."""
     parser = subparsers.add_parser(
         "trainers-path", help="print the folder for nnUNet_extTrainer", description=f"Use: {EXPORT_COMMAND}")
     parser.set_defaults(run=_run_trainers_path)
 
 
 def add_install_parser(subparsers: Any) -> None:
-    """Adds ``install``."""
+    """Add the verb `install`."""
     parser = subparsers.add_parser(
-        "install", help="put the trainers into this nnU-Net installation",
-        description="Writes a shim into the nnU-Net installation of this Python, for where nnUNet_extTrainer cannot be "
-                    "set. `nnunet_cfcl uninstall` takes it out again.")
+        "install", help="install the trainers into this nnU-Net installation",
+        description="Writes a shim into the nnU-Net installation of this Python environment, for use where "
+                    "nnUNet_extTrainer cannot be set. `nnunet_cfcl uninstall` removes it.")
     parser.set_defaults(run=_run_install)
 
 
 def add_uninstall_parser(subparsers: Any) -> None:
-    """Adds ``uninstall``."""
-    parser = subparsers.add_parser("uninstall", help="take them out again, without a trace",
-                                   description="Removes what `nnunet_cfcl install` wrote.")
+    """Add the verb `uninstall`."""
+    parser = subparsers.add_parser("uninstall", help="remove the trainers from this nnU-Net installation",
+                                   description="Removes the shim that `nnunet_cfcl install` wrote.")
     parser.set_defaults(run=_run_uninstall)
 
 
@@ -40,11 +40,11 @@ def _run_install(arguments: argparse.Namespace) -> int:
     from nnunet_cfcl.trainers.lookup import plugin_trainers
 
     folder = install(plugin_trainers())
-    print(f"nnU-Net now finds {', '.join(plugin_trainers())} by itself (written: {folder})")
+    print(f"nnU-Net now finds {', '.join(plugin_trainers())} (wrote {folder})")
     return 0
 
 
 def _run_uninstall(arguments: argparse.Namespace) -> int:
     folder = uninstall()
-    print(f"removed {folder}" if folder else "nothing to remove: the trainers are not in this nnU-Net installation")
+    print(f"removed {folder}" if folder else "nothing to remove: the trainers are not installed in this nnU-Net")
     return 0

@@ -1,9 +1,9 @@
-"""The command ``nnunet_cfcl VERB``.
+"""Entry point of the command ``nnunet_cfcl VERB``.
 
-Every room brings its own verbs: a function ``add_..._parser(subparsers)`` that adds one sub-parser and sets its default
-``run``, a function of the parsed arguments that returns the exit status. A verb that passes what it does not know on to
-a command of nnU-Net sets ``passes_on`` and finds it in ``others``. A room is imported when its verb is typed, so
-that light verbs stay fast.
+The file of a verb has a function ``add_..._parser(subparsers)``, which adds a sub-parser and sets its default ``run``:
+a function of the parsed arguments that returns the exit status. A verb that passes unknown arguments on to a command of
+nnU-Net sets ``passes_on`` and reads them from ``others``. The file is imported when its verb is called, which keeps
+light verbs fast.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from collections.abc import Sequence
 import nnunet_cfcl
 from nnunet_cfcl.errors import UserError
 
-# verb: the function that adds its parser, its line in the list of verbs (the room's own; a test compares them)
+# verb: function that adds its parser, help line (a test compares it with that of the parser)
 VERBS = {
     "trainers-path": ("nnunet_cfcl.cli.installation:add_trainers_path_parser",
                       "print the folder for nnUNet_extTrainer"),
     "install": ("nnunet_cfcl.cli.installation:add_install_parser",
-                "put the trainers into this nnU-Net installation"),
-    "uninstall": ("nnunet_cfcl.cli.installation:add_uninstall_parser", "take them out again, without a trace"),
+                "install the trainers into this nnU-Net installation"),
+    "uninstall": ("nnunet_cfcl.cli.installation:add_uninstall_parser",
+                  "remove the trainers from this nnU-Net installation"),
     "doctor": ("nnunet_cfcl.cli.doctor:add_doctor_parser", "check installation, plan, data and device"),
     "trainers": ("nnunet_cfcl.cli.trainers:add_trainers_parser",
                  "print every trainer and what its pretraining uses"),
@@ -44,18 +45,18 @@ VERBS = {
     "evaluate": ("nnunet_cfcl.cli.evaluate:add_evaluate_parser",
                  "measure masks against the truth, per label and group, and compare methods"),
     "probe": ("nnunet_cfcl.cli.probe:add_probe_parser",
-              "measure what frozen features tell: linear probe, clusters, invariance"),
+              "measure frozen features: linear probe, clusters, invariance"),
     "report": ("nnunet_cfcl.cli.report:add_report_parser",
                "write one HTML page about a trained fold, or compare several"),
     "demo": ("nnunet_cfcl.cli.demo:add_demo_parser",
-             "plan, train, predict and draw a picture, on synthetic patients or on a dataset of yours"),
+             "plan, train, predict and plot the results, on synthetic patients or your own dataset"),
     "phantom": ("nnunet_cfcl.cli.phantom:add_phantom_parser",
                 "write a dataset of synthetic patients with true counterfactuals"),
 }
 
 
 def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
-    """The parser that can parse ``verb``; with None the one that only lists the verbs and imports no room."""
+    """Build the parser of a verb; None: a parser that lists all verbs without importing them."""
     parser = argparse.ArgumentParser(
         prog="nnunet_cfcl", description="Counterfactual contrastive pretraining for nnU-Net v2.",
         epilog="Training itself is nnU-Net's own command: nnUNetv2_train DATASET CONFIG FOLD -tr nnUNetTrainerDVDCL")
@@ -71,14 +72,14 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb.
+    """Run a verb.
 
     Args:
-        argv: the arguments after the program's name; None takes those of the process.
+        argv: arguments after the program name; None: those of the process.
 
     Returns:
-        The exit status: 0 done, 1 an error the user can mend (one line on stderr), 130 interrupted. Wrong usage exits
-        with 2, as argparse does.
+        Exit status: 0 success, 1 an error that the user can fix (one line on stderr), 130 interrupted. Wrong usage
+        exits with 2, as in argparse.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     verb = argv[0] if argv and argv[0] in VERBS else None

@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 FILE = "report.html"
-#: A page larger than this is hard to send.
+#: Size of a page that is hard to send by mail.
 LARGE_MB = 15
 
 
 def add_report_parser(subparsers: SubParsers) -> None:
-    """Register the verb `report`; parsed arguments carry its function as `run`."""
+    """Add the verb `report`; its function is the parsed argument `run`."""
     parser = subparsers.add_parser(
         "report", help="write one HTML page about a trained fold, or compare several",
-        description="Settings, curves, the generator's gate, CHRO-maps, metrics by group and the probe of a fold, and "
-        "with several folders their comparison, as one HTML file that needs no network and no other file.")
+        description="Writes settings, curves, the generator's gate, CHRO-maps, metrics by group and probe of a fold, "
+        "and the comparison of several folds, as a self-contained HTML file.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLD_FOLDER",
                         help="nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION/fold_F; others are compared with "
                         "the first")
@@ -28,19 +28,19 @@ def add_report_parser(subparsers: SubParsers) -> None:
     parser.add_argument("--by", nargs="+", metavar="COLUMN",
                         help="columns of attributes.csv to group by (default: up to three with few values)")
     parser.add_argument("--evaluation", nargs="+", type=Path, default=[], metavar="DIR",
-                        help="folders that `nnunet_cfcl evaluate` wrote, shown as well")
+                        help="further results of `nnunet_cfcl evaluate` to show")
     parser.add_argument("--chromap", nargs="+", type=Path, default=[], metavar="DIR",
-                        help="folders of CHRO-maps, one per FOLD_FOLDER (default: those in validation/, or new ones)")
-    parser.add_argument("--no-chromap", action="store_true", help="no CHRO-maps, and no model is loaded")
+                        help="folders of CHRO-maps, one per FOLD_FOLDER (default: maps in validation/, or new maps)")
+    parser.add_argument("--no-chromap", action="store_true", help="omit CHRO-maps, so that no model is loaded")
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"),
-                        help="for new CHRO-maps (default: cuda where there is one, else cpu)")
+                        help="device for new CHRO-maps (default: cuda if available, else cpu)")
     parser.add_argument("-np", dest="processes", type=int, default=2,
-                        help="cases that are measured at the same time (default: %(default)s)")
+                        help="number of processes of the evaluation (default: %(default)s)")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # here because they import nnU-Net and PyTorch, for which --help should not wait
+    # here because they import nnU-Net and PyTorch, which --help does not need
     import torch
 
     from nnunet_cfcl.evaluation.report.page import ReportOptions, write_report
@@ -52,6 +52,6 @@ def _run(arguments: argparse.Namespace) -> int:
         tuple(arguments.evaluation), arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         arguments.processes)
     size = write_report(folders, out, options) / 1e6
-    large = "; scaled-down pictures in it are still many: name fewer folders" if size > LARGE_MB else ""
+    large = "; name fewer folders for a smaller page" if size > LARGE_MB else ""
     print(f"Look at {out.resolve()} ({size:.1f} MB{large})")
     return 0

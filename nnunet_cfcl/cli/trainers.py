@@ -21,10 +21,9 @@ def _row(name: str) -> list[str]:
     method: Any = getattr(getattr(trainers, name), "method", None)
     if method is None:
         return [f"`{name}`", "none", "", "", "no", "no", ""]
-    uses = method.example()
     return [
-        f"`{name}`", method.name, method.contrasts, PARTS[uses.tap], _yes(method.counterfactuals),
-        "silver" if uses.needs_labels else "no", method.source,
+        f"`{name}`", method.name, method.contrasts, PARTS[method.tap], _yes(method.counterfactuals),
+        "silver" if method.needs_labels else "no", method.source,
     ]
 
 

@@ -1,6 +1,10 @@
-"""Every setting, its default, its meaning and its range; resolved from defaults, plan and settings file."""
+"""All settings of the plugin: declaration, check, resolution.
 
-from nnunet_cfcl.config.checks import SettingsError, setting
+A setting is declared once, in `schema`, with its default, meaning and range, the methods that read it, and whether a
+run's result depends on it. `resolve_settings` merges the defaults, the plan's ``"cfcl"`` block and the settings file.
+"""
+
+from nnunet_cfcl.config.checks import Reader, SettingsError, setting
 from nnunet_cfcl.config.resolution import CONFIG_VARIABLE, resolve_settings
 from nnunet_cfcl.config.schema import (
     AcquisitionSettings,
@@ -14,9 +18,8 @@ from nnunet_cfcl.config.schema import (
     Settings,
     SilverSettings,
     ViewSettings,
-    settings_keys,
-    settings_table,
 )
+from nnunet_cfcl.config.table import identity_settings, settings_keys, settings_table
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -28,10 +31,12 @@ __all__ = [
     "GateSettings",
     "GeneratorSettings",
     "PretrainSettings",
+    "Reader",
     "Settings",
     "SettingsError",
     "SilverSettings",
     "ViewSettings",
+    "identity_settings",
     "resolve_settings",
     "setting",
     "settings_keys",

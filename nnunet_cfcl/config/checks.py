@@ -1,31 +1,55 @@
-"""A setting's declaration and the check of its value: type, range, and the messages of both."""
+"""Declaration of a setting, and the check of its value against type and range."""
 
 from __future__ import annotations
 
 import types
 from dataclasses import field, fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from nnunet_cfcl.errors import UserError, shown
 
 
 class SettingsError(UserError):
-    """An unknown key, a wrong type or a value out of range; the message names the key."""
+    """Unknown key, wrong type or value out of range; the message names the key."""
 
 
-def setting(default: Any, meaning: str, low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field with its meaning and its inclusive range (for a pair, of both its members)."""
-    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high})
+#: Parts of a run that read settings which other runs ignore: pretraining objectives, their labels, the generator, the
+#: acquisition effects.
+Reader: TypeAlias = Literal[
+    "dual_view", "multi_view", "image_contrast", "pixpro", "masked_autoencoder", "labels", "generator", "acquisition"]
+
+
+def setting(
+    default: Any, meaning: str, low: float | None = None, high: float | None = None, *,
+    read_by: tuple[Reader, ...] = (), identity: bool = True,
+) -> Any:
+    """Declare a setting as a dataclass field.
+
+    Args:
+        default: default value.
+        meaning: description for the documentation.
+        low, high: inclusive range; for a pair, of both members.
+        read_by: the parts of a run that read the setting; empty: every run.
+        identity: whether a run's result depends on it, see `identity_settings`; False for speed, memory, pictures and
+            later phases.
+    """
+    metadata = {"meaning": meaning, "low": low, "high": high, "read_by": read_by, "identity": identity}
+    return field(default=default, metadata=metadata)
+
+
+def section(kind: type, *, read_by: tuple[Reader, ...] = (), identity: bool = True) -> Any:
+    """Declare a section of settings as a dataclass field; ``read_by`` and ``identity`` hold for all its settings."""
+    return field(default_factory=kind, metadata={"read_by": read_by, "identity": identity})
 
 
 def checked_value(section: Any, name: str, value: Any, what: str) -> Any:
-    """A value from JSON as the type that a setting is annotated with.
+    """Convert a JSON value to the annotated type of a setting.
 
     Args:
-        section: dataclass with the setting, made with `setting`.
-        name: of the setting.
-        value: as JSON has it.
-        what: begins every message.
+        section: dataclass with the setting.
+        name: name of the setting.
+        value: JSON value.
+        what: start of every message.
 
     Raises:
         SettingsError: a wrong type, or a value out of range.
@@ -43,18 +67,18 @@ def checked_value(section: Any, name: str, value: Any, what: str) -> Any:
 
 
 def _check_range(value: float, low: float | None, high: float | None, what: str) -> None:
-    # written so that NaN, which compares false with everything, is refused too
+    # negated comparisons reject NaN too
     if (low is not None and not value >= low) or (high is not None and not value <= high) or value != value:
         bounds = " and ".join(f"{sign} {bound:g}" for sign, bound in ((">=", low), ("<=", high)) if bound is not None)
         raise SettingsError(f"{what} must be {bounds}, found {value}")
 
 
 def _converted(value: Any, hint: Any, what: str) -> Any:
-    """``value`` as the annotated type; JSON lists become tuples, integers are accepted as floats."""
+    """Convert ``value`` to the annotated type; JSON lists become tuples, integers are accepted as floats."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         inner = [argument for argument in arguments if argument is not type(None)]
-        # a switch or a text: JSON tells them apart
+        # bool | str: JSON distinguishes them
         hint = bool if bool in inner and isinstance(value, bool) else inner[-1]
         return None if value is None else _converted(value, hint, what)
     if origin is Literal:
@@ -69,7 +93,7 @@ def _converted(value: Any, hint: Any, what: str) -> Any:
     try:
         return hint(value)
     except OverflowError as error:
-        raise SettingsError(f"{what} is too large for a number, found {shown(value)}") from error
+        raise SettingsError(f"{what} must fit into a number of double precision, found {shown(value)}") from error
 
 
 def _converted_tuple(value: Any, arguments: tuple[Any, ...], what: str) -> tuple[Any, ...]:

@@ -8,44 +8,49 @@ configuration, the JSON file named by the environment variable ``nnUNet_cfcl_con
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from nnunet_cfcl.config.checks import setting
+from nnunet_cfcl.config.checks import section, setting
 
 
 @dataclass(frozen=True)
 class PretrainSettings:
     """Phase 1 (method sections 3 and 4)."""
 
-    enabled: bool = setting(True, "false: no pretraining, the trainer only fine-tunes")
+    enabled: bool = setting(True, "false: no pretraining, the trainer only fine-tunes", identity=False)
     epochs: int = setting(200, "length of the pretraining in epochs", 1)
     iterations_per_epoch: int = setting(250, "optimiser steps per epoch", 1)
     images_per_step: int = setting(8, "images B contrasted with each other in one step", 1)
-    points_per_image: int = setting(1000, "points P sampled per image and pair of views", 1)
+    points_per_image: int = setting(
+        1000, "points P sampled per image and pair of views", 1, read_by=("dual_view", "multi_view", "pixpro"))
     patches_per_pass: int | None = setting(
         None, "patches in one forward pass; null: the plan's batch size. More patches than that in a step (B times "
-        "views) are processed in several passes with cached gradients", 1)
+        "views) are processed in several passes with cached gradients", 1, identity=False)
     data: Literal["training_and_pool", "training", "pool"] = setting(
         "training_and_pool", "images of phase 1: the fold's training cases and the pool (imagesUn) where there is one, "
         "the training cases alone, or the pool alone, which is pretrained once for all folds")
     temperature: float = setting(
-        0.1, "temperature of the contrastive losses between points; the paper's is 0.7", 0.002, 100)
-    image_temperature: float = setting(0.5, "temperature of the contrastive loss between whole images", 0.002, 100)
+        0.1, "temperature of the contrastive losses between points; the paper's is 0.7", 0.002, 100,
+        read_by=("dual_view", "multi_view"))
+    image_temperature: float = setting(
+        0.5, "temperature of the contrastive loss between whole images", 0.002, 100, read_by=("image_contrast",))
     learn_temperature: bool = setting(
         False, "contrastive losses: true learns the temperature, beginning at pretrain.temperature (SimCLR: "
-        "image_temperature)")
+        "image_temperature)", read_by=("dual_view", "multi_view", "image_contrast"))
     radius: float = setting(
-        0.1, "MVD-CL, PixPro: points of an image nearer than this share of the crop's longest side are positives", 0, 2)
+        0.1, "MVD-CL, PixPro: points of an image nearer than this share of the crop's longest side are positives", 0, 2,
+        read_by=("multi_view", "pixpro"))
     ignore_radius: float = setting(
         0.0, "DVD-CL (S-DVD-CL: in images without labels): other points of the image within this many millimetres of "
-        "the anchor are no negatives", 0)
+        "the anchor are no negatives", 0, read_by=("dual_view",))
     hard_negatives: float = setting(
         0.0, "losses between points: negatives are weighted by exp(this x cosine similarity); 0 weights all alike",
-        0, 20)
-    projection_hidden: int = setting(256, "hidden width of the projection head", 1)
-    projection_dim: int = setting(128, "width d of the embeddings", 2)
+        0, 20, read_by=("dual_view", "multi_view"))
+    projection_hidden: int = setting(
+        256, "hidden width of the projection head", 1, read_by=("dual_view", "multi_view", "image_contrast", "pixpro"))
+    projection_dim: int = setting(
+        128, "width d of the embeddings", 2, read_by=("dual_view", "multi_view", "image_contrast", "pixpro"))
     initial_lr: float = setting(3e-3, "AdamW learning rate after the warm-up", 0)
     final_lr: float = setting(1e-6, "learning rate at the end of the cosine", 0)
     weight_decay: float = setting(1e-2, "AdamW weight decay", 0)
@@ -78,16 +83,16 @@ class CounterfactualSettings:
 
     source: Literal["auto", "generator", "precomputed", "acquisition"] = setting(
         "auto", "auto: a store that was brought in; else, where there is an attributes.csv, a generator trained on it; "
-        "else acquisition")
+        "else acquisition", identity=False)
     store: bool | str | None = setting(
         None, "folder of a counterfactual store; null: the dataset's own; false: the generator works on every crop "
-        "while the network is trained, and stores nothing")
+        "while the network is trained, and stores nothing", identity=False)
     count: int = setting(3, "counterfactuals per image; the number of views is one more", 1, 31)
     interventions: tuple[str, ...] | None = setting(
         None, "what the generator changes, e.g. [\"scanner\", \"scanner+disease\"]; null: every binary or categorical "
-        "attribute with enough cases, each alone and all together")
+        "attribute with enough cases, each alone and all together", identity=False)
     abduction: Literal["mean", "sample"] = setting(
-        "mean", "codes of an image: the mean of their posterior, or a sample of it")
+        "mean", "codes of an image: the mean of their posterior, or a sample of it", identity=False)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class GeneratorSettings:
         None, "size of the generator's images in voxels, divisible as the plan's patch is; null: the plan's patch", 1)
     memory_gb: float = setting(
         8.0, "memory that the activations of a pass may take; widths, blocks and images per pass are chosen to fit",
-        0.01)
+        0.01, identity=False)  # its effect on the model is in the sizes
     width: int | None = setting(
         None, "channels of the generator's finest resolution; null: by the memory, with generator.blocks", 4)
     blocks: int | None = setting(None, "its blocks per resolution; null: by the memory, with generator.width", 1)
@@ -141,11 +146,12 @@ class GeneratorSettings:
         0.2, "share of the patients kept aside: for the generator's own validation and for the gate", 0.01, 0.5)
     finetune_epochs: int = setting(
         20, "length of the counterfactual fine-tuning, which is done only where the gate finds an intervention "
-        "ineffective; 0: never", 0)
-    finetune_lr: float = setting(1e-4, "its learning rate", 0)
+        "ineffective; 0: never", 0, identity=False)
+    finetune_lr: float = setting(1e-4, "its learning rate", 0, identity=False)
     finetune_slack: float = setting(
-        0.02, "how much worse, in nats per voxel, the evidence may become in it", 0)
-    samples_every: int = setting(5, "a picture of counterfactuals is drawn every so many epochs", 1)
+        0.02, "how much worse, in nats per voxel, the evidence may become in it", 0, identity=False)
+    samples_every: int = setting(
+        5, "a picture of counterfactuals is drawn every so many epochs", 1, identity=False)
 
 
 @dataclass(frozen=True)
@@ -210,10 +216,14 @@ class SilverSettings:
 class BaselineSettings:
     """What only the baselines use."""
 
-    mask_ratio: float = setting(0.75, "MAE: masked share of the blocks", 0.01, 0.99)
-    mask_block: int = setting(8, "MAE: side of a masked block in voxels, less where the patch has fewer", 1)
-    pixpro_momentum: float = setting(0.99, "PixPro: momentum of the second branch at the start; it rises to 1", 0, 1)
-    pixpro_sharpness: float = setting(2.0, "PixPro: exponent of the similarity in the propagation", 0, 10)
+    mask_ratio: float = setting(
+        0.75, "MAE: masked share of the blocks", 0.01, 0.99, read_by=("masked_autoencoder",))
+    mask_block: int = setting(
+        8, "MAE: side of a masked block in voxels, less where the patch has fewer", 1, read_by=("masked_autoencoder",))
+    pixpro_momentum: float = setting(
+        0.99, "PixPro: momentum of the second branch at the start; it rises to 1", 0, 1, read_by=("pixpro",))
+    pixpro_sharpness: float = setting(
+        2.0, "PixPro: exponent of the similarity in the propagation", 0, 10, read_by=("pixpro",))
 
 
 @dataclass(frozen=True)
@@ -269,17 +279,18 @@ class Settings:
 
     seed: int = setting(0, "seed of the initialisation, the pretraining's draws and the fine-tuning", 0)
     preset: Literal["none", "paper"] = setting(
-        "none", "paper: every trainer's views are the paper's, whatever the section views says")
-    pretrain: PretrainSettings = field(default_factory=PretrainSettings)
-    views: ViewSettings = field(default_factory=ViewSettings)
-    counterfactual: CounterfactualSettings = field(default_factory=CounterfactualSettings)
-    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
-    gate: GateSettings = field(default_factory=GateSettings)
-    acquisition: AcquisitionSettings = field(default_factory=AcquisitionSettings)
-    silver: SilverSettings = field(default_factory=SilverSettings)
-    baseline: BaselineSettings = field(default_factory=BaselineSettings)
-    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
-    chromap: ChromapSettings = field(default_factory=ChromapSettings)
+        "none", "paper: every trainer's views are the paper's, whatever the section views says",
+        identity=False)  # its effect is in the views
+    pretrain: PretrainSettings = section(PretrainSettings)
+    views: ViewSettings = section(ViewSettings)
+    counterfactual: CounterfactualSettings = section(CounterfactualSettings)
+    generator: GeneratorSettings = section(GeneratorSettings, read_by=("generator",))
+    gate: GateSettings = section(GateSettings, identity=False)
+    acquisition: AcquisitionSettings = section(AcquisitionSettings, read_by=("acquisition",))
+    silver: SilverSettings = section(SilverSettings, read_by=("labels",))
+    baseline: BaselineSettings = section(BaselineSettings)
+    finetune: FinetuneSettings = section(FinetuneSettings, identity=False)
+    chromap: ChromapSettings = section(ChromapSettings)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested, JSON-ready dictionary of all settings."""
@@ -287,20 +298,3 @@ class Settings:
         nested = json.loads(text)
         assert isinstance(nested, dict)
         return nested
-
-
-def settings_keys() -> Iterator[tuple[str, Any, str]]:
-    """(dotted key, default, meaning) of every setting, for tables and messages."""
-    for top in fields(Settings):
-        section = getattr(Settings(), top.name)
-        if is_dataclass(section):
-            for f in fields(section):
-                yield f"{top.name}.{f.name}", getattr(section, f.name), f.metadata["meaning"]
-        else:
-            yield top.name, section, top.metadata["meaning"]
-
-
-def settings_table() -> str:
-    """All settings as a Markdown table, for the documentation and ``nnunet_cfcl settings``."""
-    rows = [f"| `{key}` | `{json.dumps(default)}` | {meaning} |" for key, default, meaning in settings_keys()]
-    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])

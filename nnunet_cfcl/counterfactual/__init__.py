@@ -1,15 +1,9 @@
-"""Counterfactual images: the same patient, acquired differently."""
+"""Counterfactual images: interventions on acquisition and attributes of a patient's image.
 
-from nnunet_cfcl.counterfactual.acquisition.effects import AcquisitionParameters, apply_acquisition, draw_acquisition
-from nnunet_cfcl.counterfactual.acquisition.quantiles import intensity_quantiles
-from nnunet_cfcl.counterfactual.store import CounterfactualStore, default_store_root, find_store
+A `CounterfactualSource` gives counterfactuals of crops: drawn analytically (`acquisition`), read from a store of
+precomputed images, or computed by a trained generator (`generator`), whose interventions the `gate` evaluates first.
+"""
 
-__all__ = [
-    "AcquisitionParameters",
-    "CounterfactualStore",
-    "apply_acquisition",
-    "default_store_root",
-    "draw_acquisition",
-    "find_store",
-    "intensity_quantiles",
-]
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Which source of counterfactuals a run uses, best first (architecture, section 5)."""
+"""Choice of the counterfactual source of a run, best first (architecture, section 5)."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from nnunet_cfcl.errors import UserError
 
 
 def wants_generator(settings: Settings, preprocessed_folder: str | Path, has_attributes: bool) -> bool:
-    """Whether counterfactuals are to come from a generator that is trained on the dataset's attributes.
+    """Whether counterfactuals come from a generator that is trained on the dataset's attributes.
 
     Args:
-        settings: ``counterfactual.source`` and ``counterfactual.store`` decide.
-        preprocessed_folder: nnU-Net's preprocessed data; stores that were brought in lie beside it.
-        has_attributes: there is a table of attributes.
+        settings: settings with ``counterfactual.source`` and ``counterfactual.store``.
+        preprocessed_folder: nnU-Net's preprocessed data, with imported stores beside it.
+        has_attributes: whether the dataset has an attribute table.
     """
     wanted = settings.counterfactual
     if wanted.source != "auto":
         return wanted.source == "generator"
-    brought_in = isinstance(wanted.store, str) or find_store(Path(preprocessed_folder)) is not None
-    return has_attributes and not brought_in
+    imported = isinstance(wanted.store, str) or find_store(Path(preprocessed_folder)) is not None
+    return has_attributes and not imported
 
 
 def choose_source(
     settings: Settings, reader: CaseReader, preprocessed_folder: str | Path, schemes: Sequence[str], dim: int
 ) -> CounterfactualSource:
-    """Without a generator: the store of precomputed counterfactuals where there is one and it is wanted, else analytic
-    acquisitions.
+    """Choose the source of a run without a generator: a store of precomputed counterfactuals, else acquisition.
 
     Args:
-        settings: ``counterfactual.source`` and ``counterfactual.store`` decide.
-        reader: the cases of the run.
-        preprocessed_folder: nnU-Net's preprocessed data; the dataset's own stores lie beside it.
+        settings: settings with ``counterfactual.source`` and ``counterfactual.store``.
+        reader: reader of the run's cases.
+        preprocessed_folder: nnU-Net's preprocessed data, with the dataset's stores beside it.
         schemes: nnU-Net's normalisation scheme of each channel.
-        dim: 2 or 3.
+        dim: number of spatial axes, 2 or 3.
 
     Raises:
-        UserError: precomputed counterfactuals are asked for and there is no store, or it does not fit the cases.
+        UserError: precomputed counterfactuals are required and there is no store, or the store does not match the
+            cases.
     """
     wanted = settings.counterfactual
     if wanted.source in ("acquisition", "generator"):
@@ -54,7 +54,7 @@ def choose_source(
     if wanted.source == "precomputed":
         root = default_store_root(Path(preprocessed_folder))
         raise UserError(
-            f"counterfactual.source is 'precomputed' but {root} holds no store: make one with `nnunet_cfcl "
-            "counterfactuals import`, or name its folder with counterfactual.store"
+            f"counterfactual.source is 'precomputed' but {root} holds no store",
+            "create one with `nnunet_cfcl counterfactuals import`, or set counterfactual.store to its folder",
         )
     return AcquisitionSource(reader, settings.acquisition, schemes, dim)

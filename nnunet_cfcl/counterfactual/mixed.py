@@ -1,4 +1,4 @@
-"""Counterfactuals of a generator where it passed the gate, of analytic acquisitions where it did not."""
+"""Mixed source: a generator for interventions that passed the gate, analytic acquisition for the others."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from nnunet_cfcl.views.crop_box import CropBox
 
 
 class MixedParameters(NamedTuple):
-    """Both sources' parameters of n counterfactuals, and which source each one is of.
+    """Parameters of n counterfactuals from both sources, and the source of each.
 
     Attributes:
-        generated: of the generator's source, whatever it draws; rows that are not generated repeat others.
-        acquired: of the acquisitions.
-        is_generated: (n,) bool.
+        generated: n rows drawn by the generator's source; rows of acquisitions repeat generated rows.
+        acquired: n acquisitions.
+        is_generated: (n,) bool, True for rows of the generator.
     """
 
     generated: Any
@@ -28,12 +28,12 @@ class MixedParameters(NamedTuple):
 
 
 class MixedSource:
-    """Every intervention has its turn; one that the gate did not let pass has an acquisition in its place.
+    """Random interventions in equal proportions, with an acquisition for each intervention that failed the gate.
 
     Args:
-        generated: of the interventions that passed.
-        acquisition: for the others.
-        passed, failed: how many there are of both, at least one each.
+        generated: source of the interventions that passed.
+        acquisition: source for the others.
+        passed, failed: numbers of interventions that passed and failed, at least 1 each.
     """
 
     name = "generator and acquisition"
@@ -44,16 +44,16 @@ class MixedSource:
         self._generated, self._acquisition, self._passed, self._failed = generated, acquisition, passed, failed
 
     def identity(self) -> dict[str, Any]:
-        """Both sources', and how often which is asked."""
+        """Identities of both sources and the number of failed interventions."""
         return {"source": self.name, "generated": self._generated.identity(), "failed": self._failed,
                 "acquisition": self._acquisition.identity()}
 
     def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> MixedParameters:
-        """``count`` of all interventions in random order, which repeat only where there are fewer."""
+        """Draw ``count`` interventions in random order, repeated only where there are fewer."""
         number = self._passed + self._failed
         rounds = [torch.randperm(number, generator=generator) for _ in range(-(-count // number))]
         is_generated = torch.cat(rounds)[:count] < self._passed
-        # no more than are used: they take turns, and one that is left out would miss its own
+        # only as many as are used: the generator's source takes its interventions in turn, and would skip some
         drawn = self._generated.draw(generator, case, box, max(1, int(is_generated.sum())))
         generated = take(drawn, (is_generated.cumsum(0) - 1).clamp_min(0))
         return MixedParameters(generated, self._acquisition.draw(generator, case, box, count), is_generated)

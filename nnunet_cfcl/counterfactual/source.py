@@ -1,4 +1,4 @@
-"""The seam for everything that makes counterfactuals: what is random is drawn in a worker, applied on the device."""
+"""Interface of counterfactual sources: parameters are drawn in a worker process and applied on the device."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ from nnunet_cfcl.views.crop_box import CropBox, read_crop
 
 
 class CounterfactualSource(Protocol):
-    """Counterfactuals of a crop. Picklable; `draw` runs in workers, `apply` on the training device."""
+    """Source of counterfactuals of crops; picklable. `draw` runs in workers, `apply` on the training device."""
 
     name: str
 
     def identity(self) -> dict[str, Any]:
-        """What makes two sources the same, JSON-ready; part of the settings' hash."""
+        """JSON-ready description, equal for equivalent sources; part of the settings' hash."""
 
     def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> Any:
-        """Parameters of ``count`` counterfactuals of a case: a NamedTuple of tensors with leading dimension count."""
+        """Draw parameters of ``count`` counterfactuals: a NamedTuple of tensors with leading dimension count."""
 
     def apply(self, originals: Tensor, drawn: Any, spacing: Sequence[float]) -> Tensor:
-        """Counterfactuals of crops (N, C, *crop), N drawn rows, spacing in mm; same shape."""
+        """Compute counterfactuals of crops (N, C, *crop) from N drawn rows, spacing in mm; same shape."""
 
 
 class NoParameters(NamedTuple):
-    """Nothing was drawn."""
+    """Empty parameters of sources that draw nothing."""
 
 
 class OriginalSource:
-    """No counterfactuals: every view is one of the original, for methods that go without."""
+    """Source that returns the original images, for methods without counterfactuals."""
 
     name = "none"
 
     def identity(self) -> dict[str, Any]:
-        """Nothing but the name."""
+        """Name of the source."""
         return {"source": self.name}
 
     def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> NoParameters:
-        """Nothing."""
+        """Empty parameters."""
         return NoParameters()
 
     def apply(self, originals: Tensor, drawn: NoParameters, spacing: Sequence[float]) -> Tensor:
-        """The originals."""
+        """The originals, unchanged."""
         return originals
 
 
 class AcquisitionSource:
-    """Analytic interventions on the acquisition: every counterfactual is a newly drawn scanner.
+    """Analytic interventions on the acquisition: every counterfactual has a newly drawn scanner.
 
     Args:
-        reader: the cases; another case's intensities are the target of a transfer curve.
+        reader: reader of the cases; the intensities of another case are the target of a transfer curve.
         settings: ranges of the effects.
         schemes: nnU-Net's normalisation scheme of each channel.
-        dim: 2 or 3.
+        dim: number of spatial axes, 2 or 3.
     """
 
     name = "acquisition"
@@ -74,11 +74,11 @@ class AcquisitionSource:
         self._tables: dict[str, Tensor] = {}
 
     def identity(self) -> dict[str, Any]:
-        """The ranges are part of the settings already, the normalisation decides what is done about the moments."""
+        """Name and normalisation schemes; the ranges are already part of the settings."""
         return {"source": self.name, "schemes": list(self._schemes)}
 
     def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> AcquisitionParameters:
-        """One scanner per counterfactual; its transfer curve may aim at the intensities of another case."""
+        """Draw one scanner per counterfactual; its transfer curve may match the intensities of another case."""
         others = torch.randint(len(self._reader.cases), (count,), generator=generator).tolist()
         targets = torch.stack([self._table(self._reader.cases[other]) for other in others])
         return draw_acquisition(
@@ -86,15 +86,15 @@ class AcquisitionSource:
         )
 
     def apply(self, originals: Tensor, drawn: AcquisitionParameters, spacing: Sequence[float]) -> Tensor:
-        """See `apply_acquisition`; padding and what masked normalisation set to zero stay as they are."""
+        """See `apply_acquisition`; padding and voxels outside of the normalisation mask are unchanged."""
         inside = (originals != 0).any(dim=1, keepdim=True) if self._zero_is_outside else None
         return apply_acquisition(originals, drawn, spacing, inside)
 
     def _table(self, case: str) -> Tensor:
-        # kept per worker: tables are small, and a case is met again in every round through the data
+        # cached per worker: tables are small, and every epoch needs them again
         if case not in self._tables:
             spatial = self._reader.shape(case)[1:]
-            boxes = [_spread_box(spatial, position) for position in np.linspace(0, 1, 5)]
+            boxes = [_sampled_box(spatial, position) for position in np.linspace(0, 1, 5)]
             parts = [self._read(case, box) for box in boxes]
             joined = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
             inside = (joined != 0).any(axis=0) if self._zero_is_outside else None
@@ -107,8 +107,8 @@ class AcquisitionSource:
         return part
 
 
-def _spread_box(spatial: Sequence[int], position: float) -> tuple[slice, ...]:
-    """One of a few boxes spread along the slices; bounded in size, so that a table costs little on a large case."""
+def _sampled_box(spatial: Sequence[int], position: float) -> tuple[slice, ...]:
+    """Box at a relative position (0 to 1) along all axes; bounded in size, so that a table is cheap on large cases."""
     depth, sides = 4, [min(n, 256) for n in spatial[1:]]
     first = round(position * max(0, spatial[0] - depth))
     corners = [round(position * (n - side)) for n, side in zip(spatial[1:], sides, strict=True)]
@@ -117,29 +117,29 @@ def _spread_box(spatial: Sequence[int], position: float) -> tuple[slice, ...]:
 
 
 def zero_is_outside(schemes: Sequence[str]) -> bool:
-    """Whether, after these normalisations, an intensity is exactly zero only outside the mask and in padding."""
+    """Whether these normalisations leave exact zeros only outside of the mask and in padding."""
     return set(schemes) <= {"ZScoreNormalization", "CTNormalization"}
 
 
 class StoredImages(NamedTuple):
-    """Counterfactual crops (count, C, *crop); a NamedTuple, so that torch's collate stacks them."""
+    """Counterfactual crops (count, C, *crop) as a NamedTuple, which ``default_collate`` stacks."""
 
     images: Tensor
 
 
 class PrecomputedSource:
-    """Counterfactuals that lie in a store; which of its interventions, and in which order, is drawn.
+    """Counterfactuals read from a store, with interventions in random order.
 
     Args:
-        store: of the counterfactuals.
-        name: what made them.
+        store: store of the counterfactuals.
+        name: name of the source.
     """
 
     def __init__(self, store: CounterfactualStore, name: str = "precomputed") -> None:
         self._store, self.name = store, name
 
     def identity(self) -> dict[str, Any]:
-        """The store's own description, and the names and sizes of its files."""
+        """Manifest of the store, and a digest of the names and sizes of its files."""
         store = self._store
         files = sorted((file.name, file.stat().st_size) for file in (store.folder / "cases").glob("*.b2nd"))
         return {
@@ -149,14 +149,14 @@ class PrecomputedSource:
         }
 
     def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> StoredImages:
-        """The same crop of ``count`` interventions, which repeat only where the store has fewer."""
+        """Read the same crop of ``count`` interventions, repeated only where the store has fewer."""
         names = self._store.interventions
         order = torch.cat([torch.randperm(len(names), generator=generator) for _ in range(-(-count // len(names)))])
         chosen = [names[index] for index in order[:count].tolist()]
         return StoredImages(torch.stack([read_crop(box, partial(self._read, case, name)) for name in chosen]))
 
     def apply(self, originals: Tensor, drawn: StoredImages, spacing: Sequence[float]) -> Tensor:
-        """The stored crops themselves."""
+        """The stored crops, on the device of the originals."""
         return drawn.images.to(originals)
 
     def _read(self, case: str, name: str, box: tuple[slice, ...]) -> np.ndarray:
@@ -166,5 +166,5 @@ class PrecomputedSource:
 
 
 def take(parameters: Any, *index: Tensor) -> Any:
-    """Rows of a NamedTuple of tensors, or of further such tuples, with common leading dimensions."""
+    """Index the leading dimensions of all tensors of a NamedTuple, which may be nested."""
     return type(parameters)(*(take(one, *index) if isinstance(one, tuple) else one[index] for one in parameters))

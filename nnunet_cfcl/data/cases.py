@@ -18,7 +18,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nn
 from numpy.typing import NDArray
 
 from nnunet_cfcl.data.pool.manifest import recreate_command
-from nnunet_cfcl.files.chunk_checksums import check_header, check_seal, damage_named
+from nnunet_cfcl.errors import UserError, foreign_errors_as, isolated
+from nnunet_cfcl.files.chunk_checksums import check_header, check_seal, damage, damage_named
 from nnunet_cfcl.files.hashing import digest
 
 
@@ -77,22 +78,22 @@ def open_case(storage: Any, case: str, verified: dict[Path, set[int]]) -> list[S
     files = [Path(storage.source_folder, name) for name in names]
     if storage.folder_with_segs_from_previous_stage is not None:
         files.append(Path(storage.folder_with_segs_from_previous_stage, names[0]))
-    try:
-        arrays = storage.load_case(case)
-    except Exception:
+
+    def translate(error: Exception) -> UserError:
         file = _unreadable(files) or files[0].with_suffix(".pkl")
-        with damage_named(file, recreate_command(file)):
-            raise
+        return damage(file, recreate_command(file), error)
+
+    with foreign_errors_as(translate):
+        arrays = storage.load_case(case)
     return [StoredArray(array, file, verified.setdefault(file, set())) for array, file in zip(arrays, files)]
 
 
 def _unreadable(files: Sequence[Path]) -> Path | None:
     """The first file that blosc2 cannot open."""
     for file in files:
-        try:
+        with isolated() as errors:
             blosc2.open(urlpath=str(file), mode="r")
-        # blosc2 raises arbitrary exceptions on a damaged file
-        except Exception:
+        if errors:
             return file
     return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_cfcl.errors import CheckResult
+from nnunet_cfcl.errors import CheckResult, isolated
 from nnunet_cfcl.nnunet.lookup import preprocessed_cases
 
 
@@ -40,14 +40,12 @@ def scan_cases(folder: Path, preprocess: str) -> Iterator[CheckResult]:
 
 def _scan_case(dataset: Any, name: str, preprocess: str) -> Iterator[CheckResult]:
     fix = f"correct its image in nnUNet_raw and run {preprocess}, or remove the case from splits_final.json"
-    try:
+    with isolated() as errors:
         image = dataset.load_case(name)[0]
         faults = [channel_fault(np.asarray(image[channel])) for channel in range(image.shape[0])]
-    # one damaged file, whatever it raises, must not stop the scan
-    except Exception as error:
-        yield CheckResult("FAIL", f"case {name} cannot be read ({type(error).__name__}: {error})", fix)
-        return
-    if any(fault and "not finite" in fault for fault in faults):
+    if errors:
+        yield CheckResult("FAIL", f"case {name} cannot be read ({type(errors[0]).__name__}: {errors[0]})", fix)
+    elif any(fault and "not finite" in fault for fault in faults):
         yield CheckResult("FAIL", f"case {name}: {_by_channel(faults)}", fix)
     elif all(faults):
         yield CheckResult("FAIL", f"case {name} has no contrast: {_by_channel(faults)}", fix)

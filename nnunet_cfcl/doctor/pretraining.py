@@ -21,7 +21,7 @@ from nnunet_cfcl.data.attribute_table import ATTRIBUTES
 from nnunet_cfcl.data.pool.manifest import pool_command, read_manifest, silver_folder
 from nnunet_cfcl.data.pool.sources import SILVER_LABELS
 from nnunet_cfcl.data.pretraining_cases import PretrainingCases, pretraining_cases
-from nnunet_cfcl.errors import CheckResult, UserError, first_line
+from nnunet_cfcl.errors import CheckResult, UserError, first_line, isolated
 from nnunet_cfcl.files.json_files import read_json
 from nnunet_cfcl.nnunet import lookup
 from nnunet_cfcl.nnunet.decoder_tap import decoder_width
@@ -85,13 +85,13 @@ class PlannedPretraining:
         return objective
 
     def _network_results(self, batch_size: int) -> Iterator[CheckResult]:
-        try:
-            network = self._network()
         # custom networks may need real tensors when built, which says nothing about the training
-        except Exception as error:
+        with isolated() as errors:
+            network = self._network()
+        if errors:
             yield CheckResult("warn",
                               "decoder and norms not checked, as the network could not be built on the meta device "
-                                  f"({first_line(error)})")
+                              f"({first_line(errors[0])})")
             return
         is_the_plans = self.trainer.build_network_architecture is nnUNetTrainer.build_network_architecture
         plan_again = lookup.plan_command(self.dataset, self.configuration, "nnUNetPlans")
@@ -100,7 +100,7 @@ class PlannedPretraining:
                        else "derive the trainer from one that builds the plan's own network")
         chosen, views = self.settings.pretrain, self.settings.counterfactual.count + 1
         patches, per_pass = chosen.images_per_step * views, chosen.patches_per_pass or batch_size
-        cached = patches > per_pass and not self.trainer.method.example().separable
+        cached = patches > per_pass and not self.trainer.method.separable
         yield _checked(lambda: check_norms(network) if cached else None,
                        f"{patches} patches per step of pretraining, at most {per_pass} per pass",
                        f"plan with InstanceNorm, or set pretrain.patches_per_pass to {patches} in {_settings_file()}")
@@ -136,7 +136,7 @@ class PlannedPretraining:
     ) -> Iterator[CheckResult]:
         log: list[str] = []
         context = self._context(folder, fold, (sorted(training), sorted(validation)), log)
-        needs_labels, method = self.trainer.method.example().needs_labels, self.trainer.method
+        needs_labels, method = self.trainer.method.needs_labels, self.trainer.method
         try:
             cases = pretraining_cases(context, self.settings, needs_labels, unpack=False)
         except UserError as error:

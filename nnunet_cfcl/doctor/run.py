@@ -10,7 +10,7 @@ from nnunet_cfcl.doctor import cases as check_cases
 from nnunet_cfcl.doctor import dataset as check_dataset
 from nnunet_cfcl.doctor import device as check_device
 from nnunet_cfcl.doctor import environment as check_environment
-from nnunet_cfcl.errors import CheckResult, UserError, first_line
+from nnunet_cfcl.errors import CheckResult, UserError, first_line, isolated
 from nnunet_cfcl.nnunet import lookup
 
 
@@ -45,15 +45,14 @@ def examine(training: Training, scan_data: bool = False) -> Iterator[CheckResult
 
 
 def _guarded(what: str, check: Callable[[], CheckResult | Iterable[CheckResult]]) -> Iterator[CheckResult]:
-    try:
+    # in a broken installation anything may fail: the other checks are still of use
+    with isolated() as errors:
         found = check()
         yield from [found] if isinstance(found, CheckResult) else found
-    except UserError as error:
-        yield CheckResult.of(error)
-    # in a broken installation one check that raises must not prevent the others
-    except Exception as error:
-        yield CheckResult("FAIL", f"{what} could not be checked ({first_line(error)})",
-                      "correct the failures above; if there are none, report this as a bug")
+    for error in errors:
+        yield CheckResult.of(error) if isinstance(error, UserError) else CheckResult(
+            "FAIL", f"{what} could not be checked ({first_line(error)})",
+            "correct the failures above; if there are none, report this as a bug")
 
 
 def _check_trainer(name: str) -> CheckResult:

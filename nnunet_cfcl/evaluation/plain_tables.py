@@ -1,4 +1,4 @@
-"""Records as JSON without NaN, and as tables in Markdown."""
+"""JSON without NaN, and tables in Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def without_nan(content: Any) -> Any:
-    """JSON has no NaN: null says that there is no figure."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(content, dict):
         return {key: without_nan(value) for key, value in content.items()}
     if isinstance(content, list):
@@ -17,11 +17,11 @@ def without_nan(content: Any) -> Any:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; cells may hold what people write."""
+    """Format a Markdown table; cells may contain any text."""
     lines = [columns, ["---"] * len(columns), *([escaped(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def escaped(text: str) -> str:
-    """For a cell of a table."""
+    """Escape a text for a cell of a Markdown table."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")

@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, foreign_errors_as
 
 #: What the operating system answers to nobody but those who write -> what mends it.
 REFUSALS = {
@@ -66,18 +66,16 @@ def refusals_named(target: Path, temporary: Path) -> Iterator[None]:
     Raises:
         WriteError: the disk refuses.
     """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
+    def translate(error: Exception) -> Exception:
         refusal = error if isinstance(error, OSError) and error.errno in REFUSALS else _refusal(temporary)
         if refusal is None:
-            raise
+            return error
         fix = REFUSALS.get(refusal.errno or 0, OTHER_REFUSAL)
-        raise WriteError(
-            f"cannot write {target} ({refusal.strerror}); what was there before is as it was",
-            f"{fix}, then start again, a training with --c") from error
+        return WriteError(f"cannot write {target} ({refusal.strerror}); what was there before is as it was",
+                          f"{fix}, then start again, a training with --c")
+
+    with foreign_errors_as(translate):
+        yield
 
 
 def _refusal(temporary: Path) -> OSError | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import blosc2
 
-from nnunet_cfcl.errors import UserError, first_line
+from nnunet_cfcl.errors import UserError, first_line, foreign_errors_as
 
 KEY = "cfcl_checksums"
 #: What the header of a file says that holds an expression or a function, which some versions of blosc2 run on opening.
@@ -81,6 +81,11 @@ def check_seal(array: blosc2.NDArray, region: Sequence[slice], sound: set[int]) 
         sound.add(number)
 
 
+def damage(file: Path, fix: str, error: Exception) -> UserError:
+    """Error about a file that cannot be read."""
+    return UserError(f"{file} cannot be read, it is damaged or not there ({first_line(error)})", fix)
+
+
 @contextmanager
 def damage_named(file: Path, fix: str) -> Iterator[None]:
     """What goes wrong with a file within the block is told of it, with what mends it.
@@ -88,13 +93,8 @@ def damage_named(file: Path, fix: str) -> Iterator[None]:
     Raises:
         UserError: anything went wrong.
     """
-    try:
+    with foreign_errors_as(lambda error: damage(file, fix, error)):
         yield
-    except UserError:
-        raise
-    # blosc2 raises nearly anything for a damaged file
-    except Exception as error:
-        raise UserError(f"{file} cannot be read, it is damaged or not there ({first_line(error)})", fix) from error
 
 
 def _header(array: blosc2.NDArray) -> dict[str, Any]:

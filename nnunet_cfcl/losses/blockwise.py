@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from nnunet_cfcl.losses import triton_dispatch as fused
+from nnunet_cfcl.losses import triton_dispatch
 from nnunet_cfcl.losses.ranks import Share, current_share
+from nnunet_cfcl.losses.triton_launch import Launch
 
-#: For a block of pairs (row slice, column slice): a bool mask of the pairs that do not count; None: all of them count.
-#: Called forward and backward, with the same answer.
+#: (row slice, column slice) -> bool mask of the pairs to exclude from the block; None: none. Called both forward and
+#: backward, with equal results.
 Exclude: TypeAlias = Callable[[slice, slice], Tensor | None]
 
 #: Rows and columns of a block of pairs.
@@ -25,12 +26,12 @@ Block: TypeAlias = tuple[slice, slice]
 FLOAT32_BOUND = 55.0
 FLOAT64_BOUND = 500.0
 
-# 64 MiB in float32. Smaller blocks would stay in a CPU's cache, which gains a tenth at best. But every operation on a
-# block is a meeting of all threads (on a GPU, a launch): where other processes want the cores too, such as those that
-# load the data, many small blocks take several times longer.
+# 64 MiB in float32. Smaller blocks would stay in a CPU's cache, which gains 10 % at best. But every operation on a
+# block synchronises all threads (on a GPU, launches a kernel): where data loading processes compete for the cores,
+# many small blocks take several times longer.
 _BLOCK_SIDE = 4096
 
-# Processes that share the blocks get at least about this many each, so that they all have nearly the same work.
+# Least number of blocks per process, about, so that all have nearly the same work.
 _BLOCKS_PER_PROCESS = 8
 
 _LOG2_E = 1 / math.log(2)
@@ -39,7 +40,7 @@ _LOG2_E = 1 / math.log(2)
 def two_way_log_sum_exp(
     x: Tensor, y: Tensor, bound: float, block_side: int | None = None, exclude: Exclude | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""Row and column log-sum-exp of the logits :math:`S = x y^T` without ever holding S.
+    r"""Compute row and column log-sum-exp of the logits :math:`S = x y^T` without holding S in memory.
 
     .. math:: r_i = \log \sum_j \exp S_{ij}, \qquad c_j = \log \sum_i \exp S_{ij}
 
@@ -48,10 +49,10 @@ def two_way_log_sum_exp(
 
     .. math:: G_{ij} = \exp(S_{ij}) \, (g_i e^{-r_i} + h_j e^{-c_j}), \qquad dx = G y, \qquad dy = G^T x
 
-    There is no running maximum: the caller knows a bound on the logits (embeddings of unit length divided by the
-    temperature tau are bounded by 1 / tau), and below it every exponential is finite and normal. Bounds up to
+    No running maximum is needed: the caller gives a bound on the logits (1 / tau for unit embeddings divided by the
+    temperature tau), below which every exponential is finite and normal. Bounds up to
     ``FLOAT32_BOUND`` are computed in float32, larger ones (tau below 0.018) in float64, which not every device has.
-    This holds for N, M up to 250,000. Half precision is computed in float32, whatever autocast says.
+    This holds for N, M up to 250,000. Half precision is computed in float32, also under autocast.
 
     Within `share_blocks` each process visits its part of the blocks. On CUDA, without ``exclude``, Triton kernels take
     over where they can (see :mod:`~nnunet_cfcl.losses.triton_dispatch`).
@@ -59,17 +60,17 @@ def two_way_log_sum_exp(
     Args:
         x: (N, d) rows, any floating type.
         y: (M, d) columns, same type and device.
-        bound: the caller's promise that ``|S_ij| <= bound``; in (0, ``FLOAT64_BOUND``].
+        bound: upper bound of ``|S_ij|``, in (0, ``FLOAT64_BOUND``]; the caller guarantees it.
         block_side: side of a block in points, 4096 by default; two blocks are held. It does not change the result.
-        exclude: pairs that do not count, in both directions; None: all pairs count.
+        exclude: pairs to leave out, in both directions; None: none.
 
     Returns:
-        row log-sum-exp (N,) and column log-sum-exp (M,), float32, or float64 if x is. A sum over nothing is -inf; it
-        gives zero gradients.
+        row log-sum-exp (N,) and column log-sum-exp (M,), float32, or float64 if x is. An empty sum is -inf, with zero
+        gradients.
 
     Raises:
         ValueError: shapes, types or devices do not fit, or bound or block_side is out of range.
-        RuntimeError: a second derivative is asked for (``create_graph=True``).
+        RuntimeError: a second derivative is requested (``create_graph=True``).
 
     Example:
         >>> import torch
@@ -91,7 +92,7 @@ def two_way_log_sum_exp(
 def pool_log_sum_exp(
     z: Tensor, bound: float, block_side: int | None = None, exclude: Exclude | None = None
 ) -> Tensor:
-    r"""Log-sum-exp of each point's logits with all others of one pool, without ever holding :math:`S = z z^T`.
+    r"""Compute the log-sum-exp of each point's logits with all others of a pool without holding :math:`S = z z^T`.
 
     .. math:: r_i = \log \sum_{j \ne i} \exp S_{ij}
 
@@ -105,16 +106,16 @@ def pool_log_sum_exp(
 
     Args:
         z: (N, d) points, any floating type.
-        bound: the caller's promise that ``|S_ij| <= bound``; in (0, ``FLOAT64_BOUND``].
+        bound: upper bound of ``|S_ij|``, in (0, ``FLOAT64_BOUND``]; the caller guarantees it.
         block_side: side of a block in points, 4096 by default; two blocks are held. It does not change the result.
-        exclude: further pairs that do not count; must be symmetric. A point's pair with itself never counts.
+        exclude: pairs to leave out besides those of a point with itself; symmetric.
 
     Returns:
-        (N,) float32, or float64 if z is. A sum over nothing is -inf; it gives zero gradients.
+        (N,) float32, or float64 if z is. An empty sum is -inf, with zero gradients.
 
     Raises:
         ValueError: shape or type does not fit, or bound or block_side is out of range.
-        RuntimeError: a second derivative is asked for (``create_graph=True``).
+        RuntimeError: a second derivative is requested (``create_graph=True``).
 
     Example:
         >>> import torch
@@ -133,15 +134,15 @@ def pool_log_sum_exp(
 
 @dataclass(frozen=True)
 class _Work:
-    """The blocks this process visits, and what it leaves out there."""
+    """The blocks that this process visits, and the pairs it excludes there."""
 
     blocks: Sequence[Block]
     share: Share
     exclude: Exclude | None
 
-    def launch(self, x: Tensor) -> fused.Launch | None:
-        """How the Triton kernels are launched, which know no excluded pairs; None: blocks are visited instead."""
-        return None if self.exclude else fused.launch_for(x, self.share)
+    def launch(self, x: Tensor) -> Launch | None:
+        """Select the launch of the Triton kernels, which cannot exclude pairs; None: the blocks are visited instead."""
+        return None if self.exclude else triton_dispatch.launch_for(x, self.share)
 
 
 class _TwoWayLogSumExp(torch.autograd.Function):
@@ -152,8 +153,8 @@ class _TwoWayLogSumExp(torch.autograd.Function):
         """Visit every block once; rows and columns gather its sums."""
         ctx.launch = work.launch(x)
         if ctx.launch:
-            rows = fused.row_sums(x, y, ctx.launch, work.share)
-            columns = fused.row_sums(y, x, ctx.launch, work.share)
+            rows = triton_dispatch.row_sums(x, y, ctx.launch, work.share)
+            columns = triton_dispatch.row_sums(y, x, ctx.launch, work.share)
         else:
             rows, columns = x.new_zeros(len(x)), y.new_zeros(len(y))
             with torch.autocast(x.device.type, enabled=False):
@@ -170,14 +171,14 @@ class _TwoWayLogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Visit every block again and turn it in place into the gradient of the logits."""
-        _refuse_second_derivative()
+        _reject_second_derivative()
         x, y, rows, columns = ctx.saved_tensors
         work: _Work = ctx.work
         wants_x, wants_y, _ = ctx.needs_input_grad
         row_weight, column_weight = _weight(grad_rows, rows), _weight(grad_columns, columns)
         if ctx.launch:
-            dx = fused.gradient(x, y, row_weight, column_weight, ctx.launch, work.share) if wants_x else None
-            dy = fused.gradient(y, x, column_weight, row_weight, ctx.launch, work.share) if wants_y else None
+            dx = triton_dispatch.gradient(x, y, row_weight, column_weight, ctx.launch, work.share) if wants_x else None
+            dy = triton_dispatch.gradient(y, x, column_weight, row_weight, ctx.launch, work.share) if wants_y else None
         else:
             dx = torch.zeros_like(x) if wants_x else None
             dy = torch.zeros_like(y) if wants_y else None
@@ -194,7 +195,7 @@ class _PoolLogSumExp(torch.autograd.Function):
         """Visit every block on and above the diagonal once; one below it is its mirror image."""
         ctx.launch = work.launch(z)
         if ctx.launch:
-            rows = fused.row_sums(z, z, ctx.launch, work.share, pool=True)
+            rows = triton_dispatch.row_sums(z, z, ctx.launch, work.share, pool=True)
         else:
             rows = z.new_zeros(len(z))
             with torch.autocast(z.device.type, enabled=False):
@@ -211,12 +212,12 @@ class _PoolLogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_rows: Tensor) -> tuple[Tensor | None, None]:
         """Visit every block again and turn it in place into the gradient of the logits."""
-        _refuse_second_derivative()
+        _reject_second_derivative()
         z, rows = ctx.saved_tensors
         work: _Work = ctx.work
         weight = _weight(grad_rows, rows)
         if ctx.launch:
-            dz = fused.gradient(z, z, weight, weight, ctx.launch, work.share, pool=True)
+            dz = triton_dispatch.gradient(z, z, weight, weight, ctx.launch, work.share, pool=True)
         else:
             dz = torch.zeros_like(z)
             _add_gradients(z, z, weight, weight, dz, dz, work, pool=True)
@@ -240,8 +241,8 @@ def _add_gradients(
 def _exponential_blocks(
     x: Tensor, y: Tensor, work: _Work, pool: bool = False
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Yield row slice, column slice, exp(x y^T) there, 0 for pairs that do not count, and a scratch block of that
-    shape; both blocks are overwritten later."""
+    """Yield row slice, column slice, exp(x y^T) there, 0 for excluded pairs, and a scratch block of that shape; both
+    blocks are reused by the next iteration."""
     # exp2 takes little more than half the time of exp on a CPU, for one scaling of x.
     x = x * _LOG2_E
     size = max((_length(i) * _length(j) for i, j in work.blocks), default=0)
@@ -259,27 +260,27 @@ def _exponential_blocks(
 
 
 def rectangle_blocks(rows: int, columns: int, side: int) -> list[Block]:
-    """Blocks of at most side x side pairs that cover rows x columns."""
+    """Divide rows x columns into blocks of at most side x side pairs."""
     return [(i, j) for i in strips(rows, side) for j in strips(columns, side)]
 
 
 def triangle_blocks(points: int, side: int) -> list[Block]:
-    """Those of the blocks of points x points that lie on or above the diagonal. The ones on it, which cost less
-    backward, come last: processes that take every n-th block get the same work."""
+    """List the blocks of points x points on and above the diagonal. Blocks on the diagonal, which cost less backward,
+    come last: processes that take every n-th block have equal work."""
     all_strips = strips(points, side)
     above = [(i, j) for top, i in enumerate(all_strips) for j in all_strips[top + 1 :]]
     return above + [(i, i) for i in all_strips]
 
 
 def strips(points: int, side: int) -> list[slice]:
-    """As few strips as cover the points with at most ``side`` each, all of nearly the same length."""
+    """Divide the points into the fewest strips of at most ``side`` points, all of nearly the same length."""
     count = -(-points // side)
     edges = [number * points // count for number in range(count + 1)] if count else []
     return [slice(start, stop) for start, stop in zip(edges, edges[1:])]
 
 
 def _side(pairs: int, processes: int) -> int:
-    """Side of a block, such that every process has a few of them."""
+    """Choose the side of a block so that every process has several blocks."""
     if processes == 1:
         return _BLOCK_SIDE
     return max(1, min(_BLOCK_SIDE, math.isqrt(pairs // (_BLOCKS_PER_PROCESS * processes))))
@@ -291,17 +292,17 @@ def _length(part: slice) -> int:
 
 
 def _weight(grad: Tensor, log_sum: Tensor) -> Tensor:
-    """g exp(-r), and 0 for a sum over nothing, which no point can change."""
+    """Compute g exp(-r), and 0 for an empty sum, which no point changes."""
     return (grad * torch.exp(-log_sum)).masked_fill_(log_sum.isneginf(), 0)
 
 
 def _types(x: Tensor, bound: float) -> tuple[torch.dtype, torch.dtype]:
-    """Types of the result and of the computation."""
+    """Return the types of the result and of the computation."""
     result = torch.promote_types(x.dtype, torch.float32)
     return result, result if bound <= FLOAT32_BOUND else torch.float64
 
 
-def _refuse_second_derivative() -> None:
+def _reject_second_derivative() -> None:
     # once_differentiable would stay silent here: a loss that is a plain mean sends gradients without a graph.
     if torch.is_grad_enabled():
         raise RuntimeError("the blockwise log-sum-exp has no second derivative: do not use create_graph=True")

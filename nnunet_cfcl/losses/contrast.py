@@ -7,8 +7,8 @@ Khosla et al. 2020, "Supervised Contrastive Learning", arXiv 2004.11362, equatio
                    - \frac{\sum_{p \in P(a)} w_p s_{ap}}{\sum_{p \in P(a)} w_p}, \qquad
           L = \frac{\sum_a w_a \ell_a}{\sum_a w_a}
 
-over the anchors whose positives weigh more than nothing. The numerator is the anchor times the mean of its positives,
-which a rule finds without a matrix of all pairs.
+over the anchors whose positives have a total weight above 0. The numerator is the anchor times the mean of its
+positives, which a rule computes without a matrix of all pairs.
 
 Hard negatives: Robinson et al. 2021, "Contrastive Learning with Hard Negative Samples", arXiv 2010.04592, without its
 correction for false negatives. With :math:`\kappa_{an} = \hat z_a \cdot \hat z_n`, each of the negatives N(a) is
@@ -17,7 +17,7 @@ weighted by :math:`e^{\beta \kappa_{an}}`, scaled to a mean weight of one:
 .. math:: \log \Big( \sum_{p \in P(a)} e^{s_{ap}}
           + |N(a)| \, \frac{\sum_n e^{s_{an} + \beta \kappa_{an}}}{\sum_n e^{\beta \kappa_{an}}} \Big)
 
-takes the denominator's place; beta 0 gives it back.
+replaces the log denominator; the two are equal at beta 0.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from nnunet_cfcl.losses.blockwise import Exclude, pool_log_sum_exp, two_way_log_
 from nnunet_cfcl.losses.embeddings import Samples, as_number
 from nnunet_cfcl.losses.pair_rules import PairRule
 
-# Takes the place of log 0 where an infinity would make the gradient of a later step NaN; exp of it is 0.
+# Replaces log 0 where an infinity would make a later gradient NaN; its exp is 0.
 _LOG_NOTHING = -1e4
 
 #: Log-sums of logits that are ``scale`` times the cosine, per direction, without excluded pairs.
@@ -40,14 +40,14 @@ _Kernel: TypeAlias = Callable[["float | Tensor", "Exclude | None"], tuple[Tensor
 
 
 class CountedLoss(NamedTuple):
-    """A loss and what it was computed from; in a loss of two directions, counts and distances of both are added.
+    """A loss with the statistics of its anchors; a loss of two directions adds those of both.
 
     Args:
-        loss: scalar with a graph.
-        anchors: scalar integer, points that could be anchors: valid, of the foreground, with a weight above 0.
-        with_positive: scalar integer, those of them that had a positive with a weight above 0; the loss is their mean.
-        distances: scalar without a graph, over ``with_positive`` the sum of each anchor's mean squared distance, in
-            [0, 4], of its unit embedding to its positives'.
+        loss: scalar to minimise, with a graph; the mean over the anchors that have a positive.
+        anchors: integer scalar, the number of possible anchors: valid, of the foreground, of weight above 0.
+        with_positive: integer scalar, the number of anchors that have a positive of weight above 0.
+        distances: scalar without a graph, the sum over these anchors of the mean squared distance, in [0, 4], between
+            the unit embeddings of the anchor and of its positives.
     """
 
     loss: Tensor
@@ -56,12 +56,12 @@ class CountedLoss(NamedTuple):
     distances: Tensor
 
     def plus(self, other: CountedLoss) -> CountedLoss:
-        """Sum of losses and of counts."""
+        """Add losses, counts and distances."""
         return CountedLoss(*(one + another for one, another in zip(self, other, strict=True)))
 
 
 class _Positives(NamedTuple):
-    """Per anchor: weighted mean embedding (N, d), sum of weights (N,) and number (N,) of its positives."""
+    """Positives of each anchor: weighted mean embedding (N, d), sum of weights (N,) and number (N,)."""
 
     mean: Tensor
     mass: Tensor
@@ -72,14 +72,14 @@ def contrast_views(
     a: Samples, b: Samples, rules: tuple[PairRule, PairRule], temperature: float | Tensor, hard_negatives: float = 0.0,
     ignored: PairRule | None = None,
 ) -> CountedLoss:
-    """Anchors a against candidates b plus anchors b against candidates a.
+    """Contrast the points of two views: anchors a with candidates b plus anchors b with candidates a.
 
     Args:
-        a, b: points of the two sides.
-        rules: the positives of a among b, and of b among a; mirror images of one another.
+        a, b: points of the two views.
+        rules: pair rules for the positives of a among b, and of b among a, each the transpose of the other.
         temperature: tau; a scalar tensor receives a gradient.
         hard_negatives: beta.
-        ignored: pairs that are left out of both denominators; symmetric.
+        ignored: pairs left out of both denominators; symmetric.
     """
 
     def kernel(scale: float | Tensor, exclude: Exclude | None) -> tuple[Tensor, ...]:
@@ -98,11 +98,11 @@ def contrast_views(
 def contrast_pool(
     z: Samples, rule: PairRule, temperature: float | Tensor, hard_negatives: float = 0.0
 ) -> CountedLoss:
-    """Every point of a pool against all others.
+    """Contrast every point of a pool with all others.
 
     Args:
-        z: the points.
-        rule: the positives; symmetric.
+        z: points of the pool.
+        rule: pair rule for the positives; symmetric.
         temperature: tau; a scalar tensor receives a gradient.
         hard_negatives: beta.
     """
@@ -124,7 +124,7 @@ def _positives(rule: PairRule, candidates: Samples) -> _Positives:
 
 
 def _negatives(candidates: Samples, positives: _Positives, ignored: PairRule | None) -> Tensor:
-    """(N,) number of each anchor's negatives; in a pool, including itself."""
+    """Count the negatives of each anchor, (N,); in a pool, the anchor itself is among them."""
     others = len(candidates) - positives.number
     if ignored is None:
         return others
@@ -135,7 +135,7 @@ def _log_denominators(
     kernel: _Kernel, rule: PairRule, negatives: tuple[Tensor, ...], temperature: float | Tensor, hard_negatives: float,
     ignored: PairRule | None,
 ) -> tuple[Tensor, ...]:
-    """Per direction, (N,); see the head of this file."""
+    """Compute the log denominators (N,) of each direction, see the module's docstring."""
     scale = 1 / temperature
     if not hard_negatives:
         return kernel(scale, ignored.block if ignored else None)
@@ -152,7 +152,7 @@ def _log_denominators(
 
 
 def _anchor_mean(anchors: Samples, positives: _Positives, log_sum: Tensor, temperature: float | Tensor) -> CountedLoss:
-    """Losses are masked anchor by anchor and averaged then; without any anchor zero, with a graph."""
+    """Mask the losses anchor by anchor, then average; zero with a graph if there is no anchor."""
     possible = anchors.anchors & (anchors.weights > 0)
     counted = possible & (positives.mass > 0)
     cosine = (anchors.unit * positives.mean).sum(dim=-1)
@@ -164,7 +164,7 @@ def _anchor_mean(anchors: Samples, positives: _Positives, log_sum: Tensor, tempe
 
 
 def _either(rule: PairRule, ignored: PairRule | None) -> Exclude:
-    """Pairs that are positive or ignored."""
+    """Exclude the pairs that are positive or ignored."""
 
     def exclude(rows: slice, columns: slice) -> Tensor | None:
         positive = rule.block(rows, columns)
@@ -177,7 +177,7 @@ def _either(rule: PairRule, ignored: PairRule | None) -> Exclude:
 
 
 def _all_but(rule: PairRule, device: torch.device) -> Exclude:
-    """Pairs that are not positive."""
+    """Exclude the pairs that are not positive."""
 
     def exclude(rows: slice, columns: slice) -> Tensor:
         positive = rule.block(rows, columns)

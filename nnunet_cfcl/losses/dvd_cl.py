@@ -21,7 +21,7 @@ def dvd_cl_loss(
     a: Tensor, b: Tensor, temperature: float | Tensor = 0.7, valid: Tensor | None = None,
     weights: Tensor | None = None, *, positions: Tensor | None = None, ignore_radius: float = 0.0,
     hard_negatives: float = 0.0,
-) -> Tensor:
+) -> CountedLoss:
     r"""Dual-view dense contrastive loss between corresponding points of two views.
 
     Lafargue-Hauret, Mehta, De Sousa Ribeiro, Roschewitz, Glocker, "Pixel-level Counterfactual Contrastive Learning for
@@ -39,48 +39,40 @@ def dvd_cl_loss(
     linear in N (:func:`~nnunet_cfcl.losses.blockwise.two_way_log_sum_exp`).
 
     Args:
-        a: (B, P, d) embeddings of P points in each of B images, first view. Any length: they are normalised here, and
-            computed with in float32 at least.
+        a: (B, P, d) embeddings of P points in each of B images, first view. Any length: they are normalised here,
+            in float32 at least.
         b: (B, P, d) embeddings of the same points in the second view.
         temperature: tau, finite and at least 0.002; below 0.018 blocks are computed in float64. A scalar tensor
-            receives a gradient: the paper never tuned its 0.7, and a learned one needs no search.
-        valid: (B, P) bool; a point that is False is neither an anchor nor a candidate. Default: all are valid.
+            receives a gradient.
+        valid: (B, P) bool; False: neither an anchor nor a candidate. Default: all are valid.
         weights: (B, P) in [0, 1]; an anchor counts with its weight in the mean. As a negative a point counts in full.
-        positions: (B, P, D) canonical positions of the points in millimetres; only needed with ignore_radius.
+        positions: (B, P, D) canonical positions of the points in millimetres; required with ignore_radius.
         ignore_radius: mm; other points of the image nearer than this to the anchor are left out of its denominator.
-            Sampled points can lie a voxel apart, and pushing apart what is the same tissue blurs what the positives
-            build up. 0: all are negatives, as in the paper.
+            Sampled points can lie one voxel apart; repelling points of the same tissue counteracts the positives. 0:
+            all are negatives, as in the paper.
         hard_negatives: beta >= 0; negatives are weighted by exp(beta x cosine), see
-            :mod:`~nnunet_cfcl.losses.contrast`. Most points of an image are easy to tell apart and teach little. 0: all
-            count alike, as in the paper.
+            :mod:`~nnunet_cfcl.losses.contrast`. Most negatives are easy and have little gradient. 0: equal weights,
+            as in the paper.
 
     Returns:
-        The loss (), float32, or float64 if a is. Without a valid point it is zero and gives zero gradients.
+        The loss with the counts of both directions added. ``loss`` is a scalar, float32, or float64 if a is; zero with
+        zero gradients without a valid point.
 
     Raises:
         ValueError: shapes, types or devices do not fit, or temperature, a weight, ignore_radius or hard_negatives is
             out of range.
-        RuntimeError: a second derivative is asked for (``create_graph=True``).
+        RuntimeError: a second derivative is requested (``create_graph=True``).
 
     Example:
         >>> import torch
         >>> from nnunet_cfcl.losses import dvd_cl_loss
         >>> a = torch.eye(4).reshape(2, 2, 4)
-        >>> dvd_cl_loss(a, a, temperature=1.0)  # 2 log(1 + 3 / e)
+        >>> result = dvd_cl_loss(a, a, temperature=1.0)
+        >>> result.loss  # 2 log(1 + 3 / e)
         tensor(1.4873)
+        >>> int(result.anchors), int(result.with_positive)  # 4 points in 2 directions
+        (8, 8)
     """
-    return dvd_cl_loss_with_count(
-        a, b, temperature, valid, weights, positions=positions, ignore_radius=ignore_radius,
-        hard_negatives=hard_negatives,
-    ).loss
-
-
-def dvd_cl_loss_with_count(
-    a: Tensor, b: Tensor, temperature: float | Tensor = 0.7, valid: Tensor | None = None,
-    weights: Tensor | None = None, *, positions: Tensor | None = None, ignore_radius: float = 0.0,
-    hard_negatives: float = 0.0,
-) -> CountedLoss:
-    """`dvd_cl_loss` with the number of anchors, of both directions together."""
     check_embeddings({"a": a, "b": b}, "B, P, d")
     check_per_point(a.shape[:2], valid, weights)
     check_temperature(temperature, hard_negatives)

@@ -1,4 +1,4 @@
-"""What all contrastive objectives do with embeddings, masks and settings before they compare anything."""
+"""Preparation shared by the contrastive losses: unit embeddings, valid points, checks of shapes and ranges."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MIN_TEMPERATURE = 1 / FLOAT64_BOUND
 
 @dataclass(frozen=True)
 class Samples:
-    """The valid points of a batch, in a row.
+    """The valid points of a batch, flattened.
 
     Args:
         unit: (N, d) unit embeddings.
-        weights: (N,) how much a point counts as an anchor and as a positive, in [0, 1].
-        anchors: (N,) bool, which points may be anchors.
+        weights: (N,) weights of the points as anchors and as positives, in [0, 1].
+        anchors: (N,) bool mask of the points that may be anchors.
     """
 
     unit: Tensor
@@ -34,13 +34,13 @@ class Samples:
 
 
 def take_samples(z: Tensor, valid: Tensor | None, weights: Tensor | None, anchors: Tensor | None = None) -> Samples:
-    """Valid points of embeddings z (..., d), as unit vectors.
+    """Select the valid points of embeddings and scale them to unit length.
 
     Args:
         z: (..., d) embeddings of any length.
         valid: (...) bool; None: all are valid.
         weights: (...) in [0, 1]; None: all 1.
-        anchors: (...) bool, which points may be anchors; None: all.
+        anchors: (...) bool mask of the points that may be anchors; None: all.
 
     Raises:
         ValueError: a weight of a valid point lies outside [0, 1].
@@ -55,12 +55,12 @@ def take_samples(z: Tensor, valid: Tensor | None, weights: Tensor | None, anchor
 
 
 def take(values: Tensor, axes: int, valid: Tensor | None) -> Tensor:
-    """The valid points of ``values``, whose first ``axes`` axes number the points, in a row."""
+    """Select the valid points of ``values``, whose first ``axes`` axes index the points, and flatten these axes."""
     return values.flatten(0, axes - 1) if valid is None else values[valid.to(values.device)]
 
 
 def points_per_image(z: Tensor, valid: Tensor | None) -> list[int]:
-    """Valid points of each image of embeddings (B, ..., d)."""
+    """Count the valid points of each image of embeddings (B, ..., d)."""
     if valid is None:
         return [z[0, ..., 0].numel()] * len(z) if len(z) else []
     counts: list[int] = valid.flatten(1).sum(dim=1).tolist()
@@ -70,18 +70,18 @@ def points_per_image(z: Tensor, valid: Tensor | None) -> list[int]:
 def unit_embeddings(z: Tensor) -> Tensor:
     """Scale embeddings (..., d) to unit length in float32 (float64 stays); a zero embedding stays zero.
 
-    Half precision is left before the norm is taken: its squares overflow from a length of 256.
+    The norm is computed in float32 because squares overflow in half precision from a length of 256.
     """
     return functional.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
 
 
 def labelled(labels: Tensor, valid: Tensor | None) -> Tensor:
-    """Valid points that have a label: those below 0 are unknown."""
+    """Mask the valid points whose label is known, that is 0 or above."""
     return labels >= 0 if valid is None else (labels >= 0) & valid.to(labels.device)
 
 
 def as_number(value: float | Tensor) -> float:
-    """The value of a number or a scalar tensor, without its graph."""
+    """Convert a number or a scalar tensor to a float, without its graph."""
     return float(value.detach()) if isinstance(value, Tensor) else value
 
 

@@ -20,8 +20,8 @@ from nnunet_cfcl.losses.pair_rules import Neighbours
 def mvd_cl_loss(
     z: Tensor, positions: Tensor, temperature: float | Tensor = 0.7, radius: float = 0.1, valid: Tensor | None = None,
     weights: Tensor | None = None, *, hard_negatives: float = 0.0,
-) -> Tensor:
-    r"""Multi-view dense contrastive loss: points near each other in the patient belong together.
+) -> CountedLoss:
+    r"""Multi-view dense contrastive loss: points near each other in the patient are positives.
 
     Lafargue-Hauret, Mehta, De Sousa Ribeiro, Roschewitz, Glocker, "Pixel-level Counterfactual Contrastive Learning for
     Medical Image Segmentation", arXiv 2603.17110, the objective MVD-CL.
@@ -37,42 +37,33 @@ def mvd_cl_loss(
 
     Args:
         z: (B, V, P, d) embeddings of P points in each of V views of B images; views need not share points. Any length:
-            they are normalised here, and computed with in float32 at least.
-        positions: (B, V, P, D) where the points lie in the patient, each image in its own frame: millimetres divided by
-            the longest extent, so in [0, 1]. Only distances within an image matter.
+            they are normalised here, in float32 at least.
+        positions: (B, V, P, D) positions of the points in the patient, each image in its own frame: millimetres divided
+            by the longest extent, in [0, 1]. Only distances within an image matter.
         temperature: tau, finite and at least 0.002; a scalar tensor receives a gradient (see `dvd_cl_loss`).
-        radius: in the unit of the positions.
-        valid: (B, V, P) bool; a point that is False is neither an anchor nor a candidate. Default: all are valid.
+        radius: radius of the positives in the unit of the positions.
+        valid: (B, V, P) bool; False: neither an anchor nor a candidate. Default: all are valid.
         weights: (B, V, P) in [0, 1]; a point counts with its weight in the mean over anchors and in the mean over an
             anchor's positives. As a negative it counts in full.
         hard_negatives: beta >= 0; negatives are weighted by exp(beta x cosine) (see `dvd_cl_loss`).
 
     Returns:
-        The loss (), float32, or float64 if z is. If no point has a neighbour, it is zero and gives zero gradients.
+        The loss with its counts. ``loss`` is a scalar, float32, or float64 if z is; zero with zero gradients if no
+        point has a neighbour.
 
     Raises:
         ValueError: shapes, types or devices do not fit, or temperature, radius, a weight or hard_negatives is out of
             range.
-        RuntimeError: a second derivative is asked for (``create_graph=True``).
+        RuntimeError: a second derivative is requested (``create_graph=True``).
 
     Example:
         >>> import torch
         >>> from nnunet_cfcl.losses import mvd_cl_loss
         >>> z = torch.eye(2).repeat(2, 1).reshape(1, 2, 2, 2)
         >>> positions = torch.tensor([0.0, 1.0]).repeat(2).reshape(1, 2, 2, 1)
-        >>> mvd_cl_loss(z, positions, temperature=1.0)  # log(e + 2) - 1
+        >>> mvd_cl_loss(z, positions, temperature=1.0).loss  # log(e + 2) - 1
         tensor(0.5514)
     """
-    return mvd_cl_loss_with_count(
-        z, positions, temperature, radius, valid, weights, hard_negatives=hard_negatives
-    ).loss
-
-
-def mvd_cl_loss_with_count(
-    z: Tensor, positions: Tensor, temperature: float | Tensor = 0.7, radius: float = 0.1, valid: Tensor | None = None,
-    weights: Tensor | None = None, *, hard_negatives: float = 0.0,
-) -> CountedLoss:
-    """`mvd_cl_loss` with the number of anchors."""
     check_embeddings({"z": z}, "B, V, P, d")
     check_positions(positions, z.shape[:3])
     check_per_point(z.shape[:3], valid, weights)

@@ -10,7 +10,7 @@ from nnunet_cfcl.losses.embeddings import check_embeddings, check_per_point, che
 from nnunet_cfcl.losses.pair_rules import SameClass
 
 
-def nt_xent_loss(z: Tensor, temperature: float | Tensor = 0.5, valid: Tensor | None = None) -> Tensor:
+def nt_xent_loss(z: Tensor, temperature: float | Tensor = 0.5, valid: Tensor | None = None) -> CountedLoss:
     r"""Normalised temperature-scaled cross entropy between the views of an image and all other images.
 
     Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations",
@@ -21,31 +21,25 @@ def nt_xent_loss(z: Tensor, temperature: float | Tensor = 0.5, valid: Tensor | N
                   - \frac{1}{V - 1} \sum_{p \in P(a)} s_{ap} \Big)
 
     Args:
-        z: (B, V, d) embeddings of V views of B images. Any length: they are normalised here, and computed with in
-            float32 at least.
+        z: (B, V, d) embeddings of V views of B images. Any length: they are normalised here, in float32 at
+            least.
         temperature: tau, finite and at least 0.002; a scalar tensor receives a gradient.
-        valid: (B, V) bool; a view that is False is neither an anchor nor a candidate. Default: all are valid.
+        valid: (B, V) bool; False: neither an anchor nor a candidate. Default: all are valid.
 
     Returns:
-        The loss (), float32, or float64 if z is. If no view has a partner, it is zero and gives zero gradients.
+        The loss with its counts. ``loss`` is a scalar, float32, or float64 if z is; zero with zero gradients if no view
+        has a partner.
 
     Raises:
         ValueError: shape or type does not fit, or temperature is out of range.
-        RuntimeError: a second derivative is asked for (``create_graph=True``).
+        RuntimeError: a second derivative is requested (``create_graph=True``).
 
     Example:
         >>> import torch
         >>> from nnunet_cfcl.losses import nt_xent_loss
-        >>> nt_xent_loss(torch.eye(2)[:, None].repeat(1, 2, 1), temperature=1.0)  # log(e + 2) - 1
+        >>> nt_xent_loss(torch.eye(2)[:, None].repeat(1, 2, 1), temperature=1.0).loss  # log(e + 2) - 1
         tensor(0.5514)
     """
-    return nt_xent_loss_with_count(z, temperature, valid).loss
-
-
-def nt_xent_loss_with_count(
-    z: Tensor, temperature: float | Tensor = 0.5, valid: Tensor | None = None
-) -> CountedLoss:
-    """`nt_xent_loss` with the number of anchors."""
     check_embeddings({"z": z}, "B, V, d")
     check_per_point(z.shape[:2], valid)
     check_temperature(temperature)

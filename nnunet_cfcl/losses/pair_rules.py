@@ -1,7 +1,7 @@
-"""Which candidates are the positives of an anchor: all that tells one contrastive objective from another.
+"""Pair rules: which candidates are the positives of an anchor, the one difference between the contrastive losses.
 
-A rule is made for the points of one batch, in a row. It neither samples points nor knows a loss: `contrast` does the
-rest with any rule. Nothing here has more than a block of all pairs in memory.
+A rule is built for the flattened points of one batch. It neither samples points nor computes a loss; `contrast` turns
+any rule into a loss. No more than one block of all pairs is held in memory.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from torch import Tensor
 from nnunet_cfcl.losses.blockwise import Block, strips
 from nnunet_cfcl.losses.ranks import Share, current_share
 
-# Pairs of neighbours that are looked at together: 16 MiB in float32.
+# Pairs whose distances are computed at once: 16 MiB in float32.
 _STRIP_PAIRS = 2**22
 
 
 class PairRule(Protocol):
-    """N anchors, M candidates and which of their pairs are positive. An anchor is not its own positive."""
+    """Positive pairs among N anchors and M candidates. In a pool, an anchor is not its own positive."""
 
     def sum_over_positives(self, values: Tensor) -> Tensor:
-        """(M, k) values of the candidates -> (N, k) sums over each anchor's positives; differentiable once."""
+        """Sum the values (M, k) of the candidates over the positives of each anchor, (N, k); differentiable once."""
 
     def block(self, rows: slice, columns: slice) -> Tensor | None:
-        """Bool mask of the positive pairs in a block of anchors x candidates, None where there are none. In a pool, an
-        anchor's pair with itself may be marked: it is no pair to the kernel."""
+        """Mask the positive pairs in a block of anchors x candidates; None if it has none. In a pool, the pair of a
+        point with itself may be marked, which the kernel excludes anyway."""
 
 
 class SamePoint:
-    """The n-th candidate is the positive of the n-th anchor."""
+    """The positive of the n-th anchor is the n-th candidate."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def sum_over_positives(self, values: Tensor) -> Tensor:
-        """The values themselves."""
+        """Return the values: every anchor has one positive."""
         return values
 
     def block(self, rows: slice, columns: slice) -> Tensor | None:
-        """The diagonal."""
+        """Mask the diagonal."""
         if rows.stop <= columns.start or columns.stop <= rows.start:
             return None
         mask = torch.zeros(rows.stop - rows.start, columns.stop - columns.start, dtype=torch.bool, device=self._device)
@@ -50,7 +50,7 @@ class SamePoint:
 
 
 class SameClass:
-    """Positives are all candidates with the anchor's label, found by sums over classes.
+    """The positives of an anchor are all candidates of its class, summed class by class.
 
     Args:
         anchors: (N,) integer labels.
@@ -62,8 +62,8 @@ class SameClass:
         self._candidates = anchors if candidates is None else candidates
 
     def sum_over_positives(self, values: Tensor) -> Tensor:
-        """Sum of the anchor's class, without its own value in a pool."""
-        # an own value is taken out of a sum it may dominate; Apple's devices have no float64
+        """Sum over the anchor's class, without the anchor itself in a pool."""
+        # float64: the anchor's own value is subtracted from a sum that it may dominate; MPS has no float64
         wide = values if values.device.type == "mps" else values.double()
         classes, number = torch.cat([self._anchors, self._candidates]).unique(return_inverse=True)
         of_anchor, of_candidate = number[: len(self._anchors)], number[len(self._anchors) :]
@@ -72,17 +72,17 @@ class SameClass:
         return (found - wide if self._pool else found).to(values.dtype)
 
     def block(self, rows: slice, columns: slice) -> Tensor | None:
-        """Pairs with equal labels."""
+        """Mask the pairs of equal labels."""
         return self._anchors[rows, None] == self._candidates[None, columns]
 
 
 class Neighbours:
-    """Positives are the other points of the same image that are nearer than a radius, in one pool.
+    """The positives of an anchor are the other points of its image within a radius, in one pool.
 
     Args:
-        positions: (N, D) of all points, image after image, in any unit.
-        sizes: points of each image.
-        radius: in the same unit; a point at exactly this distance is not near.
+        positions: (N, D) positions of all points, image after image, in any unit.
+        sizes: numbers of points of the images.
+        radius: radius in the same unit; a point at exactly this distance is not a positive.
     """
 
     def __init__(self, positions: Tensor, sizes: Sequence[int], radius: float) -> None:
@@ -93,12 +93,12 @@ class Neighbours:
         self._radius = radius
 
     def sum_over_positives(self, values: Tensor) -> Tensor:
-        """Sum over the neighbourhood; processes that share blocks share this."""
+        """Sum over the neighbourhood; within `share_blocks` the processes share the work."""
         sums: Tensor = _NeighbourSums.apply(values, self, current_share())
         return sums
 
     def block(self, rows: slice, columns: slice) -> Tensor | None:
-        """Near pairs of points of one image."""
+        """Mask the pairs of near points of one image."""
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         mask = None
         for image in self._images:
@@ -110,14 +110,14 @@ class Neighbours:
         return mask
 
     def near(self, rows: slice, columns: slice) -> Tensor:
-        """Bool mask of the near pairs in a block that lies within an image; a point is not near itself."""
+        """Mask the near pairs in a block that lies within one image; a point is not near itself."""
         first, *others = ((axis[rows, None] - axis[None, columns]).square_() for axis in self._axes)
         mask = sum(others, start=first) < self._radius**2
         _own_pairs(mask, rows, columns).fill_(False)
         return mask
 
     def strips(self, processes: int) -> list[Block]:
-        """All pairs within an image, as (rows, the image's points), in pieces for that many processes."""
+        """Divide the pairs within each image into (rows, points of the image), enough pieces for all processes."""
         blocks = []
         for image in self._images:
             size = image.stop - image.start
@@ -127,17 +127,17 @@ class Neighbours:
 
 
 class _NeighbourSums(torch.autograd.Function):
-    """The mask of near pairs, a symmetric matrix, times values: the gradient is the same product again."""
+    """Product of the symmetric mask of near pairs with values; the gradient is the same product again."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, rule: Neighbours, share: Share) -> Tensor:
-        """Strip by strip."""
+        """Multiply strip by strip."""
         ctx.rule, ctx.share = rule, share
         return _near_product(values, rule, share)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Strip by strip."""
+        """Multiply the gradient strip by strip."""
         return _near_product(gradient, ctx.rule, ctx.share), None, None
 
 
@@ -151,7 +151,7 @@ def _near_product(values: Tensor, rule: Neighbours, share: Share) -> Tensor:
 
 
 def _own_pairs(mask: Tensor, rows: slice, columns: slice) -> Tensor:
-    """The pairs of a point with itself in the mask of a block."""
+    """View the pairs of a point with itself in the mask of a block."""
     return mask.diagonal(rows.start - columns.start)
 
 

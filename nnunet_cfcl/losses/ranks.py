@@ -1,4 +1,4 @@
-"""The work of the blockwise kernels, shared by the processes of torch.distributed that hold the same embeddings."""
+"""Distribution of the blockwise kernels over the processes of torch.distributed that hold the same embeddings."""
 
 from __future__ import annotations
 
@@ -17,25 +17,31 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Share:
-    """This process's part of a work that ``count`` processes do together; all of it by default."""
+    """The part of the work of one process.
+
+    Args:
+        rank: rank in the group.
+        count: number of processes; 1 by default.
+        group: process group; None: the default group.
+    """
 
     rank: int = 0
     count: int = 1
     group: dist.ProcessGroup | None = None
 
     def mine(self, work: Sequence[T]) -> Sequence[T]:
-        """Every ``count``-th piece, so that pieces of similar cost are spread evenly."""
+        """Select every ``count``-th piece, which balances pieces of similar cost."""
         return work[self.rank :: self.count]
 
     def sum(self, *partial: Tensor | None) -> None:
-        """Add up contiguous tensors over the processes, in place; None is passed over."""
+        """Sum contiguous tensors over the processes, in place; None is skipped."""
         if self.count > 1:
             for tensor in partial:
                 if tensor is not None:
                     dist.all_reduce(tensor, group=self.group)
 
     def all_have(self, value: int, device: torch.device) -> bool:
-        """Whether the value is the same on all processes."""
+        """Whether the value is equal on all processes."""
         if self.count == 1:
             return True
         highest = torch.tensor([value, -value], device=device)
@@ -49,23 +55,23 @@ _share: ContextVar[Share] = ContextVar("share", default=_ALONE)
 
 @contextmanager
 def share_blocks(group: dist.ProcessGroup | None = None) -> Iterator[None]:
-    """Within the block, every process visits only its part of the pairs of points.
+    """Share the pairs of points among the processes within the context.
 
     Every process of the group must hold the same embeddings of the whole batch and call the same losses in the same
-    order, forward and backward. Values and gradients come out whole and equal on all of them, so a process that owns
-    some of the embeddings keeps the gradient of those and ignores the rest. A loss that was computed within the block
-    may run backward outside it. Per loss, N floats are exchanged forward and N d backward.
+    order, forward and backward. Values and gradients are complete and equal on all of them; a process that owns
+    some of the embeddings keeps their gradient and ignores the rest. A loss that was computed within the context may
+    run backward outside it. Per loss, N floats are exchanged forward and N d backward.
 
     Args:
-        group: processes of torch.distributed, any backend; by default all of them.
+        group: process group of torch.distributed, any backend; None: all processes.
 
     Raises:
         ValueError: torch.distributed is not running, or this process is not in the group.
     """
     if not (dist.is_available() and dist.is_initialized()):
-        raise ValueError("share_blocks needs a running torch.distributed: call init_process_group first")
+        raise ValueError("share_blocks needs torch.distributed to be initialised: call init_process_group first")
     if dist.get_rank(group) < 0:
-        raise ValueError("share_blocks was called by a process that is not in the group")
+        raise ValueError("share_blocks was called on a process that is not in the group")
     token = _share.set(Share(dist.get_rank(group), dist.get_world_size(group), group))
     try:
         yield
@@ -74,5 +80,5 @@ def share_blocks(group: dist.ProcessGroup | None = None) -> Iterator[None]:
 
 
 def current_share() -> Share:
-    """The part of this process: everything, unless within `share_blocks`."""
+    """Return the share of this process: all of the work outside `share_blocks`."""
     return _share.get()

@@ -1,63 +1,37 @@
-"""Whether and how the Triton kernels do the work of `blockwise` on this GPU.
+"""Dispatch of `blockwise` to Triton kernels.
 
-They are used for float32 on NVIDIA GPUs where Triton is there (PyTorch for Linux brings it) and no pairs are excluded,
-after they have agreed with the plain formula on a small problem, once per GPU, width and precision. If they do not, one
-warning is given and the blocks of `blockwise` are used. Products follow ``torch.set_float32_matmul_precision``, as
-PyTorch's own do: "high" and "medium" take TF32 (three decimal digits per product, sums in float32). "highest", the
-default, takes three TF32 products for one, which is as exact as float32, on Hopper; other GPUs have too few registers
-for that and visit the blocks.
+The kernels are used for float32 on NVIDIA GPUs if Triton is installed (PyTorch for Linux includes it) and no pairs are
+excluded, after they have matched the plain formula on a small problem, once per GPU, width and precision. If they do
+not match, a warning is issued once and the blocks of `blockwise` are used. Products follow
+``torch.set_float32_matmul_precision``, as in PyTorch: "high" and "medium" use TF32 (three decimal digits per product,
+sums in float32). "highest", the default, uses three TF32 products for one, which is as accurate as float32, on Hopper;
+other GPUs have too few registers for it and visit the blocks.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from nnunet_cfcl.losses.ranks import Share
+from nnunet_cfcl.losses.triton_launch import Launch, Precision, candidate_tiles
 
-#: Wider embeddings do not fit into a multiprocessor beside a second tile.
+#: Largest width whose tiles fit into the shared memory of a multiprocessor twice.
 MAX_WIDTH = 256
 
 _LOG2_E = 1 / math.log(2)
 
-# Largest difference of log-sums, and of gradients relative to the largest, that rounding explains.
+# Largest rounding difference of log-sums, and of gradients relative to the largest gradient.
 _TOLERANCE = {"tf32": 3e-3, "tf32x3": 5e-5}
 
 
-Precision: TypeAlias = Literal["tf32", "tf32x3"]
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Rows and columns of a tile, warps that compute it, stages of its pipeline, and how products are rounded."""
-
-    rows: int
-    columns: int
-    warps: int
-    stages: int
-    precision: Precision
-
-
-def _tiles(device: torch.device, precision: Precision) -> Sequence[tuple[int, int, int, int]]:
-    """Rows, columns, warps and stages, best first: the larger a tile, the fewer times columns are read. At a width of
-    128 the compiler keeps all of these in registers. Where shared memory is too small, launching fails."""
-    major, _ = torch.cuda.get_device_capability(device)
-    if precision == "tf32x3":
-        return [(128, 32, 8, 3)] if major == 9 else []
-    large = [(128, 64, 8, 3)] if major in (9, 10) else []
-    return [*large, (64, 64, 4, 2), (64, 32, 4, 1)] if major >= 8 else []
-
-
 def launch_for(x: Tensor, share: Share) -> Launch | None:
-    """How the kernels are launched for points like x (N, d); None: they do not do this. The same on all processes."""
+    """Select the launch for points like x (N, d), equal on all processes; None: the kernels do not support them."""
     if not _supported(x):
         return None
     exact = torch.get_float32_matmul_precision() == "highest"
@@ -65,7 +39,7 @@ def launch_for(x: Tensor, share: Share) -> Launch | None:
 
 
 def row_sums(x: Tensor, y: Tensor, launch: Launch, share: Share, pool: bool = False) -> Tensor:
-    """(N,) sums over j of exp(x_i . y_j), without j = i in a pool; zeros in rows of other processes."""
+    """Compute the sums (N,) over j of exp(x_i . y_j), without j = i in a pool; zero in rows of other processes."""
     out = x.new_zeros(len(x))
     _kernels().write_row_sums((x * _LOG2_E).contiguous(), y.contiguous(), out, launch, share, pool)
     return out
@@ -74,7 +48,8 @@ def row_sums(x: Tensor, y: Tensor, launch: Launch, share: Share, pool: bool = Fa
 def gradient(
     x: Tensor, y: Tensor, row_weight: Tensor, column_weight: Tensor, launch: Launch, share: Share, pool: bool = False
 ) -> Tensor:
-    """(N, d) sums over j of exp(x_i . y_j) (row_weight_i + column_weight_j) y_j; zeros in rows of other processes."""
+    """Compute the sums (N, d) over j of exp(x_i . y_j) (row_weight_i + column_weight_j) y_j; zero in rows of other
+    processes."""
     out = torch.zeros_like(x, memory_format=torch.contiguous_format)
     _kernels().write_gradient(
         (x * _LOG2_E).contiguous(), y.contiguous(), row_weight, column_weight, out, launch, share, pool
@@ -87,14 +62,15 @@ def _supported(x: Tensor) -> bool:
 
 
 def _kernels() -> ModuleType:
-    from nnunet_cfcl.losses import triton_kernels  # Triton takes a second to import, and not every PyTorch has it
+    # Triton takes a second to import, and is not installed with every PyTorch
+    from nnunet_cfcl.losses import triton_kernels
 
     return triton_kernels
 
 
 @cache
 def _agreed_launch(device: torch.device, width: int, precision: Precision, share: Share) -> Launch | None:
-    """Processes that share tiles must cut them alike: if their GPUs differ, none of them uses the kernels."""
+    """Select a launch on which all processes agree, since they share the tiles; None if their GPUs differ."""
     launch = _working_launch(device, width, precision)
     tile = launch.rows * launch.columns if launch else 0
     return launch if share.all_have(tile, device) else None
@@ -102,17 +78,17 @@ def _agreed_launch(device: torch.device, width: int, precision: Precision, share
 
 @cache
 def _working_launch(device: torch.device, width: int, precision: Precision) -> Launch | None:
-    """The first launch that gives the right numbers."""
+    """Select the first launch that matches the plain formula."""
     try:
         _kernels()
     except ImportError:
         return None
     problems = []
-    for tile in _tiles(device, precision):
+    for tile in candidate_tiles(device, precision):
         launch = Launch(*tile, precision=precision)
         try:
             difference = _difference(device, width, launch)
-        except Exception as error:  # whatever a compiler or a driver may say
+        except Exception as error:  # compilers and drivers raise errors of any type
             problems.append(f"{type(error).__name__}: {error}".splitlines()[0])
             continue
         if difference <= _TOLERANCE[precision]:
@@ -122,14 +98,15 @@ def _working_launch(device: torch.device, width: int, precision: Precision) -> L
         found = "; ".join(dict.fromkeys(problems))
         warnings.warn(
             f"the Triton kernels of the contrastive losses do not work on {device} ({found}): "
-            "PyTorch's own operations are used, which are right but slower",
+            "PyTorch operations are used instead, which are slower",
             stacklevel=2,
         )
     return None
 
 
 def _difference(device: torch.device, width: int, launch: Launch) -> float:
-    """Largest difference from the plain formula in float64, for both kernels, in a pool and between two sides."""
+    """Measure the largest difference from the plain formula in float64, for both kernels, in a pool and between two
+    views."""
     generator = torch.Generator().manual_seed(0)
     x, y = (
         torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=1).mul(1.5).to(device)

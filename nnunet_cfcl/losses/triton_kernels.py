@@ -1,8 +1,8 @@
-"""Sums of exponentials of all pairs on a GPU, without any logit in its main memory. Needs Triton; see `fused`.
+"""Triton kernels for sums of exponentials of all pairs, without any logit in global memory; see `triton_dispatch`.
 
 Each program owns a tile of rows and walks over all columns, in the manner of flash attention (Dao et al. 2022,
-arXiv 2205.14135), but without a running maximum: logits are bounded. No two programs write to the same place, so
-results are the same in every run.
+arXiv 2205.14135), but without a running maximum: logits are bounded. No two programs write to the same address, so
+results are deterministic.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -17,16 +17,16 @@ import triton.language as tl
 from torch import Tensor
 
 from nnunet_cfcl.losses.ranks import Share
-from nnunet_cfcl.losses.triton_dispatch import Launch
+from nnunet_cfcl.losses.triton_launch import Launch
 
 
 def write_row_sums(x: Tensor, y: Tensor, out: Tensor, launch: Launch, share: Share, pool: bool) -> None:
-    """out_i = sum_j 2^(x_i . y_j), without j = i in a pool, for this process's tiles of rows.
+    """Write out_i = sum_j 2^(x_i . y_j), without j = i in a pool, for this process's tiles of rows.
 
     Args:
         x: (N, d) float32, contiguous.
-        y: (M, d) likewise.
-        out: (N,) float32; other rows are left as they are.
+        y: (M, d) float32, contiguous.
+        out: (N,) float32; rows of other processes stay unchanged.
     """
     _launch(_row_sums, x, y, (out,), launch, share, pool)
 
@@ -35,12 +35,12 @@ def write_gradient(
     x: Tensor, y: Tensor, row_weight: Tensor, column_weight: Tensor, out: Tensor, launch: Launch, share: Share,
     pool: bool,
 ) -> None:
-    """out_i = sum_j 2^(x_i . y_j) (row_weight_i + column_weight_j) y_j, for this process's tiles of rows.
+    """Write out_i = sum_j 2^(x_i . y_j) (row_weight_i + column_weight_j) y_j for this process's tiles of rows.
 
     Args:
         x, y: as in `write_row_sums`.
         row_weight, column_weight: (N,) and (M,) float32.
-        out: (N, d) float32; other rows are left as they are.
+        out: (N, d) float32; rows of other processes stay unchanged.
     """
     _launch(_gradient, x, y, (row_weight, column_weight, out), launch, share, pool)
 
@@ -95,7 +95,7 @@ def _gradient(
 
 @triton.jit
 def _exponentials(own, others, i, j, columns, POOL: tl.constexpr, PRECISION: tl.constexpr):
-    """2^(x y^T) of a tile, 0 for pairs that do not count."""
+    """Compute 2^(x y^T) of a tile, 0 for excluded pairs."""
     powers = tl.exp2(tl.dot(own, tl.trans(others), input_precision=PRECISION))
     counts = (j < columns)[None, :]
     if POOL:
@@ -105,7 +105,7 @@ def _exponentials(own, others, i, j, columns, POOL: tl.constexpr, PRECISION: tl.
 
 @triton.jit
 def _points(z, i, points, width, WIDTH: tl.constexpr):
-    """Rows i of z (points, width), filled up with zeros."""
+    """Load rows i of z (points, width), padded with zeros."""
     place, inside = _place(i, points, width, WIDTH)
     return tl.load(z + place, mask=inside, other=0.0)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from nnunet_cfcl.runs.schedule import ramp
+
 
 class WarmUp:
     """Scale a schedule's learning rate by (epoch + 1) / (n + 1) in the first n epochs.
@@ -30,7 +32,7 @@ class WarmUp:
         """Set the learning rate of ``epoch`` (0-based)."""
         self._schedule.step(epoch)
         for group in self._optimizer.param_groups:
-            group["lr"] *= min(1.0, (epoch + 1) / (self._length + 1))
+            group["lr"] *= ramp(epoch + 1, self._length + 1)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # copy and pickle look attributes up before the schedule is set

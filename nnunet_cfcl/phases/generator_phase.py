@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from nnunet_cfcl.counterfactual.choice import wants_generator
 from nnunet_cfcl.counterfactual.gate.attribute_predictor import train_predictor
-from nnunet_cfcl.counterfactual.gate.evaluate import Judges, evaluate, train_judges
+from nnunet_cfcl.counterfactual.gate.judges import Judges, evaluate, train_judges
+from nnunet_cfcl.counterfactual.gate.metrics import GATE_VERSION
 from nnunet_cfcl.counterfactual.gate.report import write_report
 from nnunet_cfcl.counterfactual.gate.results import GateReport
 from nnunet_cfcl.counterfactual.generator.data import Patches, draw_patches
@@ -22,7 +23,8 @@ from nnunet_cfcl.counterfactual.generator.generation import Generation, generate
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.counterfactual.generator.source import GeneratorSource
-from nnunet_cfcl.counterfactual.generator.training import GeneratorTask, GeneratorTraining
+from nnunet_cfcl.counterfactual.generator.task import GeneratorTask
+from nnunet_cfcl.counterfactual.generator.training import GeneratorTraining
 from nnunet_cfcl.counterfactual.generator.whole_cases import SlidingWindowCounterfactuals
 from nnunet_cfcl.counterfactual.mixed import MixedSource
 from nnunet_cfcl.counterfactual.source import (
@@ -134,7 +136,7 @@ class GeneratorPhase:
         name = f"generator or {AcquisitionSource.name}" if settings.gate.enabled else "generator"
         return {
             "source": name, "generator": digest(self.task.identity),
-            "finetuning": finetuned_identity(self.task)["finetuned"], "gate": settings.to_dict()["gate"],
+            "finetuning": finetuned_identity(self.task)["finetuned"], "gate": self._gate,
             "stored": settings.counterfactual.store is not False, "abduction": settings.counterfactual.abduction,
         }
 
@@ -248,8 +250,14 @@ class GeneratorPhase:
     def _verdict_files(self, identity: Mapping[str, Any]) -> tuple[Path, Path]:
         """The file with the verdicts on a generator of this identity, and the folder of its report."""
         names = [one.name for one in self.task.interventions]
-        key = digest([dict(identity), self.task.settings.to_dict()["gate"], names])
+        key = digest([dict(identity), self._gate, names])
         return self.task.folder / f"gate_{key}.json", self.task.folder / f"report_{key}"
+
+    @property
+    def _gate(self) -> dict[str, Any]:
+        """Everything besides the generator that verdicts depend on; the first version of the metrics has no number."""
+        gate: dict[str, Any] = self.task.settings.to_dict()["gate"]
+        return {**gate, "version": GATE_VERSION} if GATE_VERSION > 1 else gate
 
     def is_judged(self) -> bool:
         """Whether `judged` would train nothing: the generator is trained and there are verdicts on it, and so is its
@@ -345,4 +353,4 @@ def _summary(report: GateReport) -> dict[str, Any]:
     verdicts = dict(zip((one.name for one in report.interventions), report.verdicts))
     return {"passed": [name for name, verdict in verdicts.items() if verdict.passed],
             "ineffective": [name for name, verdict in verdicts.items() if verdict.ineffective],
-            "words": {name: verdict.words for name, verdict in verdicts.items()}}
+            "words": {name: verdict.summary for name, verdict in verdicts.items()}}

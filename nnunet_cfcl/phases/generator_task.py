@@ -11,12 +11,12 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from nnunet_cfcl.config import Settings
+from nnunet_cfcl.config import identity_settings
 from nnunet_cfcl.counterfactual.gate.verdict import FEWEST_CASES
 from nnunet_cfcl.counterfactual.generator.data import case_quantiles, split_patients
 from nnunet_cfcl.counterfactual.generator.generator import IntensityScale
-from nnunet_cfcl.counterfactual.generator.hvae_sizes import plan_sizes
-from nnunet_cfcl.counterfactual.generator.training import GeneratorTask
+from nnunet_cfcl.counterfactual.generator.hvae_planning import plan_sizes
+from nnunet_cfcl.counterfactual.generator.task import GeneratorTask
 from nnunet_cfcl.data.attributes import AttributeCoding, is_missing
 from nnunet_cfcl.data.pretraining_cases import pretraining_cases
 from nnunet_cfcl.errors import UserError
@@ -27,8 +27,6 @@ from nnunet_cfcl.phases.attributes_of_cases import NothingToChange, coding_and_i
 from nnunet_cfcl.runs.ranks import Ranks
 
 GENERATORS = "cfcl_generators"
-#: These change the speed, the memory or the pictures, or what may come after the generator's own training.
-NOT_DECIDING = ("samples_every", "memory_gb", "finetune_epochs", "finetune_lr", "finetune_slack")
 
 
 def has_attributes(fold: FoldContext) -> bool:
@@ -84,7 +82,8 @@ def build_generator_task(fold: FoldContext, ranks: Ranks, logs_cases: bool = Tru
         geometry.patch_size, pooling_strides(configuration), len(configuration.normalization_schemes), coding.width,
         settings.generator)
     identity = {
-        "generator": _deciding(settings), "seed": settings.seed, "sizes": asdict(sizes),
+        "generator": identity_settings(settings, "generator")["generator"], "seed": settings.seed,
+        "sizes": asdict(sizes),
         "plan": fingerprint(configuration), "attributes": coding.to_json(), "cells": digest(_seen(cells, coding)),
         "interventions": [one.name for one in interventions], "training": training, "validation": validation,
         "images": reader.image_content(),
@@ -126,9 +125,3 @@ def _seen(cells: Mapping[str, Mapping[str, str]], coding: AttributeCoding) -> di
     """The known attribute values of every case, as the generator is conditioned on them."""
     return {case: {one.name: cell for one in coding.attributes if not is_missing(cell := cells[case].get(one.name, ""))}
             for case in cells}
-
-
-def _deciding(settings: Settings) -> dict[str, Any]:
-    chosen = settings.to_dict()["generator"]
-    # their effect on the model is in its sizes
-    return {key: value for key, value in chosen.items() if key not in NOT_DECIDING}

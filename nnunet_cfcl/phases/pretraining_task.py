@@ -9,7 +9,7 @@ import torch
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import nn
 
-from nnunet_cfcl.config import Settings
+from nnunet_cfcl.config import Reader, Settings, identity_settings
 from nnunet_cfcl.counterfactual.choice import choose_source
 from nnunet_cfcl.counterfactual.source import AcquisitionSource, CounterfactualSource, OriginalSource
 from nnunet_cfcl.data.pretraining_cases import PretrainingCases, pretraining_cases
@@ -20,9 +20,6 @@ from nnunet_cfcl.pretraining.loop import PretrainingTask
 from nnunet_cfcl.pretraining.methods import Method, MethodContext
 from nnunet_cfcl.pretraining.objective import Objective
 from nnunet_cfcl.runs.ranks import Ranks
-
-#: Passes and processes change the speed alone.
-NOT_DECIDING = ("pretrain.enabled", "pretrain.patches_per_pass")
 
 
 def build_objective(fold: FoldContext, method: Method) -> Objective:
@@ -90,7 +87,7 @@ def _identity(
     """Everything that determines the pretrained weights; a finished pretraining of equal digest is reused."""
     content: dict[str, Any] = {
         "objective": method.name,
-        "settings": _deciding_settings(fold.settings, method, source["source"]),
+        "settings": _identity_settings(fold.settings, method, source["source"]),
         "plan": fingerprint(fold.configuration),
         "cases": list(reader.cases),
         "images": reader.content(),
@@ -103,16 +100,8 @@ def _identity(
     return content
 
 
-def _deciding_settings(settings: Settings, method: Method, source: str) -> dict[str, Any]:
-    """All settings but those that this pretraining does not use, or that change only its speed or the second phase."""
-    chosen = settings.to_dict()
-    # the views hold what the preset did, and the source describes itself, with all that went into a generator
-    del chosen["finetune"], chosen["preset"], chosen["counterfactual"]["source"], chosen["counterfactual"]["store"]
-    del chosen["generator"], chosen["gate"], chosen["counterfactual"]["interventions"]
-    del chosen["counterfactual"]["abduction"]
-    if AcquisitionSource.name not in source:
-        del chosen["acquisition"]
-    for key in (*method.unused(), *NOT_DECIDING):
-        section, name = key.split(".")
-        del chosen[section][name]
-    return {section: part for section, part in chosen.items() if part != {}}
+def _identity_settings(settings: Settings, method: Method, source: str) -> dict[str, Any]:
+    """Select the settings that decide the pretrained weights; counterfactuals of a generator or a store describe
+    themselves."""
+    acquisition: tuple[Reader, ...] = ("acquisition",) if AcquisitionSource.name in source else ()
+    return identity_settings(settings, *method.reads, *acquisition)

@@ -1,23 +1,22 @@
-"""What one pretraining step needs, drawn in worker processes: crops, views, counterfactual parameters, points."""
+"""Dataset of the pretraining: crops, views, counterfactual parameters and points, drawn in worker processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import Dataset
 
 from nnunet_cfcl.config import Settings
 from nnunet_cfcl.counterfactual.source import CounterfactualSource
 from nnunet_cfcl.data.reader import CaseReader, require_finite
 from nnunet_cfcl.pretraining.objective import ImageViews, Objective
+from nnunet_cfcl.runs.batches import shuffled
 from nnunet_cfcl.runs.seeds import generator_for
-from nnunet_cfcl.runs.watchdog import show_stacks_when_asked
 from nnunet_cfcl.views import (
     CropBox,
     ViewGeometry,
@@ -28,6 +27,7 @@ from nnunet_cfcl.views import (
     tissue_box,
 )
 
+#: Number of crops drawn until one has contrast, and foreground where that is wanted.
 POSITIONS_TRIED = 8
 
 
@@ -35,13 +35,13 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
     """Sample ``s * images_per_step + i`` is image i of step s and depends on (seed, s, i) alone.
 
     Args:
-        reader: the cases.
-        source: the counterfactuals.
-        objective: draws the points.
+        reader: reader of the cases.
+        source: source of the counterfactuals.
+        objective: the pretraining method, which draws the points.
         geometry: patch size and spacing.
         settings: all settings.
-        steps: optimiser steps of the whole pretraining.
-        ignore_label: label that says nothing about the voxel; None: there is none.
+        steps: number of optimiser steps of the pretraining.
+        ignore_label: label of voxels whose class is unknown; None: there is none.
     """
 
     def __init__(
@@ -63,9 +63,13 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
         return self._steps * self._settings.pretrain.images_per_step
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One image: ``image`` (C, *crop), ``counterfactual`` parameters, ``matrices`` (V, D, D+1), ``intensity``
-        parameters of its V views, ``drawn`` by the objective; where it needs labels ``labels`` (2, *crop) int16: the
-        label map and its confidence in percent, -1 and 0 where nothing is known."""
+        """Draws of one image.
+
+        Returns:
+            ``image`` (C, *crop), ``counterfactual`` parameters, ``matrices`` (V, D, D+1) and ``intensity`` parameters
+            of its V views, ``drawn`` by the objective; where the objective needs labels, ``labels`` (2, *crop) int16:
+            the label map and its confidence in percent, -1 and 0 where nothing is known.
+        """
         step, image = divmod(index, self._settings.pretrain.images_per_step)
         generator = generator_for(self._settings.seed, step, image)
         case = self._case(index)
@@ -96,15 +100,11 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
         return torch.cat([box.pad(labels[None], -1), box.pad(confidence[None], 0)]).to(torch.int16)
 
     def _case(self, index: int) -> str:
-        """Rounds through all cases in a new order each, so that the images of a step differ where they can."""
-        count = len(self._cases)
-        round_, position = divmod(index, count)
-        order = np.random.default_rng([self._settings.seed, round_]).permutation(count)
-        return self._cases[order[position]]
+        return self._cases[shuffled(index, len(self._cases), self._settings.seed)]
 
     def _crop(self, generator: Generator, case: str) -> tuple[CropBox, Tensor]:
-        """A random crop. One without any contrast teaches nothing, and for a supervised method a share of the crops
-        should hold foreground, so a few positions are tried."""
+        """Random crop. A few positions are tried: a constant crop carries no information, and a share of the crops of a
+        supervised method should contain foreground."""
         shape, share = self._reader.shape(case)[1:], self._settings.silver.balanced_share
         wants_foreground = self._objective.needs_labels and float(torch.rand((), generator=generator)) < share
         for _ in range(POSITIONS_TRIED):
@@ -122,36 +122,3 @@ class PretrainingDataset(Dataset[dict[str, Any]]):
 
 def _no_labels(crop_size: Sequence[int]) -> Tensor:
     return torch.stack([torch.full(tuple(crop_size), value, dtype=torch.int16) for value in (-1, 0)])
-
-
-class StepOrder(Sampler[int]):
-    """Indices of some of the images of every step, step after step.
-
-    Args:
-        steps: numbers of the steps.
-        images_per_step: all images of a step.
-        images: those wanted, of ``range(images_per_step)``.
-    """
-
-    def __init__(self, steps: range, images_per_step: int, images: range) -> None:
-        self._steps, self._per_step, self._images = steps, images_per_step, images
-
-    def __iter__(self) -> Iterator[int]:
-        return (step * self._per_step + image for step in self._steps for image in self._images)
-
-    def __len__(self) -> int:
-        return len(self._steps) * len(self._images)
-
-
-def batches(dataset: PretrainingDataset, order: StepOrder, batch_size: int, workers: int) -> Iterator[Any]:
-    """Collated batches of ``batch_size`` images in the given order, whatever the number of worker processes.
-
-    The processes hand over single images: whole batches, prefetched by every one of them, would fill the memory.
-    """
-    samples = DataLoader(
-        dataset, batch_size=None, sampler=order, num_workers=workers, prefetch_factor=2 if workers else None,
-        worker_init_fn=show_stacks_when_asked,
-    )
-    stream = iter(samples)
-    while batch := list(islice(stream, batch_size)):
-        yield default_collate(batch)

@@ -1,4 +1,4 @@
-"""A picture of what the network is asked to match: views of a few images with corresponding points."""
+"""Picture of the views of a few images with corresponding points, which the network learns to match."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ COLOURS = ("#e41a1c", "#ffd92f", "#4daf4a", "#00c5ff", "#ff7f00", "#f781bf")
 
 @names_as_they_are
 def plot_views(batch: Mapping[str, Any], views: Tensor, file: Path, others: str = "counterfactual") -> None:
-    """One row per image: the original's view, then its counterfactuals', as PNG.
+    """Draw one row per image, the view of the original and then those of its counterfactuals, as PNG.
 
-    Points of the same colour are the same place of the patient, where the method samples points. A volume is shown by
-    its middle slice, with the points projected onto it.
+    Points of one colour are one place of the patient; methods that sample no points have none. A volume is shown by its
+    middle slice, with the points projected onto it.
 
     Args:
         batch: collated samples, with ``matrices`` (B, V, D, D+1), and perhaps ``points`` (B, ..., P, D) in canonical mm
             and ``valid`` (B, ..., P) under ``drawn``.
         views: (B, V, C, *patch); the first channel is shown.
-        file: where the picture goes.
-        others: what the views after the first are called.
+        file: the picture.
+        others: title of the views after the first.
     """
     images, count = views.shape[:2]
     figure = Figure(figsize=(2.2 * count, 2.3 * images), layout="constrained")
@@ -48,7 +48,7 @@ def plot_views(batch: Mapping[str, Any], views: Tensor, file: Path, others: str 
 
 
 def _points_in_all_views(batch: Mapping[str, Any], image: int) -> Tensor:
-    """(V, K, D) normalised coordinates of up to `POINTS_SHOWN` sampled points that most views hold."""
+    """(V, K, D) normalised coordinates of up to `POINTS_SHOWN` sampled points, those inside most views."""
     matrices, drawn = batch["matrices"][image], batch["drawn"]
     if "points" not in drawn:
         return matrices.new_empty(len(matrices), 0, matrices.shape[1])

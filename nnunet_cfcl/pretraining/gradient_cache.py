@@ -59,7 +59,7 @@ def backward_with_cache(
 
 
 def check_norms(network: nn.Module) -> None:
-    """Refuse norms that mix the samples of a batch: with cached gradients they would see other batches.
+    """Reject norms that mix the samples of a batch: with cached gradients they would see other batches.
 
     Raises:
         NotSupported: names the first such layer.
@@ -68,8 +68,9 @@ def check_norms(network: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise NotSupported(
                 f"{type(module).__name__} at '{name}' mixes the samples of a batch, and pretraining encodes its images "
-                "in several passes: use a plan with instance norm, or set pretrain.patches_per_pass to at least "
-                "images_per_step x views so that one pass, of one process, holds them all"
+                "in several passes",
+                "use a plan with instance norm, or set pretrain.patches_per_pass to at least images_per_step x views, "
+                "so that one pass of one process holds them all"
             )
 
 

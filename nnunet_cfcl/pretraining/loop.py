@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,89 +12,71 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from tqdm import tqdm
 
-from nnunet_cfcl.config import Settings
 from nnunet_cfcl.counterfactual.source import CounterfactualSource
 from nnunet_cfcl.data.reader import CaseReader
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.atomic import replace_atomically
-from nnunet_cfcl.files.hashing import digest
-from nnunet_cfcl.pretraining.data import PretrainingDataset, StepOrder, batches
+from nnunet_cfcl.pretraining.data import PretrainingDataset
 from nnunet_cfcl.pretraining.gallery import plot_views
 from nnunet_cfcl.pretraining.gradient_cache import backward_with_cache, check_norms
 from nnunet_cfcl.pretraining.monitor import TITLES, collapse_warning, plot_progress
 from nnunet_cfcl.pretraining.objective import Objective
 from nnunet_cfcl.pretraining.render import Row, render_views
-from nnunet_cfcl.runs.checkpoint import load_body, load_checkpoint, save_checkpoint
-from nnunet_cfcl.runs.epoch_log import EpochLog, best_effort
-from nnunet_cfcl.runs.ranks import Ranks
+from nnunet_cfcl.runs.checkpoint import load_body
+from nnunet_cfcl.runs.epoch_log import best_effort
+from nnunet_cfcl.runs.epochs import EpochLoop, Line, TrainingTask
 from nnunet_cfcl.runs.schedule import learning_rate
 from nnunet_cfcl.runs.seeds import generator_for
-from nnunet_cfcl.runs.watchdog import watched
 from nnunet_cfcl.views import ViewGeometry, check_patch
 
 
-@dataclass(frozen=True)
-class PretrainingTask:
-    """Everything the loop is told.
+@dataclass(frozen=True, kw_only=True)
+class PretrainingTask(TrainingTask):
+    """Everything that a pretraining depends on; see `TrainingTask` for the other fields.
 
-    Args:
-        reader: the cases.
-        source: the counterfactuals.
-        objective: the method.
+    Attributes:
+        reader: reader of the cases.
+        source: source of the counterfactuals.
+        objective: the pretraining method.
         geometry: patch size and spacing.
-        settings: all settings.
-        patches_per_pass: patches that memory holds with their graph.
-        device: cpu or cuda.
-        workers: data loading processes; 0 loads in this process.
-        folder: where checkpoints, log and picture go.
-        identity: what makes two pretrainings the same, JSON-ready; its digest is kept in the checkpoints.
-        log: writes a line for the user.
-        checkpoints: false: nothing is saved.
+        patches_per_pass: size of a micro-batch, the number of patches whose graph fits into memory.
         compile: wraps the network, e.g. ``torch.compile``.
-        ranks: the processes that share every step.
-        ignore_label: label that says nothing about the voxel; None: there is none.
-        track: takes every epoch's line of numbers, for experiment loggers.
+        ignore_label: label of voxels whose class is unknown; None: there is none.
+        track: passes every epoch's line on to experiment loggers.
     """
 
     reader: CaseReader
     source: CounterfactualSource
     objective: Objective
     geometry: ViewGeometry
-    settings: Settings
     patches_per_pass: int
-    device: torch.device
-    workers: int
-    folder: Path
-    identity: Mapping[str, Any]
-    log: Callable[[str], None]
-    checkpoints: bool = True
     compile: Callable[[nn.Module], nn.Module] = field(default=lambda network: network)
-    ranks: Ranks = Ranks()
     ignore_label: int | None = None
-    track: Callable[[Mapping[str, float]], None] = field(default=lambda line: None)
+    track: Callable[[Line], None] = field(default=lambda line: None)
 
 
-class Pretraining:
-    """The loop: `run` trains from the start or from ``checkpoint_latest.pth``, epoch by epoch.
+class Pretraining(EpochLoop[Mapping[str, Any]]):
+    """The pretraining with one objective, see `EpochLoop`.
 
     Args:
-        network: the whole network, whose weights are kept.
+        network: the whole network, whose weights are saved.
         features: the part of it that is trained, (N, C, *patch) -> (N, width, ...), see `Objective.tap`.
-        width: its output's channels.
-        task: everything else.
+        width: number of channels that ``features`` returns.
+        task: cases, objective, settings, device and folder.
 
     Raises:
-        UserError: a patch too small for the views; a batch norm would need one pass for all images; fewer images than
-            ranks.
+        UserError: a patch too small for the views; a batch norm with a batch of several micro-batches or ranks; fewer
+            images than ranks.
     """
 
+    task: PretrainingTask
+    title, shown = "pretraining", "loss"
+
     def __init__(self, network: nn.Module, features: nn.Module, width: int, task: PretrainingTask) -> None:
-        self.task, self.settings, self.ranks = task, task.settings.pretrain, task.ranks
-        self.objective = task.objective
         check_patch(task.geometry, task.settings.views)
-        self.images = self.ranks.images(self.settings.images_per_step)
+        self.settings, self.objective = task.settings.pretrain, task.objective
+        super().__init__(task, self.settings, self.settings.epochs, "pretrain")
         views = task.settings.counterfactual.count + 1
         self.patches_per_step = self.settings.images_per_step * views
         self.rows = [(image, view) for image in range(len(self.images)) for view in range(views)]
@@ -111,59 +92,23 @@ class Pretraining:
             self._parameter_groups(), lr=self.settings.initial_lr, weight_decay=self.settings.weight_decay
         )
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=task.device.type == "cuda")
-        self.total_steps = self.settings.epochs * self.settings.iterations_per_epoch
         self.data = PretrainingDataset(
             task.reader, task.source, task.objective, task.geometry, task.settings, self.total_steps, task.ignore_label
         )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Decay would pull a learned temperature towards 1, so it is spared."""
+        """Groups with and without weight decay, which would pull a learned temperature towards 1."""
         spared = {id(p) for p in self.model.loss_parameters()}
         groups = [{"params": [p for p in self.parameters if id(p) not in spared]}]
         alone = [p for p in self.parameters if id(p) in spared]
         return [*groups, {"params": alone, "weight_decay": 0.0}] if alone else groups
 
-    @property
-    def latest(self) -> Path:
-        """Checkpoint of the last finished epoch."""
-        return self.task.folder / "checkpoint_latest.pth"
-
-    @property
-    def final(self) -> Path:
-        """Checkpoint of the finished pretraining, accepted by nnU-Net's ``-pretrained_weights``."""
-        return self.task.folder / "checkpoint_final.pth"
-
-    def run(self, resume: bool) -> None:
-        """Train; with ``resume`` go on after the epoch of ``checkpoint_latest.pth``, if there is one. All of it is
-        watched, see `runs.watchdog.watched`."""
-        with watched("pretraining", self.task.log):
-            self._run(resume)
-
-    def _run(self, resume: bool) -> None:
-        first_epoch = self._restore() if resume else 0
-        log = EpochLog(self.task.folder if self._saves else None, first_epoch, plot_progress, self.task.log)
-        if self._saves:
-            self._plot_views()
-        data = self.batches(first_epoch)
-        self.model.train()
-        for epoch in range(first_epoch, self.settings.epochs):
-            started = time.perf_counter()
-            steps = self._epoch(epoch, data)
-            self.ranks.broadcast_parameters(self.model)  # processors of different kinds round differently
-            images = len(steps) * self.settings.images_per_step
-            line = log.end_epoch(epoch, steps, time.perf_counter() - started, images)
-            if self.ranks.is_main:
-                self._report(line)
-                self.task.track(line)
-            self._save(self.latest, epoch + 1)
-        self._save(self.final, self.settings.epochs)
-        if self._saves:
-            self.latest.unlink(missing_ok=True)
-        self.ranks.wait()
+    # ---------------------------------------------------------------- a step
 
     def step(self, batch: Mapping[str, Any], number: int) -> dict[str, float]:
         """One optimiser step on this rank's collated images; returns its statistics."""
-        rate = learning_rate(number, self.total_steps, self.settings)
+        chosen = self.settings
+        rate = learning_rate(number, self.total_steps, chosen.initial_lr, chosen.final_lr, chosen.warmup_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(generator_for(self.task.settings.seed, number, self.ranks.rank).initial_seed())
@@ -172,7 +117,7 @@ class Pretraining:
         statistics = self.backward(batch)
         self.ranks.sum_gradients(self.parameters, self.model.loss_parameters())
         self.scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm))
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, chosen.clip_norm))
         if self.scaler.is_enabled() or math.isfinite(norm):
             self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -184,13 +129,13 @@ class Pretraining:
         return {**statistics, "learning_rate": rate, "gradient_norm": norm, "skipped": float(not math.isfinite(norm))}
 
     def backward(self, batch: Mapping[str, Any]) -> dict[str, float]:
-        """This rank's part of the gradients, in as many passes as memory asks for; returns loss and statistics."""
+        """This rank's part of the gradients, micro-batch by micro-batch; returns loss and statistics."""
         chunk = self.task.patches_per_pass
         chunks = [self.rows[start : start + chunk] for start in range(0, len(self.rows), chunk)]
         return self._accumulate(batch, chunks) if self.objective.separable else self._contrast(batch, chunks)
 
     def _contrast(self, batch: Mapping[str, Any], chunks: Sequence[list[Row]]) -> dict[str, float]:
-        """A loss of all embeddings of all ranks together."""
+        """Gradients of a loss of all embeddings of all ranks together."""
         statistics: dict[str, float] = {}
         count = self.settings.images_per_step
         drawn = {key: self.ranks.gather(value.to(self.task.device), count) for key, value in batch["drawn"].items()}
@@ -207,7 +152,7 @@ class Pretraining:
         return {"loss": float(value), **statistics}
 
     def _accumulate(self, batch: Mapping[str, Any], chunks: Sequence[list[Row]]) -> dict[str, float]:
-        """A loss that is a mean over the views."""
+        """Gradients of a loss that is a mean over the views."""
         total = torch.zeros((), device=self.task.device)
         for rows in chunks:
             value, _ = self.objective.loss(self.model, self._encode(batch, rows), {})
@@ -229,11 +174,13 @@ class Pretraining:
         task = self.task
         return render_views(batch, rows, task.source, task.geometry, task.settings.views, task.device)
 
-    def batches(self, first_epoch: int) -> Iterator[Any]:
-        """This rank's collated images, step by step."""
-        steps = range(first_epoch * self.settings.iterations_per_epoch, self.total_steps)
-        order = StepOrder(steps, self.settings.images_per_step, self.images)
-        return batches(self.data, order, len(self.images), self.task.workers)
+    # ---------------------------------------------------------------- an epoch
+
+    def begin(self) -> None:
+        """Draw the views of a few images."""
+        self.model.train()
+        if self.saves:
+            self._plot_views()
 
     def _plot_views(self) -> None:
         images = min(4, len(self.images))
@@ -245,35 +192,16 @@ class Pretraining:
         with best_effort(picture, self.task.log):
             replace_atomically(picture, lambda file: plot_views(batch, views, file, others))
 
-    def _epoch(self, epoch: int, data: Iterator[Any]) -> list[dict[str, float]]:
-        length = self.settings.iterations_per_epoch
-        steps = []
-        # disable=None: the bar is drawn on a terminal only
-        hidden = None if self.ranks.is_main else True
-        with (
-            watched(f"pretraining epoch {epoch}", self.task.log) as beat,
-            tqdm(total=length, desc=f"pretraining {epoch + 1}/{self.settings.epochs}", disable=hidden) as bar,
-        ):
-            for number in range(epoch * length, (epoch + 1) * length):
-                steps.append(self.step(next(data), number))
-                beat()
-                bar.set_postfix(loss=f"{steps[-1]['loss']:.3f}")
-                bar.update()
-        # a gradient scaler begins with a few skipped steps, whose loss is finite, until its scale is small enough
-        searches = self.scaler.is_enabled() and self.scaler.get_scale() >= 1 and math.isfinite(steps[-1]["loss"])
-        if all(step["skipped"] for step in steps) and not searches:
-            raise UserError(
-                f"pretraining epoch {epoch}: no step had finite gradients (loss {steps[-1]['loss']})",
-                "look for extreme "
-                "intensities with `nnunet_cfcl doctor --data`, or lower pretrain.initial_lr"
-            )
-        return steps
+    def plot(self, lines: Sequence[Line], file: Path) -> None:
+        """See `plot_progress`."""
+        plot_progress(lines, file)
 
-    def _report(self, line: Mapping[str, float]) -> None:
-        told = {"alignment": ".3f", "uniformity": ".3f", "temperature": ".3f", "positives": ".1%"}
+    def report(self, line: Line) -> None:
+        """Log the loss and the statistics of the embeddings, and warn of collapsed ones."""
+        formats = {"alignment": ".3f", "uniformity": ".3f", "temperature": ".3f", "positives": ".1%"}
         self.task.log(
             f"Pretraining epoch {line['epoch']:.0f}: loss {line['loss']:.4f}, "
-            + "".join(f"{TITLES[key]} {line[key]:{form}}, " for key, form in told.items() if key in line)
+            + "".join(f"{TITLES[key]} {line[key]:{form}}, " for key, form in formats.items() if key in line)
             + f"{line['images_per_second']:.1f} images/s, {line['seconds']:.1f} s"
             + (f", {line['skipped']:.0%} of the steps skipped (gradients not finite)" if line["skipped"] else "")
         )
@@ -281,46 +209,46 @@ class Pretraining:
         # a network that is still warming up embeds everything alike, which is no collapse
         if warning and line["epoch"] + 1 > self.settings.warmup_fraction * self.settings.epochs:
             self.task.log(warning)
+        self.task.track(line)
 
-    @property
-    def _saves(self) -> bool:
-        return self.task.checkpoints and self.ranks.is_main
+    def all_skipped(self, last: Line) -> tuple[str, str] | None:
+        """See `EpochLoop.all_skipped`."""
+        # a gradient scaler skips steps, whose loss is finite, until its scale is small enough
+        if self.scaler.is_enabled() and self.scaler.get_scale() >= 1 and math.isfinite(last["loss"]):
+            return None
+        return f"no step had finite gradients (loss {last['loss']})", "pretrain.initial_lr"
 
-    def _save(self, file: Path, epoch: int) -> None:
-        if not self._saves:
-            return
-        content = {
+    # ---------------------------------------------------------------- checkpoints
+
+    def modules(self) -> Sequence[nn.Module]:
+        """The model."""
+        return (self.model,)
+
+    def state(self) -> dict[str, Any]:
+        """The network's weights, which nnU-Net's ``-pretrained_weights`` accepts, and all else that is trained."""
+        return {
             "network_weights": self.network.state_dict(),
             "model": self.model.additions(),
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": self.scaler.state_dict(),
-            "epoch": epoch,
-            "identity": dict(self.task.identity),
             "settings": self.task.settings.to_dict(),
-            "hash": digest(self.task.identity),
         }
-        save_checkpoint(content, file)
 
-    def _restore(self) -> int:
-        """The epoch to go on with, 0 without a checkpoint; only the first rank needs to see the file."""
-        found = load_checkpoint(self.latest) if self.ranks.is_main and self.latest.exists() else None
-        content = self.ranks.broadcast_object(found)
-        if content is None:
-            return 0
-        check_same_identity(content["identity"], self.task.identity, self.latest)
+    def load_state(self, content: dict[str, Any]) -> None:
+        """Restore `state`."""
         load_body(self.network, content["network_weights"], keep_heads=self.objective.tap != "segmentation")
         self.model.load_additions(content["model"])
         self.optimizer.load_state_dict(content["optimizer_state"])
         if content["grad_scaler_state"] and self.scaler.is_enabled():  # empty where the run was begun on a CPU
             self.scaler.load_state_dict(content["grad_scaler_state"])
-        epoch = int(content["epoch"])
-        if self.ranks.is_main:
-            self.task.log(f"Pretraining goes on after epoch {epoch - 1} ({self.latest})")
-        return epoch
+
+    def check_identity(self, content: Mapping[str, Any]) -> None:
+        """See `check_same_identity`."""
+        check_same_identity(content["identity"], self.task.identity, self.latest)
 
 
 def check_same_identity(found: Mapping[str, Any], expected: Mapping[str, Any], file: Path) -> None:
-    """Refuse to go on from a checkpoint of another pretraining.
+    """Reject the checkpoint of another pretraining.
 
     Raises:
         UserError: names every setting that differs, with both values.
@@ -330,10 +258,8 @@ def check_same_identity(found: Mapping[str, Any], expected: Mapping[str, Any], f
     if changed:
         values = [(key, _short(before.get(key)), _short(now.get(key))) for key in changed[:5]]
         differences = "; ".join(f"{key}: {old} then, {new} now" for key, old, new in values)
-        raise UserError(
-            f"{file} was made with other settings ({differences}): restore them to continue with --c, or start over "
-            "without --c"
-        )
+        raise UserError(f"{file} was made with other settings ({differences})",
+                        "restore them to continue with --c, or start over without --c")
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

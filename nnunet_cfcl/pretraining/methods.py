@@ -1,4 +1,4 @@
-"""Every pretraining method by name: what its trainer's class attribute points to."""
+"""The pretraining methods, one constant each; a trainer names its method as a class attribute."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
-from nnunet_cfcl.config import Settings, ViewSettings
-from nnunet_cfcl.pretraining.objective import Objective
+from nnunet_cfcl.config import Reader, Settings, ViewSettings
+from nnunet_cfcl.pretraining.objective import Objective, Tap
 from nnunet_cfcl.pretraining.objectives.dual_view import DualViewObjective
 from nnunet_cfcl.pretraining.objectives.image_contrast import ImageContrastObjective
 from nnunet_cfcl.pretraining.objectives.masked_autoencoder import MaskedAutoencoderObjective
@@ -19,26 +17,17 @@ from nnunet_cfcl.pretraining.objectives.point_labels import PointLabels
 from nnunet_cfcl.pretraining.objectives.silver_segmentation import SegmentationLoss, SilverSegmentationObjective
 from nnunet_cfcl.views import ViewGeometry
 
-#: Settings that only some methods use; the others' pretraining does not depend on them.
-METHOD_SETTINGS = (
-    "pretrain.points_per_image", "pretrain.projection_hidden", "pretrain.projection_dim", "pretrain.temperature",
-    "pretrain.image_temperature", "pretrain.learn_temperature", "pretrain.radius", "pretrain.ignore_radius",
-    "pretrain.hard_negatives", "silver.min_quality", "silver.confidence", "silver.training_cases",
-    "silver.balanced_share", "baseline.mask_ratio", "baseline.mask_block", "baseline.pixpro_momentum",
-    "baseline.pixpro_sharpness",
-)
-
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method is built from.
+    """Everything an objective is built from.
 
     Args:
         settings: all settings.
         geometry: patch size and spacing.
-        channels: of the images.
-        ignore_label: the dataset's, or None.
-        segmentation_loss: makes (logits, label map (N, 1, *patch)) -> scalar, nnU-Net's own.
+        channels: channels of the images.
+        ignore_label: the dataset's ignore label; None if it has none.
+        segmentation_loss: factory of nnU-Net's loss, (logits, label map (N, 1, *patch)) -> scalar.
     """
 
     settings: Settings
@@ -50,43 +39,37 @@ class MethodContext:
 
 @dataclass(frozen=True)
 class Method:
-    """A pretraining method.
+    """A pretraining method: an objective, the kind of its views, and the facts that the doctor and the tables report.
 
     Args:
-        name: as in the literature.
-        contrasts: in words, what is pulled together; for the table of trainers.
-        source: where it comes from.
-        build: makes the objective.
-        reads: how those of `METHOD_SETTINGS` begin that it uses.
-        counterfactuals: views 1, 2, ... are cut from counterfactuals; False: from the original.
-        paper_views: settings of the views in which the paper's experiment differs from its other ones.
+        name: name in the literature.
+        contrasts: what is pulled together, in words, for the table of trainers.
+        source: reference.
+        build: factory of the objective.
+        reads: readers whose settings the method reads, see `config.setting`.
+        tap: part of the network that is trained; equal to the objective's.
+        separable: whether the loss is a mean over views; equal to the objective's.
+        needs_labels: whether the labels of the images are read; equal to the objective's.
+        counterfactuals: whether views 1, 2, ... are cut from counterfactuals; otherwise from the original image.
+        paper_views: settings of the views that differ from the defaults in the paper's experiment with this method.
     """
 
     name: str
     contrasts: str
     source: str
     build: Callable[[MethodContext], Objective]
-    reads: tuple[str, ...] = ()
+    reads: tuple[Reader, ...] = ()
+    tap: Tap = "decoder"
+    separable: bool = False
+    needs_labels: bool = False
     counterfactuals: bool = True
     paper_views: Mapping[str, Any] = field(default_factory=dict)
 
-    def example(self) -> Objective:
-        """The objective with default settings, to ask what it uses."""
-        return self.build(MethodContext(Settings(), ViewGeometry((64, 64), (1.0, 1.0)), 1, None, lambda: _no_loss))
-
-    def unused(self) -> list[str]:
-        """Settings of `METHOD_SETTINGS` that this method does not use."""
-        return [key for key in METHOD_SETTINGS if not key.startswith(self.reads)]
-
     def adapt(self, settings: Settings) -> Settings:
-        """The settings with the preset applied."""
+        """Apply ``preset`` to the settings."""
         if settings.preset == "paper":
             return replace(settings, views=replace(ViewSettings(), **self.paper_views))
         return settings
-
-
-def _no_loss(logits: Any, labels: Tensor) -> Tensor:
-    raise NotImplementedError("an example is not trained")
 
 
 def _dual_view(context: MethodContext, supervised: bool = False) -> Objective:
@@ -122,30 +105,25 @@ def _labels(context: MethodContext) -> PointLabels:
 PAPER = "arXiv 2603.17110"
 INTENSITY_EFFECTS_ONLY = {"rotation_deg": 0.0, "crop_fraction": (1.0, 1.0), "aspect_ratio": (1.0, 1.0)}
 
-_HEAD = ("pretrain.projection_hidden", "pretrain.projection_dim")
-_POINTS = (*_HEAD, "pretrain.points_per_image")
-_CONTRAST = (*_POINTS, "pretrain.temperature", "pretrain.learn_temperature", "pretrain.hard_negatives")
-_DUAL, _MULTI = (*_CONTRAST, "pretrain.ignore_radius"), (*_CONTRAST, "pretrain.radius")
-
-DVD_CL = Method("DVD-CL", "the same point of original and counterfactual", PAPER, _dual_view, _DUAL)
-MVD_CL = Method("MVD-CL", "points near each other in the patient, all views", PAPER, _multi_view, _MULTI)
+DVD_CL = Method("DVD-CL", "the same point of original and counterfactual", PAPER, _dual_view, ("dual_view",))
+MVD_CL = Method("MVD-CL", "points near each other in the patient, all views", PAPER, _multi_view, ("multi_view",))
 S_DVD_CL = Method(
     "S-DVD-CL", "points of one class, original against counterfactual", PAPER,
-    lambda context: _dual_view(context, supervised=True), (*_DUAL, "silver."),
+    lambda context: _dual_view(context, supervised=True), ("dual_view", "labels"), needs_labels=True,
 )
 S_MVD_CL = Method(
     "S-MVD-CL", "points of one class, all views", PAPER,
-    lambda context: _multi_view(context, supervised=True), (*_MULTI, "silver."),
+    lambda context: _multi_view(context, supervised=True), ("multi_view", "labels"), needs_labels=True,
 )
 VADER = Method(
-    "VADeR", "the same point of two views", "arXiv 2011.05499", _dual_view, _DUAL, counterfactuals=False,
+    "VADeR", "the same point of two views", "arXiv 2011.05499", _dual_view, ("dual_view",), counterfactuals=False,
     paper_views={"rotation_deg": 0.0},
 )
 SSDCL = replace(S_MVD_CL, name="SSDCL", counterfactuals=False, paper_views=INTENSITY_EFFECTS_ONLY)
 SIMCLR = Method(
     "SimCLR", "whole views of one image (encoder only)", "arXiv 2002.05709",
-    lambda context: ImageContrastObjective(context.settings.pretrain.image_temperature),
-    (*_HEAD, "pretrain.image_temperature", "pretrain.learn_temperature"), counterfactuals=False,
+    lambda context: ImageContrastObjective(context.settings.pretrain.image_temperature), ("image_contrast",),
+    tap="encoder", counterfactuals=False,
 )
 CF_SIMCLR = replace(
     SIMCLR, name="CF-SimCLR", contrasts="whole image and counterfactual (encoder only)", source="arXiv 2403.09605",
@@ -153,14 +131,14 @@ CF_SIMCLR = replace(
 )
 SILVER_SEG = Method(
     "supervised", "voxels and their labels, nnU-Net's own loss", PAPER,
-    lambda context: SilverSegmentationObjective(context.geometry, context.segmentation_loss()), ("silver.",),
-    counterfactuals=False,
+    lambda context: SilverSegmentationObjective(context.geometry, context.segmentation_loss()), ("labels",),
+    tap="segmentation", separable=True, needs_labels=True, counterfactuals=False,
 )
 PIX_PRO = Method(
-    "PixPro", "points near each other in two views, no negatives", "arXiv 2011.10043", _pixpro,
-    (*_POINTS, "pretrain.radius", "baseline.pixpro_"), counterfactuals=False,
+    "PixPro", "points near each other in two views, no negatives", "arXiv 2011.10043", _pixpro, ("pixpro",),
+    counterfactuals=False,
 )
 MAE = Method(
     "MAE", "masked blocks and their reconstruction", "arXiv 2111.06377, 2410.23132", _masked_autoencoder,
-    ("baseline.mask_",), counterfactuals=False,
+    ("masked_autoencoder",), separable=True, counterfactuals=False,
 )

@@ -1,4 +1,4 @@
-"""How the pretraining goes: a picture of its curves, and a word when the embeddings collapse."""
+"""Monitoring of the pretraining: a picture of its curves, and a warning of collapsed embeddings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+#: Key of a line of the log -> its name in reports and pictures.
 TITLES = {
     "loss": "loss",
     "learning_rate": "learning rate",
@@ -20,12 +21,13 @@ TITLES = {
     "images_per_second": "images per second",
 }
 NOTES = {"alignment": " (0: positives agree)", "uniformity": " (0: collapsed)"}
+#: Uniformity above which the embeddings count as collapsed, and how far below chance level a useful loss is.
 COLLAPSED_UNIFORMITY = -0.05
 UNINFORMED_MARGIN = 0.02
 
 
 def collapse_warning(line: Mapping[str, float]) -> str | None:
-    """In words, when the embeddings of an epoch carry no information; None when all is well or nothing is known."""
+    """Warning where the embeddings of an epoch carry no information; None where they do or it is not known."""
     if line.get("uniformity", -math.inf) > COLLAPSED_UNIFORMITY:
         return (
             f"WARNING: the embeddings have collapsed: uniformity {line['uniformity']:.3f} (0 means that all points "
@@ -35,13 +37,13 @@ def collapse_warning(line: Mapping[str, float]) -> str | None:
     if line["loss"] > uninformed - UNINFORMED_MARGIN:
         return (
             f"WARNING: the loss {line['loss']:.3f} is no better than guessing ({uninformed:.3f}): positives are not "
-            "told from negatives. Lower pretrain.initial_lr or weaken the views"
+            "distinguished from negatives. Lower pretrain.initial_lr or weaken the views"
         )
     return None
 
 
 def plot_progress(epochs: Sequence[Mapping[str, float]], file: Path) -> None:
-    """One panel per curve of `TITLES` that the method has, over the epochs, as PNG."""
+    """Plot the curves of `TITLES` that the method has over the epochs, one panel each, as PNG."""
     figure = Figure(figsize=(14, 6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 4).flat

@@ -1,4 +1,4 @@
-"""Embeddings of points: network up to its last decoder map, read at the points, projected (method section 3)."""
+"""Embeddings of points: the last decoder map, sampled at the points and projected (method section 3)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from nnunet_cfcl.views import read_features
 
 
 def projection_head(width: int, settings: PretrainSettings) -> nn.Sequential:
-    """Features of ``width`` channels to embeddings, by one hidden layer; thrown away after the pretraining."""
+    """Projection of ``width`` features to embeddings, with one hidden layer; discarded after the pretraining."""
     hidden = settings.projection_hidden
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, settings.projection_dim))
 
 
 class PixelEncoder(PretrainingModel):
-    """Features are read at the sampled points first, so the projection head sees those points only.
+    """Network and projection head. The head is applied to the features at the sampled points only.
 
     Args:
-        network: returns a feature map (N, F, *patch).
-        width: F.
+        network: network that returns a feature map (N, F, *patch).
+        width: number of channels F.
         settings: widths of the head, temperature.
     """
 
@@ -34,7 +34,7 @@ class PixelEncoder(PretrainingModel):
         self.temperature = Temperature(settings.temperature, settings.learn_temperature)
 
     def loss_parameters(self) -> Sequence[nn.Parameter]:
-        """The learned temperature, if it is learned."""
+        """The temperature, where it is learned."""
         return list(self.temperature.parameters())
 
     def forward(self, images: Tensor, coordinates: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Renders the views of a batch on the training device, only those asked for."""
+"""Rendering of the views of a micro-batch on the training device."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def render_views(
 ) -> Tensor:
     """Views (len(rows), C, *patch) of a collated batch, float32 on ``device``.
 
-    Deterministic: the same rows give the same views, so that gradient caching need not keep them.
+    Deterministic: the same rows give the same views, so that gradient caching can render them twice.
 
     Args:
         batch: collated samples of `PretrainingDataset`.
         rows: (image, view) pairs; view 0 is the original, view i its i-th counterfactual.
-        source: makes the counterfactuals from their drawn parameters.
+        source: computes the counterfactuals from their drawn parameters.
         geometry: patch size and spacing.
-        settings: of the intensity effects.
-        device: where the views are computed.
+        settings: settings of the intensity effects.
+        device: device that computes the views.
     """
     images, views = torch.tensor(rows).unbind(1)
     # neighbouring rows are views of the same few images, which are moved once

@@ -1,4 +1,4 @@
-"""Whether embeddings are any good: alignment and uniformity (Wang & Isola 2020, arXiv 2005.10242)."""
+"""Quality of embeddings: alignment and uniformity (Wang & Isola 2020, arXiv 2005.10242)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from nnunet_cfcl.losses.embeddings import unit_embeddings
 
 @torch.no_grad()
 def uniformity(embeddings: Tensor, sample: int = 1024) -> float:
-    """How evenly embeddings cover the unit sphere (equation 5, t = 2): log mean exp(-2 |a_i - a_j|^2), i < j.
+    """Compute the uniformity on the unit sphere (equation 5, t = 2): log mean exp(-2 |a_i - a_j|^2), i < j.
 
     Args:
         embeddings: (N, d), normalised here.
-        sample: at most this many of them are compared, evenly spaced over the N.
+        sample: largest number of embeddings to compare, evenly spaced over the N.
 
     Returns:
-        0 = all are the same, about -4 = spread over the sphere; 0 with fewer than two embeddings.
+        0 if all embeddings are equal, about -4 if they cover the sphere evenly; 0 with fewer than two embeddings.
     """
     count = min(len(embeddings), sample)
     if count < 2:
@@ -34,17 +34,17 @@ def uniformity(embeddings: Tensor, sample: int = 1024) -> float:
 def contrast_statistics(
     found: Sequence[CountedLoss], embeddings: Tensor, uninformed: float, temperature: Tensor | float
 ) -> dict[str, float]:
-    """What the monitor is told of a contrastive loss.
+    """Compute the statistics of a contrastive loss for the monitor.
 
     Args:
-        found: the losses of a step.
-        embeddings: (N, d) of the points in it.
-        uninformed: the loss when all embeddings are the same.
-        temperature: a tensor if it is learned, which is then told as well.
+        found: losses of a step.
+        embeddings: (N, d) embeddings of the points of the step.
+        uninformed: loss of equal embeddings.
+        temperature: temperature; a learned one, a tensor, is reported too.
 
     Returns:
         ``positives``: share of the anchors with a positive, ``alignment``: mean squared distance of anchors and
-        positives, in [0, 4] (equation 3), ``uniformity``, ``uninformed``, perhaps ``temperature``.
+        positives, in [0, 4] (equation 3), ``uniformity``, ``uninformed``, and a learned ``temperature``.
     """
     anchors, counted = (sum(int(count) for count in counts) for counts in zip(*(one[1:3] for one in found)))
     learned = {"temperature": float(temperature)} if isinstance(temperature, Tensor) else {}

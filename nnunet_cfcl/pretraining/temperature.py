@@ -13,11 +13,11 @@ HIGHEST_LEARNED_TEMPERATURE = 100.0
 
 
 class Temperature(nn.Module):
-    """Call it for the temperature: a number, or a scalar tensor with a gradient.
+    """Module that returns the temperature: a number, or a scalar tensor with a gradient.
 
     Args:
-        initial: temperature, at the start if it is learned.
-        learned: whether its logarithm is a parameter.
+        initial: temperature; the start value of a learned one.
+        learned: whether the logarithm of the temperature is a parameter.
     """
 
     def __init__(self, initial: float, learned: bool) -> None:
@@ -26,7 +26,7 @@ class Temperature(nn.Module):
         self.logarithm = nn.Parameter(torch.tensor(math.log(initial))) if learned else None
 
     def forward(self) -> Tensor | float:
-        """The temperature; a learned one stays in [0.02, 100]."""
+        """Return the temperature, clamped to [0.02, 100] if it is learned."""
         if self.logarithm is None:
             return self._fixed
         return self.logarithm.exp().clamp(LOWEST_MOVING_TEMPERATURE, HIGHEST_LEARNED_TEMPERATURE)

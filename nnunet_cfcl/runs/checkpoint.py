@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_cfcl.errors import UserError, first_line
+from nnunet_cfcl.errors import UserError, first_line, foreign_errors_as
 from nnunet_cfcl.files.atomic import replace_atomically
 
 #: NumPy's numbers and texts, which nnU-Net's logs and settings are made of.
@@ -50,19 +50,20 @@ def read_plain(file: str | os.PathLike[str], what: str, fix: str) -> dict[str, A
         UserError: the file is missing, cut short, changed since it was written, or holds anything else.
     """
     place = Path(file)
-    try:
+
+    def translate(error: Exception) -> UserError:
+        if isinstance(error, FileNotFoundError):
+            return UserError(f"there is no {what} {file}", fix)
+        if isinstance(error, UnpicklingError):
+            # torch's own text is a page, and ends with the advice to trust the file
+            return UserError(f"{file} cannot be read as a {what} (it is no archive of PyTorch, or holds more than "
+                             "tensors, numbers and texts, which could run code)", fix)
+        return UserError(f"{file} cannot be read as a {what}, it is damaged ({first_line(error)})", fix)
+
+    with foreign_errors_as(translate):
         _check_archive(place)
         with torch.serialization.safe_globals(_PLAIN):
             content = torch.load(place, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no {what} {file}", fix) from error
-    except UnpicklingError as error:
-        # torch's own words are a page, and end with the advice to trust the file
-        raise UserError(f"{file} cannot be read as a {what} (it is no archive of PyTorch, or holds more than tensors, "
-                        "numbers and texts, which could run code)", fix) from error
-    # a damaged archive raises almost anything
-    except Exception as error:
-        raise UserError(f"{file} cannot be read as a {what}, it is damaged ({first_line(error)})", fix) from error
     if not isinstance(content, dict):
         raise UserError(f"{file} cannot be read as a {what}, it holds a {type(content).__name__}", fix)
     return content
@@ -78,13 +79,10 @@ def check_checkpoint(file: str | os.PathLike[str], fix: str) -> None:
     Raises:
         UserError: the file is missing, cut short, or changed since it was written.
     """
-    try:
+    with foreign_errors_as(lambda error: UserError(
+            f"there is no checkpoint {file}" if isinstance(error, FileNotFoundError)
+            else f"the checkpoint {file} is damaged ({first_line(error)})", fix)):
         _check_archive(Path(file))
-    except FileNotFoundError as error:
-        raise UserError(f"there is no checkpoint {file}", fix) from error
-    # a damaged archive raises almost anything
-    except Exception as error:
-        raise UserError(f"the checkpoint {file} is damaged ({first_line(error)})", fix) from error
 
 
 def _check_archive(file: Path) -> None:

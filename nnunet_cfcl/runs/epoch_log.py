@@ -1,4 +1,4 @@
-"""How a run goes: one JSON line and one picture per epoch."""
+"""Log of a training: one JSON line per epoch, and a picture of the curves."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from nnunet_cfcl.files.lenient_json import json_object
 
 
 class EpochLog:
-    """Keeps ``log.jsonl`` and ``progress.png`` in a folder.
+    """Writes ``log.jsonl`` and ``progress.png`` after every epoch.
 
     Args:
-        folder: where both files lie, made if it is missing; None: nothing is written.
-        first_epoch: lines of this epoch and later, left by a run that was killed, are dropped.
+        folder: folder of both files, created if it is missing; None: nothing is written.
+        first_epoch: first epoch of this run; lines of this epoch and later, left by a run that was killed, are dropped.
         plot: draws all lines into a PNG file.
-        say: told of a picture that cannot be drawn, and of an earlier log that is damaged, which is kept as
-            ``damaged_log.jsonl``.
+        log: reports a picture that cannot be drawn, and a damaged earlier log, which is kept as ``damaged_log.jsonl``.
+
+    Attributes:
+        epochs: the lines of all epochs so far.
 
     Raises:
         UserError: the folder cannot be written.
@@ -31,9 +33,9 @@ class EpochLog:
 
     def __init__(
         self, folder: Path | None, first_epoch: int, plot: Callable[[Sequence[Mapping[str, float]], Path], object],
-        say: Callable[[str], object] = print,
+        log: Callable[[str], object] = print,
     ) -> None:
-        self._folder, self._plot, self._say, self.epochs = folder, plot, say, list[dict[str, float]]()
+        self._folder, self._plot, self._log, self.epochs = folder, plot, log, list[dict[str, float]]()
         if folder is not None:
             writable_folder(folder, "free some space there or make it writable, then start again, with --c")
             for unfinished in folder.glob("*.tmp"):  # of a run that was killed, and perhaps large
@@ -49,7 +51,11 @@ class EpochLog:
         """Average the steps' statistics, write the line and the picture, return the line.
 
         Args:
-            more: numbers of the whole epoch, such as those of a validation.
+            epoch: number of the epoch, 0-based.
+            steps: statistics of the steps, all with the same keys; values that are not finite are left out of a mean.
+            seconds: duration of the epoch.
+            images: number of images of the epoch.
+            more: metrics of the whole epoch, such as those of a validation.
 
         Raises:
             WriteError: the line cannot be written.
@@ -60,36 +66,41 @@ class EpochLog:
         if self._folder is not None:
             self._write(self._folder)
             picture = self._folder / "progress.png"
-            with best_effort(picture, self._say):
+            with best_effort(picture, self._log):
                 replace_atomically(picture, lambda file: self._plot(self.epochs, file))
         return line
 
     def _keep_damaged(self, file: Path, first_epoch: int) -> None:
-        """Copy a log that holds more than could be read of it, and not all epochs before the first one."""
+        """Back up a log that has lines which cannot be read, where epochs before the first one are missing."""
         if len(self.epochs) < first_epoch and len(lines := _texts(file)) > len(read_log(file)):
             kept = backup_path(file, "damaged")
             replace_atomically(kept, partial(shutil.copyfile, file))
-            self._say(f"{file} is damaged in line {len(read_log(file)) + 1} of {len(lines)}: from there on it is left "
-                      f"out of the log and its picture, and kept as {kept.name}")
+            self._log(f"{file} is damaged in line {len(read_log(file)) + 1} of {len(lines)}: this line and all that "
+                      f"follow are left out of the log and its picture; a copy of the file is kept as {kept.name}")
 
     def _write(self, folder: Path) -> None:
-        # whole: half a line, left by a full disk, would spoil the next one
+        # as a whole: part of a line, left by a full disk, would corrupt the next one
         write_text_atomically(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.epochs))
 
 
 @contextmanager
-def best_effort(file: Path, say: Callable[[str], object], what: str = "picture") -> Iterator[None]:
-    """Within the block a picture is drawn, or another file made that can be done without; where that fails, or the disk
-    is full, ``say`` is told, and all goes on."""
+def best_effort(file: Path, log: Callable[[str], object], what: str = "picture") -> Iterator[None]:
+    """Context in which a file is written that a run does not depend on; a failure is logged and nothing is raised.
+
+    Args:
+        file: the file, for the message.
+        log: reports the failure.
+        what: kind of the file, for the message.
+    """
     try:
         yield
-    # whatever it is, it must not cost a training
+    # no error of a picture may end a training
     except Exception as error:
-        say(f"No {what} {file} ({reason(error)}); all else goes on")
+        log(f"No {what} {file} ({reason(error)}); the run continues")
 
 
 def read_log(file: Path) -> list[dict[str, float]]:
-    """Lines of a ``log.jsonl`` up to the first that is none of an epoch; the last may be cut short by a kill."""
+    """Lines of a ``log.jsonl`` up to the first that cannot be read; a kill may have cut the last one short."""
     lines = []
     for text in _texts(file):
         line = json_object(text)

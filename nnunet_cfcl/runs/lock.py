@@ -1,4 +1,4 @@
-"""One run at a time in a folder that several may want to fill."""
+"""Lock of a folder: several runs may need its content, one at a time creates it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if sys.platform != "win32":
 
 SECONDS_BETWEEN_TRIES = 5.0
 
-#: Answers of a file system without locks.
+#: Error numbers of file systems without locks.
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
 def exclusive(folder: Path, log: Callable[[str], None], ranks: Ranks = Ranks()) -> Iterator[None]:  # noqa: B008 - frozen
-    """Holds the folder's lock within the block; a run that dies gives it back.
+    """Context that holds the lock of a folder; the lock of a run that dies is released.
 
-    Where the file system knows no locks, ``log`` is told so and nobody waits; on Windows nobody waits either.
+    On a file system without locks, which is logged, and on Windows no run waits for another.
 
     Args:
-        folder: made if it is missing.
-        log: told when another run holds the lock, and this one waits.
-        ranks: the processes of this run; the first one holds the lock for all of them.
+        folder: the folder, created if it is missing.
+        log: reports that another run holds the lock and this one waits.
+        ranks: the processes of this run; the main rank holds the lock for all of them.
 
     Raises:
         UserError: the folder cannot be written.
@@ -41,12 +41,12 @@ def exclusive(folder: Path, log: Callable[[str], None], ranks: Ranks = Ranks()) 
         return
     file = ranks.main_first(lambda: _open(folder) if ranks.is_main else None)
     try:
-        told = False
-        # not one long wait: a rank that is kept waiting for the first one by torch.distributed gives up after minutes
+        reported = False
+        # not one long wait: torch.distributed gives up after minutes on a rank that waits for the main rank
         while not ranks.broadcast_object(file is not None and _locked(file, log)):
-            if not told and ranks.is_main:
-                log(f"Another run is at work in {folder}: waiting for it to finish.")
-            told = True
+            if not reported and ranks.is_main:
+                log(f"Another run is writing to {folder}: waiting for it to finish.")
+            reported = True
             time.sleep(SECONDS_BETWEEN_TRIES)
         yield
     finally:
@@ -67,7 +67,7 @@ def _locked(file: IO[str], log: Callable[[str], None]) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        log(f"{file.name} cannot be locked ({error.strerror}): do not start a second run in this folder.")
+        log(f"{file.name} cannot be locked ({error.strerror}): do not start a second run that uses this folder.")
     return True
 
 

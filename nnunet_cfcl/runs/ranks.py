@@ -1,4 +1,4 @@
-"""The processes (ranks) that share a step: images are split between them, the loss is that of one big batch."""
+"""Processes (ranks) that share every step: each has a part of the images, the loss is that of the whole batch."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.losses import share_blocks
 
 T = TypeVar("T")
+#: Interval at which ranks ask whether the main rank has finished.
 SECONDS_BETWEEN_QUESTIONS = 1.0
 
 
@@ -34,7 +35,7 @@ class Ranks:
 
     @classmethod
     def current(cls) -> Ranks:
-        """From torch.distributed, where it is running."""
+        """This process in torch.distributed; the only rank where it is not initialised."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
@@ -47,30 +48,30 @@ class Ranks:
     def images(
         self, images_per_step: int, rank: int | None = None, setting: str = "pretrain.images_per_step"
     ) -> range:
-        """The images of a step that a rank (this one by default) processes.
+        """Images of a step that one rank (this one by default) processes.
 
         Args:
-            images_per_step: all of them.
-            rank: whose.
-            setting: where ``images_per_step`` comes from, for the message.
+            images_per_step: number of images of a step, over all ranks.
+            rank: number of the rank; None: this one.
+            setting: name of the setting of ``images_per_step``, for the message.
 
         Raises:
             UserError: there are fewer images than ranks.
         """
         if images_per_step < self.count:
             raise UserError(
-                f"{self.count} processes share the {images_per_step} images of a step: use at most {images_per_step} "
-                f"processes, or raise {setting}"
+                f"{self.count} processes share the {images_per_step} images of a step",
+                f"use at most {images_per_step} processes, or raise {setting}"
             )
         rank = self.rank if rank is None else rank
         return range(rank * images_per_step // self.count, (rank + 1) * images_per_step // self.count)
 
     def gather(self, part: Tensor, images_per_step: int) -> Tensor:
-        """Parts (images of this rank x k, ...) of all ranks, joined in the images' order, on the part's device.
+        """Tensor (images x k, ...) of all ranks' parts in the order of the images, on the device of the part.
 
         Args:
-            part: of any type, with the same k and further axes on every rank.
-            images_per_step: all images of a step.
+            part: (images of this rank x k, ...) of any type; k and further axes are the same on every rank.
+            images_per_step: number of images of a step, over all ranks.
         """
         if self.count == 1:
             return part
@@ -80,20 +81,20 @@ class Ranks:
         return joined
 
     def sharing_blocks(self) -> AbstractContextManager[Any]:
-        """Within the block, the blockwise losses split their work over the ranks."""
+        """Context in which the blockwise losses split their work over the ranks."""
         return share_blocks(dist.group.WORLD) if self.count > 1 else nullcontext()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter], whole: Iterable[nn.Parameter]) -> None:
         """Add up the gradients of all ranks; a parameter that no rank's loss reached keeps None, as in one process.
 
         Args:
-            parameters: the same on every rank, of one type, on one device.
-            whole: those of them whose gradients are complete on every rank already.
+            parameters: parameters of one type on one device, the same on every rank.
+            whole: the parameters among them whose gradients are complete on every rank already.
         """
         if self.count == 1:
             return
         parameters, complete = list(parameters), {id(parameter) for parameter in whole}
-        # what is complete everywhere is taken from the first rank
+        # gradients that are complete on every rank are taken from the main rank
         own = [None if id(p) in complete and not self.is_main else p.grad for p in parameters]
         parts = [torch.zeros_like(p) if part is None else part for p, part in zip(parameters, own, strict=True)]
         reached = parts[0].new_tensor([part is not None for part in own])
@@ -110,13 +111,13 @@ class Ranks:
         return value
 
     def broadcast_parameters(self, model: nn.Module) -> None:
-        """Everybody takes the first rank's parameters and buffers."""
+        """Copy the main rank's parameters and buffers to all ranks."""
         if self.count > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, 0)
 
     def broadcast_object(self, content: Any) -> Any:
-        """The first rank's object, which may be large; what the others give is ignored."""
+        """The main rank's object, which may be large, on every rank; the objects of the others are ignored."""
         if self.count == 1:
             return content
         box = [content if self.is_main else None]
@@ -124,10 +125,10 @@ class Ranks:
         return box[0]
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns; the first rank does it before the others, for work that may leave files behind.
+        """Result of ``work``, which runs on the main rank first and then on the others, for work that writes files.
 
         Raises:
-            UserError: of the first rank, on every rank, of the same class; of another rank, on that one.
+            UserError: an error of the main rank, on every rank and of the same class; an error of another rank, there.
         """
         results: list[T] = []
         complaint: UserError | None = None
@@ -142,14 +143,16 @@ class Ranks:
         return results[0] if self.is_main else work()
 
     def main_only(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns on the first rank, which alone does it and may take as long as it likes: the others ask
-        again and again, for torch.distributed gives up on a rank that keeps it waiting for minutes.
+        """Result of ``work`` of the main rank on every rank.
+
+        It may take hours: the other ranks ask at short intervals, as torch.distributed gives up on a rank after minutes
+        of waiting.
 
         Args:
-            work: its result can be pickled.
+            work: a function whose result can be pickled.
 
         Raises:
-            UserError: of the first rank, on every rank.
+            UserError: an error of the main rank, on every rank.
         """
         if self.count == 1:
             return work()
@@ -162,13 +165,13 @@ class Ranks:
         return cast(T, result)
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Wait for all ranks."""
         if self.count > 1:
             dist.barrier()
 
 
 class _Working(threading.Thread):
-    """Does something, and keeps what comes of it."""
+    """Thread that runs a function and keeps its result or its error."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         super().__init__(daemon=True)
@@ -178,7 +181,7 @@ class _Working(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Whatever goes wrong is kept for the other ranks."""
+        """Keep any error for the other ranks."""
         try:
             self.result = self._work()
         except Exception as error:
@@ -186,12 +189,12 @@ class _Working(threading.Thread):
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenation over the ranks; the gradient of the whole, equal on all ranks, is cut to the own part."""
+    """Concatenation over the ranks; the gradient, equal on all ranks, is cut to the rank's own part."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, sizes: list[int], rank: int) -> Tensor:
         ctx.start, ctx.length = sum(sizes[:rank]), sizes[rank]
-        # as bytes, because no backend takes all types, and padded, because all want equal sizes
+        # as bytes, as no backend supports all types, and padded, as all backends want equal sizes
         sent = part.reshape(len(part), -1).contiguous().view(torch.uint8)
         padded = sent.new_zeros(max(sizes), sent.shape[1])
         padded[: len(sent)] = sent

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, not on when they are drawn."""
+"""Random generators that depend on their purpose (seed, step, image, ...), not on the draws before."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Generator
 
 
 def generator_for(*key: int) -> Generator:
-    """A CPU generator whose numbers depend on the key (seed, step, image, ...) alone."""
+    """CPU generator whose numbers depend on the key (seed, step, image, ...) alone."""
     # the length keeps (s, n) and (s, n, 0) apart, which numpy pads to the same numbers
     state = np.random.SeedSequence([len(key), *key]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -45,7 +45,7 @@ class CounterfactualPretraining(FineTuning):
     @property
     def pretrains_body_alone(self) -> bool:
         """False if the segmentation layers are pretrained too, or nothing is."""
-        return self.settings.pretrain.enabled and self.method.example().tap != "segmentation"
+        return self.settings.pretrain.enabled and self.method.tap != "segmentation"
 
     @property
     def pretraining_folder(self) -> Path:

@@ -25,7 +25,7 @@ from nnunet_cfcl.phases.replacements import with_replacements
 from nnunet_cfcl.runs.checkpoint import check_checkpoint
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.runs.seeds import seed_everything
-from nnunet_cfcl.runs.watchdog import beat, show_stack_on_signal, watched
+from nnunet_cfcl.runs.watchdog import beat, watched
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as Trainer
@@ -92,7 +92,6 @@ class FineTuning(Trainer):
         """
         if not self._holds_checkpoint:
             self._start()
-        show_stack_on_signal()  # also of the data loading processes, which nnU-Net forks before its first epoch
         with ExitStack() as watch:
             self._watch = watch
             try:

@@ -1,7 +1,8 @@
-"""Random views of an image: affine geometry with known coordinates, points to read, labels there, intensity effects.
+"""Random views of an image: affine geometry with known coordinates, points with their labels, intensity effects.
 
-Everything random is drawn on the CPU with a given ``torch.Generator`` (functions ``draw_*``, returning plain
-tensors); everything deterministic is batched and runs on any device (functions ``apply_*``, ``read_*``).
+Random choices are drawn on the CPU from a given ``torch.Generator`` (functions ``draw_*``, which return plain tensors).
+Deterministic operations are batched and run on any device (functions ``apply_*`` and ``read_*``). The room does not
+depend on nnU-Net.
 """
 
 from nnunet_cfcl.views.class_balance import ClassBalance

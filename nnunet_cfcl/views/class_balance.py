@@ -1,4 +1,4 @@
-"""Points that favour rare classes, so that a small organ has anchors in the supervised objectives."""
+"""Class-balanced sampling of points, so that small organs have anchors in the supervised objectives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunet_cfcl.views.labels import read_labels
 from nnunet_cfcl.views.read_region import ROUNDS, ReadRegion
 
 POOL = 4
-"""Uniform proposals per balanced point: they fill the frequent classes, so that only rare ones are searched for."""
+"""Uniform proposals per balanced point; they fill the frequent classes, so that only rare ones are searched."""
 
 LARGEST_LABEL = 2**15 - 2
 
@@ -23,23 +23,23 @@ LARGEST_LABEL = 2**15 - 2
 class ClassBalance:
     """Labels of a crop and the share of the points that is drawn class by class.
 
-    Of P points, n = round(``share`` P) are shared out evenly among the foreground classes of the crop; where n is no
-    multiple of their number, random classes have one more. A class's points are independent and uniform over its
-    voxels (not only their centres), as far as the views read them from real image. What a class cannot fill, being
-    outside the views or hardly inside, and all the other points are uniform over the views, as without balance. So
-    the points are not uniform over the image: with n_c points of class c, |c| its volume inside the views and |A| that
-    of the views, their density in class c is n_c / |c| + (P - sum n) / |A|. A class of a few voxels has many points
-    close together, which are much the same anchor.
+    Of P points, n = round(``share`` P) are divided evenly among the foreground classes of the crop; the remainder goes
+    to random classes. The points of a class are independent and uniform over its voxels (not only their centres), as
+    far as the views read them from real image. Points that a class cannot fill, because it lies outside the views, and
+    all other points are uniform over the views, as without balance. The density of the points is therefore not uniform:
+    with n_c points of class c, |c| its volume inside the views and |A| the volume of the views, it is
+    n_c / |c| + (P - sum n) / |A| in class c. A class of few voxels has many points close together, which are nearly the
+    same anchor.
 
-    No point lies on a label below 0 ("ignored"), so that a mostly ignored image has points where it is labelled alone.
+    No point lies on a label below 0 ("ignored").
 
     Args:
-        labels: (*crop) of any integer type, at most 32766, on the CPU; below 0 is ignored.
-        share: in [0, 1]; 0 or a crop without foreground: uniform over what is not ignored.
-        background: the label that is no class of its own.
+        labels: (*crop) labels of any integer type, at most 32766, on the CPU; below 0 is ignored.
+        share: balanced share in [0, 1]; 0 or a crop without foreground: uniform over the labelled voxels.
+        background: label that is not a class.
 
     Raises:
-        ValueError: a share or labels out of range, or labels that are no integers.
+        ValueError: share or labels are out of range, or the labels are not integers.
     """
 
     labels: Tensor
@@ -55,8 +55,8 @@ class ClassBalance:
             raise ValueError(f"labels must be at most {LARGEST_LABEL}, found {int(self.labels.max())}")
 
     def known_labels(self) -> Tensor:
-        """The labels as int16, -1 for everything ignored."""
-        # an unsigned type has no -1 to clamp to, a wide one may hold numbers that int16 has not
+        """Return the labels as int16, -1 for all ignored voxels."""
+        # unsigned types have no -1; wide ones are clamped before values overflow int16
         signed = self.labels if self.labels.is_signed() else self.labels.to(torch.int16)
         return signed.clamp(min=-1).to(torch.int16)
 
@@ -64,10 +64,11 @@ class ClassBalance:
 def draw_balanced(
     generator: Generator, region: ReadRegion, balance: ClassBalance, count: int,
 ) -> tuple[Tensor, Tensor]:
-    """The balanced part of ``count`` points per group.
+    """Draw the balanced part of ``count`` points per group.
 
     Returns:
-        (G, K, D) float64 canonical millimetres and (G, K) bool, False where a class could not be filled.
+        Points (G, K, D) float64 in canonical millimetres and the mask (G, K) bool, False where a class could not be
+        filled.
     """
     assert region.labels is not None
     quota = _quotas(generator, region.labels, balance.background, round(balance.share * count))
@@ -85,8 +86,13 @@ def draw_balanced(
 
 
 def draw_labelled(generator: Generator, region: ReadRegion, missing: Tensor) -> tuple[Tensor, Tensor]:
-    """Up to ``missing`` (G,) more points, uniform over what is labelled, where so much is ignored that rejection finds
-    too few; none in a crop without ignored voxels. Returns what ``draw_balanced`` returns."""
+    """Draw up to ``missing`` (G,) further points, uniform over the labelled voxels, where rejection found too few.
+
+    Rejection fails where most voxels are ignored; in a crop without ignored voxels no point is drawn.
+
+    Returns:
+        Points and mask as ``draw_balanced``.
+    """
     assert region.labels is not None
     found = [torch.zeros(0, region.geometry.dimensions, dtype=torch.float64)] * len(missing)
     if bool((missing > 0).any()) and bool((region.labels < 0).any()):
@@ -99,7 +105,7 @@ def draw_labelled(generator: Generator, region: ReadRegion, missing: Tensor) -> 
 
 
 def _quotas(generator: Generator, labels: Tensor, background: int, total: int) -> Tensor:
-    """Points wanted of every label: (L,) for labels 0 .. L - 2; the last one, which label -1 indexes, is 0."""
+    """Compute the number of points of every label: (L,) for labels 0 .. L - 2; the last entry, for label -1, is 0."""
     present = (labels.flatten() + 1).bincount()[1:] > 0
     if 0 <= background < len(present):
         present[background] = False
@@ -112,7 +118,7 @@ def _quotas(generator: Generator, labels: Tensor, background: int, total: int) -
 
 
 def _first_of_each(classes: Tensor, quota: Tensor) -> Tensor:
-    """Indices of the first ``quota[c]`` entries of every class c in ``classes`` (K,)."""
+    """Find the indices of the first ``quota[c]`` entries of every class c in ``classes`` (K,)."""
     ordered, order = classes.sort(stable=True)
     rank = torch.arange(len(ordered)) - torch.searchsorted(ordered, ordered)
     return order[rank < quota[ordered]]
@@ -121,7 +127,8 @@ def _first_of_each(classes: Tensor, quota: Tensor) -> Tensor:
 def _draw_in_voxels(
     generator: Generator, region: ReadRegion, labels: Tensor, box: tuple[slice, ...], quota: Tensor,
 ) -> Tensor:
-    """(K, D) points of the one group of ``region``, uniform in each class's voxels, up to ``quota[c]`` of class c."""
+    """Draw points (K, D) of the only group of ``region``, uniform in the voxels of each class, up to ``quota[c]`` of
+    class c."""
     found = [torch.zeros(0, region.geometry.dimensions, dtype=torch.float64)]
     if not bool(quota.any()):
         return found[0]
@@ -134,7 +141,7 @@ def _draw_in_voxels(
         drawn = torch.rand(len(wanted), generator=generator, dtype=torch.float64)
         voxel = voxels[start[wanted] + (drawn * size[wanted]).long()]
         points, of_class = _draw_inside(generator, voxel, box, labels.shape, region), classes[wanted]
-        # the label is read again, as rounding to float32 may move a point into the next voxel
+        # read the label again: rounding to float32 may move a point into the next voxel
         same = read_labels(labels, points.float(), region.geometry.spacing) == of_class
         good = same & region.accepts(points[None])[0]
         chosen = good.nonzero()[:, 0]
@@ -145,8 +152,8 @@ def _draw_in_voxels(
 
 
 def _voxels_by_class(labels: Tensor, box: tuple[slice, ...], quota: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat indices in the box of the voxels of the classes with a quota, class after class; these classes, and how many
-    voxels each has."""
+    """Find the voxels of the classes with a quota: flat indices in the box, class after class, the classes, and their
+    numbers of voxels."""
     part = labels[box].numpy()
     voxels = np.flatnonzero(np.isin(part, quota.nonzero()[:, 0].numpy()))
     values = part.reshape(-1)[voxels]
@@ -158,7 +165,7 @@ def _voxels_by_class(labels: Tensor, box: tuple[slice, ...], quota: Tensor) -> t
 def _draw_inside(
     generator: Generator, voxels: Tensor, box: tuple[slice, ...], crop_size: Sequence[int], region: ReadRegion,
 ) -> Tensor:
-    """(K, D) canonical points, each uniform in its voxel, given as flat index (K,) in the box."""
+    """Draw canonical points (K, D), each uniform in its voxel, given as flat index (K,) in the box."""
     index = np.unravel_index(voxels.numpy(), [part.stop - part.start for part in box])
     corner = torch.tensor([part.start for part in box], dtype=torch.float64)
     size, spacing = (torch.tensor(values, dtype=torch.float64) for values in (crop_size, region.geometry.spacing))
@@ -167,7 +174,7 @@ def _draw_inside(
 
 
 def _pad(found: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """(G, K, D) from G lists of points, and which (G, K) are points."""
+    """Stack G lists of points to (G, K, D), with the mask (G, K) of the points."""
     lengths = torch.tensor([len(points) for points in found])
     padded = pad_sequence(found, batch_first=True)
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]

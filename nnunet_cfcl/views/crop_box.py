@@ -1,4 +1,4 @@
-"""One crop, at the same place in a case and in its counterfactuals."""
+"""Crops at the same place in a case and in its counterfactuals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CropBox:
 
     @property
     def inside(self) -> tuple[slice, ...]:
-        """The part of the box that lies in the image."""
+        """The part of the box inside the image."""
         bounds = zip(self.start, self.size, self.shape, strict=True)
         return tuple(slice(max(0, s), min(n, s + size)) for s, size, n in bounds)
 
@@ -40,12 +40,12 @@ class CropBox:
         return tuple(low for low, _ in pairs), tuple(high for _, high in pairs)
 
     def pad(self, part: np.ndarray, value: float = 0) -> Tensor:
-        """(C, *crop) float32 from the part inside the image (C, z, y, x), padded; nnU-Net's loader pads intensities
-        with zeros, labels with -1."""
+        """Pad the part inside the image (C, z, y, x) to the crop (C, *crop), float32. nnU-Net's loader pads intensities
+        with 0, labels with -1."""
         return self._padded(part, mode="constant", constant_values=value)
 
     def extend(self, part: np.ndarray) -> Tensor:
-        """As `pad`, with the intensities at the image's border repeated."""
+        """Pad as `pad` does, repeating the intensities at the image's border."""
         return self._padded(part, mode="edge")
 
     def _padded(self, part: np.ndarray, **how: Any) -> Tensor:
@@ -56,12 +56,12 @@ class CropBox:
 
 
 def draw_crop_box(generator: Generator, shape: Sequence[int], crop_size: Sequence[int]) -> CropBox:
-    """Uniform position inside the image; centred along an axis on which the image is smaller than the crop.
+    """Draw a crop at a uniform position inside the image, centred along axes on which the image is smaller.
 
     Args:
-        generator: random numbers; three are used, whatever the sizes.
+        generator: CPU generator; three numbers are consumed, whatever the sizes.
         shape: spatial shape (Z, Y, X) of the case.
-        crop_size: D numbers; for D = 2 one of the Z slices is chosen.
+        crop_size: (D,) size of the crop; for D = 2 one of the Z slices is chosen.
     """
     dim = len(crop_size)
     size = tuple(crop_size) if dim == 3 else (1, *crop_size)
@@ -72,12 +72,12 @@ def draw_crop_box(generator: Generator, shape: Sequence[int], crop_size: Sequenc
 
 
 def crop_around(voxel: Sequence[int], shape: Sequence[int], crop_size: Sequence[int]) -> CropBox:
-    """The crop around a voxel (z, y, x), moved inside the image; centred along an axis on which the image is smaller.
+    """Place a crop around a voxel, moved inside the image, centred along axes on which the image is smaller.
 
     Args:
-        voxel: inside the image.
+        voxel: (z, y, x) voxel inside the image.
         shape: spatial shape (Z, Y, X) of the case.
-        crop_size: D numbers; for D = 2 the crop is the voxel's slice.
+        crop_size: (D,) size of the crop; for D = 2 the crop lies in the voxel's slice.
     """
     dim = len(crop_size)
     sizes = tuple(crop_size) if dim == 3 else (1, *crop_size)
@@ -87,5 +87,5 @@ def crop_around(voxel: Sequence[int], shape: Sequence[int], crop_size: Sequence[
 
 
 def read_crop(box: CropBox, read: Callable[[tuple[slice, ...]], np.ndarray]) -> Tensor:
-    """The crop (C, *crop) of whatever ``read`` gives for a box inside the image."""
+    """Read the part of a crop inside the image with ``read`` and pad it to (C, *crop)."""
     return box.pad(read(box.inside))

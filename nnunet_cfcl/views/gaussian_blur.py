@@ -1,4 +1,4 @@
-"""Separable Gaussian blur with an own sigma for every image and axis."""
+"""Separable Gaussian blur with one sigma per image and axis."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def gaussian_blur(images: Tensor, sigma: Tensor, norm: Literal[1, 2] = 1) -> Ten
     """Blur every image with a Gaussian, each axis with its own sigma.
 
     The blur along an axis of length n is the product with an n x n matrix of sampled Gaussians, one per image: no
-    truncation, no reading of sigma back from the device, and at patch sizes as fast as a batched matrix product.
-    At the border the Gaussian is cut off and normalised again, so a constant image stays constant.
+    truncation, no transfer of sigma to the host, and at patch sizes as fast as a batched matrix product. At the border
+    the Gaussian is cut off and normalised again, so a constant image stays constant.
 
     Args:
         images: (N, C, *S) with D = len(S) spatial axes, any floating-point type.
         sigma: (N, D) standard deviations in voxels of the respective axis, not negative. An image whose sigmas are
             all 0 is returned exactly.
-        norm: 1, weights sum to one (intensities are kept); 2, their squares do (the variance of white noise is kept
-            at every voxel, border included).
+        norm: 1: the weights sum to one, which keeps intensities; 2: their squares do, which keeps the variance of
+            white noise at every voxel, border included.
 
     Returns:
         (N, C, *S), the type and device of ``images``; differentiable with respect to ``images``.
@@ -47,19 +47,19 @@ def gaussian_blur(images: Tensor, sigma: Tensor, norm: Literal[1, 2] = 1) -> Ten
 
 
 def _blur_leading_axis(x: Tensor, sigma: Tensor, norm: Literal[1, 2]) -> Tensor:
-    """(N, n, *rest) -> (N, *rest, n): the blurred axis moves to the end, which saves a copy per axis."""
+    """Blur (N, n, *rest) to (N, *rest, n): the blurred axis moves to the end, which saves a copy per axis."""
     matrix = gaussian_matrix(sigma, x.shape[1], norm)
     flat = torch.bmm(x.flatten(2).transpose(1, 2), matrix.transpose(1, 2))
     return flat.view(x.shape[0], *x.shape[2:], x.shape[1])
 
 
 def gaussian_matrix(sigma: Tensor, length: int, norm: Literal[1, 2] = 1) -> Tensor:
-    """(N, length, length) matrices whose row i is a Gaussian around i, normalised in the ``norm`` given.
+    """Build matrices (N, length, length) whose row i is a Gaussian around i, normalised in ``norm``.
 
     Args:
         sigma: (N,) standard deviations in voxels; 0 gives the identity.
         length: number of voxels along the axis.
-        norm: 1 or 2, the norm in which every row is one.
+        norm: norm of the rows that is one, 1 or 2.
     """
     position = torch.arange(length, device=sigma.device, dtype=sigma.dtype)
     distance = position[:, None] - position[None, :]

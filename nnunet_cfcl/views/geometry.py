@@ -1,4 +1,4 @@
-"""Affine views whose every pixel has a known place in the patient.
+"""Affine views in which every pixel has a known position in the patient.
 
 Two coordinate systems, both in array-axis order ([z,] y, x):
 
@@ -30,10 +30,10 @@ ANISOTROPY_THRESHOLD = 3
 """Axes that differ by more than this factor do not rotate into each other (nnU-Net's ANISO_THRESHOLD)."""
 
 MINIMAL_VOXELS, MINIMAL_SLICES = 4, 2
-"""Source voxels the smallest view must cover: along axes that rotate, and along the others (thick slices)."""
+"""Source voxels that the smallest view must cover, along rotating axes and along the others (thick slices)."""
 
 CANDIDATES, ASPECT_ATTEMPTS, PROBES = 16, 8, 256
-"""Views drawn to find one that overlaps view 0; aspect ratios drawn per view; points that measure an overlap."""
+"""Candidate views from which one that overlaps view 0 is chosen, aspect ratios drawn per view, points per overlap."""
 
 POINTS_AT_ONCE = 1 << 24
 """Sampling positions held in memory at a time when views are cut."""
@@ -48,7 +48,7 @@ class ViewGeometry:
         spacing: voxel size in millimetres per axis, same order.
 
     Raises:
-        UserError: not 2 or 3 axes, different lengths, values that are not positive and finite.
+        UserError: the axes are not 2 or 3, their numbers differ, or a value is not positive and finite.
     """
 
     patch_size: tuple[int, ...]
@@ -93,11 +93,11 @@ class ViewGeometry:
 
 @functools.lru_cache(maxsize=64)
 def crop_size(geometry: ViewGeometry, settings: ViewSettings) -> tuple[int, ...]:
-    """Voxels per axis of the smallest crop that holds every view that can be drawn.
+    """Compute the voxels per axis of the smallest crop that contains every view that can be drawn.
 
-    Every position a view reads lies between the centres of the crop's outermost voxels, so no padding is touched.
-    Equals the patch size without rotation. The largest reach is searched on a grid of angles; what the grid may miss
-    is bounded by the curvature (at most |e| per angle) and added, so that the result is safe.
+    Every position that a view reads lies between the centres of the crop's outermost voxels, so no padding is read.
+    Equals the patch size without rotation. The largest reach is searched on a grid of angles; the error of the grid is
+    bounded by the curvature (at most |e| per angle) and added.
     """
     # no view reads beyond the centres of the patch's outermost voxels (see draw_affine_views)
     reach = [(n - 1) * h for n, h in zip(geometry.patch_size, geometry.spacing)]
@@ -116,14 +116,14 @@ def crop_size(geometry: ViewGeometry, settings: ViewSettings) -> tuple[int, ...]
 
 
 def check_patch(geometry: ViewGeometry, settings: ViewSettings) -> None:
-    """Refuse a patch whose smallest view would be a few voxels blown up to the full patch.
+    """Reject a patch whose smallest view would be a few voxels enlarged to the full patch.
 
     The smallest view (at aspect 1) covers ``crop_fraction[0] ** (1 / D)`` of each axis. It must hold 4 voxels along
     axes that rotate. Along thick slices, the axes that do not rotate, 2 slices are enough: plans have few slices there
     (14 or 20 is usual) and nnU-Net treats them almost as separate images.
 
     Raises:
-        UserError: names the patch, what is needed and the setting ``views.crop_fraction``.
+        UserError: the smallest view covers too few voxels.
     """
     rotating = {axis for plane in geometry.rotation_planes for axis in plane}
     needed = [MINIMAL_VOXELS if axis in rotating else MINIMAL_SLICES for axis in range(geometry.dimensions)]
@@ -138,7 +138,7 @@ def check_patch(geometry: ViewGeometry, settings: ViewSettings) -> None:
     raise UserError(
         f"the patch {list(geometry.patch_size)} is too small for the views: with views.crop_fraction "
         f"{list(settings.crop_fraction)} the smallest view covers {covered} voxels, at least {needed} are needed",
-        f"{advice}")
+        advice)
 
 
 def draw_affine_views(
@@ -174,7 +174,7 @@ def draw_affine_views(
 
 
 def overlap_share(a: Tensor, b: Tensor) -> Tensor:
-    """Share of the smaller of two views that lies inside the other, measured at 256 evenly spread points.
+    """Measure the share of the smaller of two views inside the other, at 256 evenly spread points.
 
     Args:
         a, b: (..., D, D + 1) matrices, broadcast against each other.
@@ -211,7 +211,7 @@ def apply_affine_views(crops: Tensor, matrices: Tensor, geometry: ViewGeometry) 
 
 
 def cut_views(crops: Tensor, matrices: Tensor, geometry: ViewGeometry, mode: Literal["bilinear", "nearest"]) -> Tensor:
-    """Views (N, C, *patch) of crops (N, C, *crop), a bounded number of sampling positions at a time."""
+    """Cut views (N, C, *patch) out of crops (N, C, *crop), a bounded number of sampling positions at a time."""
     _check_views(crops, matrices, geometry)
     dtype = torch.float64 if crops.dtype == torch.float64 else torch.float32
     crop_extent = torch.tensor([n * h for n, h in zip(crops.shape[2:], geometry.spacing)], dtype=torch.float64)
@@ -226,7 +226,7 @@ def cut_views(crops: Tensor, matrices: Tensor, geometry: ViewGeometry, mode: Lit
 
 
 def to_canonical(coordinates: Tensor, matrices: Tensor) -> Tensor:
-    """Canonical millimetres of normalised view coordinates.
+    """Map normalised view coordinates to canonical millimetres.
 
     Args:
         coordinates: (..., P, D) in array-axis order.
@@ -241,7 +241,7 @@ def to_canonical(coordinates: Tensor, matrices: Tensor) -> Tensor:
 
 
 def to_view(points: Tensor, matrices: Tensor) -> Tensor:
-    """Normalised view coordinates of canonical points; the inverse of ``to_canonical``.
+    """Map canonical points to normalised view coordinates; the inverse of ``to_canonical``.
 
     Args:
         points: (..., P, D) millimetres.
@@ -251,7 +251,7 @@ def to_view(points: Tensor, matrices: Tensor) -> Tensor:
         (..., P, D), dtype of ``points``; computed in float64; inside the view where all are within [-1, 1].
     """
     matrices = matrices.double()
-    # inv_ex: no error check, which would make a GPU wait
+    # inv_ex: no error check, which would synchronise a GPU
     inverse = torch.linalg.inv_ex(matrices[..., :-1]).inverse
     return ((points.double() - matrices[..., -1].unsqueeze(-2)) @ inverse.mT).to(points.dtype)
 
@@ -267,7 +267,7 @@ class _Boxes:
     centre: Tensor
     """(..., D) before rotation"""
     room: Tensor
-    """(..., D) how far the centre may lie from the patch's"""
+    """(..., D) largest distance of the centre from the patch's centre"""
 
     def matrices(self) -> Tensor:
         centre = self.rotation @ self.centre.unsqueeze(-1)
@@ -277,7 +277,7 @@ class _Boxes:
         return _Boxes(self.rotation[index], self.half[index], self.centre[index], self.room[index])
 
     def moved_towards(self, target: _Boxes) -> _Boxes:
-        """These boxes with their centres on the target's, or as near as they stay inside the patch."""
+        """Move the centres onto the target's, or as near as the boxes stay inside the patch."""
         goal = self.rotation.mT @ (target.rotation @ target.centre.unsqueeze(-1))
         return _Boxes(self.rotation, self.half, goal.squeeze(-1).clamp(-self.room, self.room), self.room)
 
@@ -289,7 +289,7 @@ def _draw_boxes(
     angles = math.radians(settings.rotation_deg) * _uniform(generator, (*shape, planes), -1, 1)
     fractions = _draw_axis_fractions(generator, settings, shape, geometry.dimensions)
     extent = torch.tensor(geometry.extent, dtype=torch.float64)
-    # not quite the room to the patch's edge: so the view's outermost pixel centres stay within the patch's
+    # less than the room to the patch's edge, so that the view's outermost pixel centres stay within the patch's
     room = (1 - fractions) * (extent - torch.tensor(geometry.spacing, dtype=torch.float64)) / 2
     centre = room * _uniform(generator, (*shape, geometry.dimensions), -1, 1)
     return _Boxes(_rotation(angles, geometry), fractions * extent / 2, centre, room)
@@ -298,10 +298,10 @@ def _draw_boxes(
 def _draw_axis_fractions(
     generator: torch.Generator, settings: ViewSettings, shape: tuple[int, ...], dimensions: int,
 ) -> Tensor:
-    """Length of the view per axis as a share of the patch, (*shape, D) in (0, 1]; its product is the drawn fraction.
+    """Draw the length of the view per axis as a share of the patch, (*shape, D) in (0, 1]; the product is the fraction.
 
-    Aspects are redrawn until no axis exceeds the patch. Where all attempts fail (a view almost as large as the patch)
-    the first one is drawn towards 1 until it fits, so that the fraction itself stays uniform.
+    Aspects are redrawn until no axis exceeds the patch. If all attempts fail (a view almost as large as the patch), the
+    first one is scaled towards 1 until it fits, so that the fraction itself stays uniform.
     """
     log_mean = _uniform(generator, (*shape, 1), *settings.crop_fraction).log() / dimensions
     low, high = (math.log(ratio) for ratio in settings.aspect_ratio)
@@ -322,7 +322,7 @@ def _uniform(generator: torch.Generator, shape: tuple[int, ...], low: float, hig
 
 
 def _rotation(angles: Tensor, geometry: ViewGeometry) -> Tensor:
-    """(..., D, D) product of the rotations by ``angles`` (..., planes), in radians, in the geometry's planes."""
+    """Multiply the rotations (..., D, D) by ``angles`` (..., planes), in radians, in the geometry's planes."""
     rotation = torch.eye(geometry.dimensions, dtype=angles.dtype).expand(*angles.shape[:-1], -1, -1)
     for angle, (i, j) in zip(angles.unbind(-1), geometry.rotation_planes):
         cosine, sine = angle.cos(), angle.sin()
@@ -335,7 +335,7 @@ def _rotation(angles: Tensor, geometry: ViewGeometry) -> Tensor:
 
 @functools.cache
 def _probes(dimensions: int) -> Tensor:
-    """(256, D) evenly spread points in [-1, 1]^D: the additive recurrence with the generalised golden ratio."""
+    """Compute 256 evenly spread points (256, D) in [-1, 1]^D: additive recurrence with the generalised golden ratio."""
     ratio = {1: 1.618033988749895, 2: 1.324717957244746, 3: 1.2207440846057596}[dimensions]
     steps = torch.tensor([ratio ** -(axis + 1) for axis in range(dimensions)], dtype=torch.float64)
     return (0.5 + torch.arange(PROBES, dtype=torch.float64)[:, None] * steps) % 1 * 2 - 1
@@ -349,7 +349,7 @@ def _check_views(crops: Tensor, matrices: Tensor, geometry: ViewGeometry) -> Non
 
 
 def _sampling_grid(matrices: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, *size, D) positions for ``grid_sample``, x first: matrices (N, D, D + 1) applied to all pixel centres."""
+    """Map all pixel centres by matrices (N, D, D + 1) to positions (N, *size, D) for ``grid_sample``, x first."""
     d = len(size)
     axes = [(2 * torch.arange(n, device=matrices.device, dtype=matrices.dtype) + 1) / n - 1 for n in size]
     shaped = [axis.reshape([-1 if k == other else 1 for other in range(d)]) for k, axis in enumerate(axes)]

@@ -13,10 +13,10 @@ from nnunet_cfcl.config import ViewSettings
 from nnunet_cfcl.views.gaussian_blur import gaussian_blur
 
 PERCENTILES = (0.005, 0.995)
-"""Share of an image's intensities below 0 and below 1 of the scale all effects act on."""
+"""Percentiles of an image's intensities that are 0 and 1 on the scale of the effects, as shares."""
 
 PERCENTILE_SAMPLES = 8192
-"""Voxels per image and channel the percentiles are taken from."""
+"""Number of voxels per image and channel from which the percentiles are estimated."""
 
 
 class IntensityParameters(NamedTuple):
@@ -39,10 +39,10 @@ def draw_intensity(
 
     Args:
         generator: CPU generator; the numbers consumed depend on ``n`` alone.
-        solarise: (n,) which images may be solarised (views of counterfactuals).
+        solarise: (n,) mask of the images that may be solarised (views of counterfactuals).
 
     Raises:
-        ValueError: ``solarise`` has not n entries.
+        ValueError: ``solarise`` does not have n entries.
     """
     allowed = torch.as_tensor(solarise, dtype=torch.bool)
     if allowed.shape != (n,):
@@ -72,7 +72,7 @@ def apply_intensity(
 
     Args:
         images: (N, C, *S), any floating type; half precision is computed in float32.
-        parameters: of N images, on any device (the CPU is best: no synchronisation).
+        parameters: effects of the N images, on any device (on the CPU they cause no synchronisation).
         spacing: (D,) millimetres; the blur's sigma is in pixels along the finest axis and isotropic in millimetres.
 
     Returns:
@@ -93,7 +93,7 @@ def apply_intensity(
 
 
 def _percentiles(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Low and high percentile (N, C, 1, ..) from evenly strided voxels."""
+    """Estimate the low and the high percentile (N, C, 1, ..) from evenly strided voxels."""
     flat = images.flatten(2)
     # a stride that shares no factor with an axis visits all rows and columns alike
     stride = max(1, math.ceil(flat.shape[-1] / PERCENTILE_SAMPLES))
@@ -107,7 +107,7 @@ def _percentiles(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _jitter(x: Tensor, low: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
-    """Brightness and contrast on the rescaled intensities; their range cancels, so nothing is divided by it."""
+    """Apply brightness and contrast to the rescaled intensities; their range cancels, so nothing is divided by it."""
     b, c = (factor.to(x).reshape(-1, *[1] * (x.ndim - 1)) for factor in (brightness, contrast))
     mean = x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
     return x * (b * c) + (low * (1 - b * c) + (1 - c) * b * (mean - low))
@@ -119,7 +119,7 @@ def _solarise(x: Tensor, low: Tensor, high: Tensor, threshold: float) -> Tensor:
 
 
 def _per_selected(x: Tensor, selected: Tensor, effect: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """``effect(images, indices)`` on the selected images only, written into x."""
+    """Apply ``effect(images, indices)`` to the selected images, in place."""
     which = selected.nonzero().squeeze(-1).to(x.device)
     if len(which):
         x[which] = effect(x[which], which)

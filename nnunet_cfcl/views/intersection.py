@@ -1,4 +1,4 @@
-"""Where two views and the image meet: a tight box around the intersection of oriented boxes."""
+"""Tight bounding box around the intersection of oriented boxes, here views and image."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ TOLERANCE = 1e-9
 
 
 def bounding_frame(frames: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest box, parallel to one of several oriented boxes, around their intersection.
+    """Find the smallest box around the intersection of oriented boxes that is parallel to one of them.
 
     Box b holds the points x with low_b <= frames_b x <= high_b. The corners of the intersection (a convex polytope) are
     all feasible meeting points of D faces; they are enumerated, and bounded along the axes of every box in turn.
 
     Args:
         frames: (..., B, D, D) invertible, float64.
-        low, high: (..., B, D).
+        low, high: (..., B, D) bounds.
 
     Returns:
-        matrices (..., D, D + 1) that map [0, 1]^D onto the box, and empty (...) bool: no intersection, the matrix is 0.
+        matrices (..., D, D + 1) that map [0, 1]^D onto the box, and empty (...) bool, True where there is no
+        intersection and the matrix is 0.
     """
     boxes, dimensions = frames.shape[-3:-1]
     corners, feasible = _corners(frames.flatten(-3, -2), low.flatten(-2), high.flatten(-2))
@@ -42,7 +43,8 @@ def bounding_frame(frames: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, T
 
 
 def _corners(normals: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Meeting points (..., M, D) of D of the faces normals (..., R, D), and which (..., M) satisfy all constraints."""
+    """Find the meeting points (..., M, D) of D of the faces with normals (..., R, D), and the mask (..., M) of those
+    that satisfy all constraints."""
     faces, sides = _face_choices(normals.shape[-2], normals.shape[-1])
     inverse = torch.linalg.inv_ex(normals[..., faces, :]).inverse
     bounds = torch.stack([low, high], dim=-1)[..., faces[:, None, :], sides[None, :, :]]
@@ -56,6 +58,6 @@ def _corners(normals: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor
 
 @functools.cache
 def _face_choices(rows: int, dimensions: int) -> tuple[Tensor, Tensor]:
-    """All choices of D of R constraints (K, D), and of their lower or upper side (2^D, D)."""
+    """List all choices of D of R constraints (K, D), and of their lower or upper side (2^D, D)."""
     faces = torch.tensor(list(itertools.combinations(range(rows), dimensions)))
     return faces, torch.tensor(list(itertools.product((0, 1), repeat=dimensions)))

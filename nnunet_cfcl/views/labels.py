@@ -1,4 +1,4 @@
-"""Label maps in canonical and in view coordinates; everywhere a label below 0 means "not known, ignore"."""
+"""Label maps in canonical and in view coordinates; labels below 0 are unknown and ignored."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from nnunet_cfcl.views.geometry import ViewGeometry, cut_views
 
 
 def read_labels(labels: Tensor, points: Tensor, spacing: Sequence[float]) -> Tensor:
-    """Label of the voxel that holds each point.
+    """Read the label of the voxel that contains each point.
 
-    Voxel k of n along an axis spans [k - n/2, k + 1 - n/2) times the spacing, its centre at k + 0.5 - n/2: the nearest
-    voxel centre, and on the plane between two voxels the upper one.
+    Voxel k of n along an axis spans [k - n/2, k + 1 - n/2) times the spacing, with its centre at k + 0.5 - n/2. On the
+    plane between two voxels the upper one is read.
 
     Args:
-        labels: (*crop) of any integer type.
+        labels: (*crop) label map of any integer type.
         points: (..., D) canonical millimetres, array-axis order.
-        spacing: (D,) millimetres.
+        spacing: (D,) voxel size in millimetres.
 
     Returns:
-        (...) int64; -1 outside the crop.
+        Labels (...) int64, -1 outside the crop.
 
     Raises:
-        ValueError: the labels are no integers, or the number of axes differs.
+        ValueError: the labels are not integers, or the numbers of axes differ.
     """
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"labels must be integers, found {labels.dtype}")
@@ -40,10 +40,10 @@ def read_labels(labels: Tensor, points: Tensor, spacing: Sequence[float]) -> Ten
 
 
 def apply_affine_labels(labels: Tensor, matrices: Tensor, geometry: ViewGeometry) -> Tensor:
-    """Cut views out of label maps: every pixel takes the value of the voxel its centre lies in.
+    """Cut views out of label maps by nearest-neighbour interpolation.
 
-    The counterpart of ``apply_affine_views``, for label maps and for whatever must not be mixed between voxels, such
-    as the labels' confidence.
+    The counterpart of ``apply_affine_views`` for label maps and other values that must not be interpolated, such as the
+    confidence of the labels.
 
     Args:
         labels: (N, 1, *crop) of any type; integers up to 2^24 are exact.

@@ -1,4 +1,4 @@
-"""Where points may lie: the places that one or several views read from real image alone."""
+"""Regions in which points may lie: places that one or several views read from real image alone."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from nnunet_cfcl.views.intersection import bounding_frame
 from nnunet_cfcl.views.labels import read_labels
 
 ROUNDS = (2, 4, 8, 16)
-"""Proposals per point wanted, round by round, until all points are found."""
+"""Proposals per missing point in each round, until all points are found."""
 
 TOLERANCE = 1e-5
-"""Share of a voxel a read may reach over the outermost real voxel's centre: rounding of the matrices, no more."""
+"""Share of a voxel by which a read may pass the centre of the outermost real voxel: the rounding of the matrices."""
 
 
 @dataclass(frozen=True)
 class ReadRegion:
-    """For each of G groups of W views, the places all its views show; made by ``read_region``, everything float64."""
+    """The places that all views of a group show, for G groups of W views; built by ``read_region``, in float64."""
 
     views: Tensor
     """(G, W, D, D + 1)"""
@@ -30,31 +30,31 @@ class ReadRegion:
     frame: Tensor
     """(G, D, D + 1): [0, 1]^D to a tight box around the region"""
     empty: Tensor
-    """(G,) bool: no such place"""
+    """(G,) bool, True where there is no such place"""
     labels: Tensor | None
-    """(*crop); places with a label below 0 do not belong to the region"""
+    """(*crop) label map; places with a label below 0 do not belong to the region"""
 
     def propose(self, generator: Generator, count: int) -> Tensor:
-        """(G, count, D) canonical points, uniform in the box around each group's region."""
+        """Draw canonical points (G, count, D), uniform in the box around each group's region."""
         unit = torch.rand(len(self.frame), count, self.geometry.dimensions, generator=generator, dtype=torch.float64)
         return to_canonical(unit, self.frame)
 
     def accepts(self, points: Tensor) -> Tensor:
-        """(G, K) bool: which canonical points (G, K, D) lie in their group's region."""
+        """Mask (G, K) the canonical points (G, K, D) that lie in their group's region."""
         accepted = self._reads_tissue(points) & ~self.empty[:, None]
         if self.labels is not None:
-            # where the point lies when it is handed out
+            # at the position rounded to float32, which the sampler returns
             accepted &= read_labels(self.labels, points.float(), self.geometry.spacing) >= 0
         return accepted
 
     def group(self, index: int) -> ReadRegion:
-        """The region of one group, G = 1."""
+        """Select the region of one group, G = 1."""
         one = slice(index, index + 1)
         return ReadRegion(
             self.views[one], self.geometry, self.tissue, self.frame[one], self.empty[one], self.labels)
 
     def voxel_boxes(self, crop_size: tuple[int, ...]) -> list[tuple[slice, ...]]:
-        """Per group the smallest box of the crop's voxels that holds its region."""
+        """Compute the smallest box of the crop's voxels around the region, per group."""
         size = torch.tensor(crop_size, dtype=torch.float64)
         spacing = torch.tensor(self.geometry.spacing, dtype=torch.float64)
         reach = self.frame[..., :-1].abs().sum(-1) / 2
@@ -64,7 +64,7 @@ class ReadRegion:
         return [tuple(slice(*ends) for ends in box) for box in bounds.tolist()]
 
     def _reads_tissue(self, points: Tensor) -> Tensor:
-        """(G, K) True where the reads at points (G, K, D) in all views of a group use real voxels only."""
+        """Mask (G, K) the points (G, K, D) whose reads use real voxels only, in all views of their group."""
         size = torch.tensor(self.geometry.patch_size, dtype=torch.float64)
         coordinates = to_view(points.unsqueeze(1), self.views)
         inside = (coordinates.abs() <= 1 - 1 / size).all(-1)
@@ -78,11 +78,11 @@ class ReadRegion:
 
 
 def read_region(views: Tensor, geometry: ViewGeometry, tissue: Tensor, labels: Tensor | None = None) -> ReadRegion:
-    """The region of groups of views.
+    """Build the region of groups of views.
 
     Args:
-        views: (G, W, D, D + 1) matrices.
-        geometry: patch size and spacing of the views, spacing of the crop.
+        views: (G, W, D, D + 1) matrices of the views.
+        geometry: patch size and spacing of the views, and spacing of the crop.
         tissue: (2, D) canonical box of real image.
         labels: (*crop) label map; below 0 is outside.
     """

@@ -1,4 +1,4 @@
-"""Corresponding points of two views, and the features read there (method section 4, section 6 items 6 and 7)."""
+"""Sampling of corresponding points in views, and reading of features there (method sections 4 and 6)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def tissue_box(
     valid_low: Sequence[int] | Tensor, valid_high: Sequence[int] | Tensor, crop_size: Sequence[int],
     spacing: Sequence[float],
 ) -> Tensor:
-    """Canonical box spanned by the centres of a crop's real voxels.
+    """Compute the canonical box spanned by the centres of a crop's real voxels.
 
     Args:
         valid_low, valid_high: (D,) voxel indices inside the crop; real image in [low, high), padding elsewhere.
@@ -25,7 +25,7 @@ def tissue_box(
         spacing: (D,) millimetres.
 
     Returns:
-        (2, D) float64 millimetres: lowest and highest voxel centre. No real voxel: low above high.
+        (2, D) float64 millimetres: lowest and highest voxel centre; low > high if there is no real voxel.
     """
     low, high, size, step = (
         torch.as_tensor(values, dtype=torch.float64) for values in (valid_low, valid_high, crop_size, spacing))
@@ -48,14 +48,14 @@ def draw_corresponding_points(
         matrices: (V, D, D + 1) views of one image, on the CPU.
         tissue_box: (2, D) canonical millimetres, see ``tissue_box``.
         count: points per pair P.
-        balance: labels of the crop that the views are cut from, and how far they rule the draw.
+        balance: labels of the crop and the share of class-balanced points; None: uniform points.
 
     Returns:
         points (V - 1, P, D) float32, canonical millimetres, and valid (V - 1, P) bool. Where fewer than P were found
-        (views that share next to no tissue), the rest are finite and marked False.
+        (views that share little tissue), the others are finite and marked False.
 
     Raises:
-        ValueError: the labels' number of axes is not the views'.
+        ValueError: labels and views differ in the number of axes.
     """
     first = matrices[:1].expand(len(matrices) - 1, -1, -1)
     return _draw_points(generator, torch.stack([first, matrices[1:]], dim=1), geometry, tissue_box, count, balance)
@@ -65,7 +65,7 @@ def draw_view_points(
     generator: Generator, matrices: Tensor, geometry: ViewGeometry, tissue_box: Tensor, count: int,
     balance: ClassBalance | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw points that a view shows, for every view on its own: the multi-view objectives pool them.
+    """Draw points that a view shows, for every view separately; the multi-view objectives pool them.
 
     Arguments, distribution and errors as for ``draw_corresponding_points``, with one view in place of the pair.
 
@@ -79,8 +79,8 @@ def _draw_points(
     generator: Generator, groups: Tensor, geometry: ViewGeometry, tissue: Tensor, count: int,
     balance: ClassBalance | None,
 ) -> tuple[Tensor, Tensor]:
-    """Points (G, P, D) that all views of a group (G, W, D, D + 1) show, and which (G, P) are valid."""
-    # a generator of our own: as many rounds as needed, and the caller's still moves on by one number
+    """Draw points (G, P, D) that all views of a group (G, W, D, D + 1) show, with the mask (G, P) of valid points."""
+    # a separate generator: any number of rounds consumes one number of the caller's
     own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
     labels = None if balance is None else balance.known_labels()
     region = read_region(groups, geometry, tissue, labels)
@@ -97,12 +97,12 @@ def _draw_points(
 
 
 def _found(drawn: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """(G,) points drawn so far that are valid."""
+    """Count the valid points drawn so far, (G,)."""
     return torch.cat([good for _, good in drawn], dim=1).sum(-1)
 
 
 def _draw_uniform(generator: Generator, region: ReadRegion, count: int) -> tuple[Tensor, Tensor]:
-    """Proposals (G, K, D) and which (G, K) are accepted, ``count`` per group where that can be reached."""
+    """Draw proposals (G, K, D) with the mask (G, K) of accepted ones, ``count`` per group where possible."""
     proposals, accepted = [], []
     for effort in ROUNDS:
         proposals.append(region.propose(generator, effort * count))
@@ -116,8 +116,8 @@ def _draw_uniform(generator: Generator, region: ReadRegion, count: int) -> tuple
 def read_features(features: Tensor, coordinates: Tensor) -> Tensor:
     """Read a feature map at arbitrary points by (bi/tri)linear interpolation between pixel centres.
 
-    The 2^D neighbours are gathered first and interpolated in float32 then, so that a half precision map is never
-    copied as a whole. Beyond the outermost pixel centres the border's value continues. Differentiable in both.
+    The 2^D neighbours are gathered, then interpolated in float32, so that a half precision map is never copied as a
+    whole. Beyond the outermost pixel centres the border value continues. Differentiable in both arguments.
 
     Args:
         features: (N, F, *S) of any floating type.
@@ -139,7 +139,7 @@ def read_features(features: Tensor, coordinates: Tensor) -> Tensor:
 
 
 def _neighbours(coordinates: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Flat indices and weights (N, 2^D, K) of the pixels around normalised coordinates (N, K, D)."""
+    """Compute flat indices and weights (N, 2^D, K) of the pixels around normalised coordinates (N, K, D)."""
     d = len(size)
     top = torch.tensor([n - 1 for n in size], device=coordinates.device)
     place = (((coordinates + 1) * (top + 1) - 1) / 2).clamp(min=torch.zeros_like(top), max=top)

@@ -122,7 +122,7 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path, source, monkeypat
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("nnunet_cfcl.chromap.nifti._bytes", fail)
+    monkeypatch.setattr("nnunet_cfcl.chromap.nifti.Nifti1Image.to_stream", fail)
     with pytest.raises(OSError, match="disk full"):
         write_rgb_volume(tmp_path / "colors.nii.gz", np.zeros((*SHAPE, 3), np.uint8), geometry_of(source))
     assert (tmp_path / "colors.nii.gz").read_bytes() == before

@@ -36,29 +36,29 @@ def test_the_groups_are_written_as_a_table_with_a_picture_and_words(raw, two_sca
     assert table.attributes == {
         "acquisition_group": {case: "B" if n % 3 == 0 else "A" for n, case in enumerate(CASES)}}
     assert io.imread(raw / PICTURE).shape[0] > 200
-    said = capsys.readouterr().out
-    assert "24 cases in 2 groups (A 16, B 8)" in said and "this is a proposal" in said
-    assert "agreement when resampled (asked for: 0.8 or more)" in said and "\n  2: 1.00, " in said
+    lines = capsys.readouterr().out
+    assert "24 cases in 2 groups (A 16, B 8)" in lines and "the groups are a proposal" in lines
+    assert "stability under resampling (accepted from 0.8)" in lines and "\n  2: 1.00, " in lines
 
 
 def test_a_table_that_is_there_keeps_its_rows_and_columns(raw, two_scanners):
     (raw / TABLE).write_text('case,patient,note\ntoy_1,p1,"a, b"\nelsewhere,p2,\n')
-    discover_attributes(7, "2d", say=lambda line: None)
+    discover_attributes(7, "2d", log=lambda line: None)
     table = read_attribute_table(raw)
     assert table.cases[:2] == ("toy_1", "elsewhere") and sorted(table.cases[2:]) == sorted({*CASES} - {"toy_1"})
     assert table.columns["patient"][:3] == ("p1", "p2", "") and table.columns["note"][:2] == ("a, b", "")
     assert table.columns["acquisition_group"][:2] == ("A", "")
-    with pytest.raises(UserError, match="has the column acquisition_group already; fix: rename or delete it"):
+    with pytest.raises(UserError, match="already has the column acquisition_group; fix: rename or delete the column"):
         discover_attributes(7, "2d")
 
 
 def test_cases_that_look_alike_leave_no_table(raw, save_case):
     for n, case in enumerate(CASES):
         save_case(case, np.random.default_rng(n).normal(size=(1, 1, 40, 48)))
-    said = []
-    assert discover_attributes(7, say=said.append).count == 1
+    lines = []
+    assert discover_attributes(7, log=lines.append).count == 1
     assert not (raw / TABLE).exists() and (raw / PICTURE).exists()
-    assert "all 24 cases look alike" in said[-1] and "no table is written" in said[-1] and "-n" in said[-1]
+    assert "all 24 cases form one group" in lines[-1] and "no table written" in lines[-1] and "-n" in lines[-1]
 
 
 def test_a_number_of_groups_is_taken_at_its_word(raw, save_case, capsys):
@@ -70,7 +70,7 @@ def test_a_number_of_groups_is_taken_at_its_word(raw, save_case, capsys):
 
 
 def test_too_few_or_no_preprocessed_cases_are_an_error_that_says_what_to_do(raw, toy_cases):
-    with pytest.raises(UserError, match="20 cases or more, found 6 .*imagesUn.*nnunet_cfcl pool -d 7 -c 2d"):
+    with pytest.raises(UserError, match="expected at least 20 cases, found 6 .*imagesUn.*nnunet_cfcl pool -d 7 -c 2d"):
         discover_attributes(7)
     for file in toy_cases.iterdir():
         file.unlink()
@@ -108,5 +108,5 @@ def test_the_pool_is_grouped_with_the_labelled_cases(raw, two_scanners, toy_case
     image = np.exp(-(y**2 + x**2)) + np.random.default_rng(99).normal(0, 0.1, (40, 48))
     io.imsave(raw / "imagesUn" / "un_0_0000.png", (60 + 100 * image).astype(np.uint8), check_contrast=False)
     preprocess_pool("7", "2d", log=lambda line: None)
-    assert len(discover_attributes(7, say=lambda line: None).groups) == 25
+    assert len(discover_attributes(7, log=lambda line: None).groups) == 25
     assert read_attribute_table(raw).attributes["acquisition_group"]["un_0"] == "B"

@@ -170,9 +170,9 @@ def test_wrong_input_is_named_before_anything_is_written(datasets, tmp_path):
     images = offer(datasets, XRAYS, tmp_path / "images")
     attempt = lambda dataset=XRAYS, configuration="2d", folder=images: import_counterfactuals(  # noqa: E731
         dataset, configuration, folder, store_folder=tmp_path / "store")
-    with pytest.raises(UserError, match="no single dataset '899'"):
+    with pytest.raises(UserError, match="no unique dataset '899'"):
         attempt(dataset="899")
-    with pytest.raises(UserError, match="has the configurations 2d; found '3d_fullres'"):
+    with pytest.raises(UserError, match="has the configurations 2d, found '3d_fullres'"):
         attempt(configuration="3d_fullres")
     with pytest.raises(UserError, match=r"no files CASE__INTERVENTION_0000\.png"):
         attempt(folder=tmp_path)
@@ -273,8 +273,9 @@ def test_a_pools_case_has_all_interventions_or_none(datasets, make_pool, tmp_pat
     two = ("vendorA", "vendorB")
     images = offer_pool(datasets, XRAYS, tmp_path / "images", two, cases=("un_1",))
     (images / "un_1__vendorA_0000.png").unlink()
-    with pytest.raises(UserError, match="lacks 1 counterfactuals: un_1__vendorA; every training case needs every "
-                                        "intervention, and so does a case of the pool that has any"):
+    with pytest.raises(UserError, match="lacks 1 counterfactuals: un_1__vendorA; fix: add them: every training case "
+                                        "needs every intervention, and so does a case of the pool with any "
+                                        "intervention"):
         attempt(images)
     (images / "un_1__vendorB_0000.png").unlink()
     assert {path.name[:4] for path in (attempt(images).folder / "cases").iterdir()} == {"pati", "odd_"}
@@ -295,12 +296,12 @@ def test_counterfactuals_of_a_pool_that_is_out_of_date_or_not_preprocessed_name_
     raw = datasets / "nnUNet_raw" / XRAYS / "imagesUn"
     shutil.copy(raw / "un_0_0000.png", raw / "un_9_0000.png")
     attempt = lambda: import_counterfactuals(XRAYS, "2d", images, store_folder=tmp_path / "store")  # noqa: E731
-    with pytest.raises(UserError, match=r"1 new \(un_9\); run nnunet_cfcl pool -d 802 -c 2d"):
+    with pytest.raises(UserError, match=r"1 new \(un_9\); fix: run nnunet_cfcl pool -d 802 -c 2d"):
         attempt()
     shutil.rmtree(folder)
     folder.with_name(f"{folder.name}.json").unlink()
-    with pytest.raises(UserError, match="2 cases that are not in .* or its pool: un_0, un_1; .* are preprocessed "
-                                        "by nnunet_cfcl pool -d 802 -c 2d"):
+    with pytest.raises(UserError, match="2 cases that are not in .* or its pool: un_0, un_1; fix: preprocess cases of "
+                                        "imagesUn with nnunet_cfcl pool -d 802 -c 2d"):
         attempt()
     assert not (tmp_path / "store").exists()
 
@@ -309,7 +310,8 @@ def test_masked_normalisation_needs_the_pools_raw_images(datasets, make_pool, tm
     make_pool(VOLUMES, "3d_fullres")
     images = offer_pool(datasets, VOLUMES, tmp_path / "images")
     shutil.rmtree(datasets / "nnUNet_raw" / VOLUMES / "imagesUn")
-    with pytest.raises(UserError, match="raw images of case un_[01] are gone from nnUNet_raw"):
+    with pytest.raises(UserError, match="images of case un_[01], which masked normalisation needs, are missing; fix: "
+                                        "restore them in nnUNet_raw"):
         import_counterfactuals(VOLUMES, "3d_fullres", images, store_folder=tmp_path / "store")
 
 

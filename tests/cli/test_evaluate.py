@@ -1,4 +1,4 @@
-"""`nnunet_cfcl evaluate` from end to end, on folders of small masks."""
+"""The command `nnunet_cfcl evaluate` on folders of small masks."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ COLUMNS = ["case", "label", "dice", "hd95_mm", "assd_mm", "nsd"]
 
 @pytest.fixture
 def folders(tmp_path, write_mask, box):
-    """Eight cases of four patients; the predictions ``good`` are off by a voxel at most, ``poor`` by up to three."""
+    """Eight cases of four patients; predictions are shifted by at most one voxel in ``good``, three in ``poor``."""
     random = np.random.default_rng(0)
     for number in range(8):
         for name, error in (("truth", 0), ("good", 1), ("poor", 3)):
@@ -35,7 +35,7 @@ def run(folder, *arguments):
                      "-np", "1", *map(str, arguments)])
 
 
-def refused(folder, capsys, *arguments):
+def error_of(folder, capsys, *arguments):
     assert run(folder, *arguments) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -56,7 +56,7 @@ def find(records, **wanted):
     return found
 
 
-def test_two_bare_folders_give_a_table_numbers_a_page_and_a_picture(folders, capsys):
+def test_two_folders_give_a_table_json_a_page_and_a_plot(folders, capsys):
     assert run(folders) == 0
     rows = table(folders)
     assert list(rows[0]) == COLUMNS
@@ -94,8 +94,8 @@ def test_groups_patients_and_gaps_come_from_the_attributes(folders):
     assert "## By scanner x disease" in (folders / "out" / "metrics.md").read_text()
 
 
-def test_a_group_may_be_called_anything(folders):
-    """matplotlib takes what is between two $ for mathematics."""
+def test_a_group_can_have_any_name(folders):
+    """matplotlib parses text between two $ as mathematics."""
     file = folders / "attributes.csv"
     file.write_text(file.read_text().replace(",a,", r",GE $\foo$,"))
     assert run(folders, "--attributes", file, "--by", "scanner") == 0
@@ -121,7 +121,7 @@ def test_methods_are_compared_case_by_case(folders):
     assert "## good minus poor" in page and "## good minus same" in page
 
 
-def test_the_same_seed_gives_the_same_numbers_and_more_processes_too(folders):
+def test_results_depend_on_the_seed_and_not_on_the_number_of_processes(folders):
     assert run(folders, "--against", folders / "poor") == 0
     before = numbers(folders)
     assert run(folders, "--against", folders / "poor", "-np", "2") == 0
@@ -130,7 +130,7 @@ def test_the_same_seed_gives_the_same_numbers_and_more_processes_too(folders):
     assert numbers(folders)["summaries"] != before["summaries"]
 
 
-def test_cases_missing_on_one_side_are_listed_everywhere(folders, capsys):
+def test_cases_missing_on_one_side_are_listed_in_log_page_and_json(folders, capsys):
     (folders / "good" / "c1.nii.gz").unlink()
     (folders / "truth" / "c2.nii.gz").unlink()
     (folders / "poor" / "c3.nii.gz").unlink()
@@ -156,7 +156,7 @@ def test_cases_without_a_row_are_listed_and_in_the_group_unknown(folders, capsys
     assert "unknown" not in {one[key] for one in found["gaps"] for key in ("worst", "best")}
 
 
-def test_a_missed_label_improves_no_mean_in_silence(folders, write_mask, box):
+def test_missed_labels_are_counted_and_penalised(folders, write_mask, box):
     nothing = np.zeros((8, 12, 12), np.uint8)
     write_mask(folders / "good" / "c0.nii.gz", nothing, (2.0, 1.0, 1.0))
     for name in ("truth", "good"):
@@ -171,7 +171,7 @@ def test_a_missed_label_improves_no_mean_in_silence(folders, write_mask, box):
     assert (plain["cases"], plain["one_empty"]) == (6, 1)
     longest = np.hypot(16, np.hypot(12, 12))
     assert penalised["mean"] == pytest.approx((6 * plain["mean"] + longest) / 7)
-    # c0: no distance of good; c1: poor has a false structure where good, rightly, has none
+    # c0: good has no distance; c1: poor has a false structure, good correctly has none
     assert find(found["differences"], metric="hd95_mm")["left_out"] == 2
     assert find(found["differences"], metric="dice")["left_out"] == 1
     assert "HD95 (mm) with misses" in (folders / "out" / "metrics.md").read_text()
@@ -185,12 +185,12 @@ def test_png_masks_are_measured_in_pixels(tmp_path, write_mask, box):
     rows, found = table(tmp_path), numbers(tmp_path)
     assert [(row["case"], row["label"], row["hd95_mm"]) for row in rows] == [("a", "255", "1.0"), ("b", "255", "1.0")]
     assert found["settings"]["unit"] == "pixels"
-    # of 16 contour pixels of a square of 5 the 5 that stick out and 3 that are inside the other one are a pixel away
+    # of the 16 contour pixels of a 5 x 5 square, the 5 outside and 3 inside the other square are one pixel away
     assert float(rows[0]["nsd"]) == 8 / 16
     assert "HD95 (pixels)" in (tmp_path / "out" / "metrics.md").read_text()
 
 
-def test_labels_of_a_dataset_json_are_evaluated_and_others_are_listed(folders, write_mask, box, capsys):
+def test_only_labels_of_a_dataset_json_are_evaluated_and_others_are_listed(folders, write_mask, box, capsys):
     (folders / "good" / "dataset.json").write_text(json.dumps(
         {"labels": {"background": 0, "organ": 1, "lesion": 2, "ignore": 9}, "file_ending": ".nii.gz"}))
     write_mask(folders / "good" / "c0.nii.gz", box((1, 3, 3)) + box((6, 8, 8), 2, label=4), (2.0, 1.0, 1.0))
@@ -203,37 +203,38 @@ def test_labels_of_a_dataset_json_are_evaluated_and_others_are_listed(folders, w
     assert "1 (organ)" in (folders / "out" / "metrics.md").read_text()
 
 
-@pytest.mark.parametrize(("shape", "spacing", "origin", "said"), [
+@pytest.mark.parametrize(("shape", "spacing", "origin", "expected"), [
     ((8, 12, 11), (2.0, 1.0, 1.0), None, r"shapes (8, 12, 12) and (8, 12, 11)"),
     ((8, 12, 12), (2.5, 1.0, 1.0), None, r"spacings (2, 1, 1) and (2.5, 1, 1) mm"),
     ((8, 12, 12), (2.0, 1.0, 1.0), (0.0, 1.0, 0.0), r"origins (0, 0, 0) and (0, 1, 0) mm"),
 ])
-def test_another_grid_is_refused_with_both_files(folders, write_mask, box, capsys, shape, spacing, origin, said):
+def test_the_error_for_different_grids_names_both_files(
+        folders, write_mask, box, capsys, shape, spacing, origin, expected):
     file = write_mask(folders / "good" / "c3.nii.gz", box((1, 3, 3), shape=shape), spacing, origin)
-    error = refused(folders, capsys)
-    assert said in error and str(file) in error and str(folders / "truth" / "c3.nii.gz") in error
+    error = error_of(folders, capsys)
+    assert expected in error and str(file) in error and str(folders / "truth" / "c3.nii.gz") in error
 
 
-def test_a_png_of_an_image_with_millimetres_is_refused(folders, write_mask, box, capsys):
+def test_a_png_against_an_image_in_millimetres_is_an_error(folders, write_mask, box, capsys):
     (folders / "good" / "c0.nii.gz").unlink()
     write_mask(folders / "truth" / "c0.nii.gz", box((2, 2), 5, (20, 20)))
     write_mask(folders / "good" / "c0.png", box((2, 2), 5, (20, 20)))
-    assert "the other only pixels" in refused(folders, capsys)
+    assert "the other only pixels" in error_of(folders, capsys)
 
 
-@pytest.mark.parametrize(("change", "said"), [
+@pytest.mark.parametrize(("change", "expected"), [
     (lambda labels: labels + 0.5, "values that are not labels, such as 0.5"),
     (lambda labels: labels - 1.0, "values that are not labels, such as -1"),
     (lambda labels: np.arange(labels.size, dtype=np.float64).reshape(labels.shape), "1152 different values"),
 ])
-def test_images_and_probabilities_are_not_taken_for_masks(folders, write_mask, box, capsys, change, said):
+def test_images_and_probabilities_are_rejected_as_masks(folders, write_mask, box, capsys, change, expected):
     write_mask(folders / "good" / "c0.nii.gz", change(box((1, 3, 3)).astype(np.float64)), (2.0, 1.0, 1.0))
-    assert said in refused(folders, capsys)
+    assert expected in error_of(folders, capsys)
 
 
-def test_a_file_that_cannot_be_read_and_a_colour_picture_are_named(folders, tmp_path, capsys):
+def test_the_error_names_unreadable_files_and_colour_pictures(folders, tmp_path, capsys):
     (folders / "good" / "c0.nii.gz").write_bytes(b"no image")
-    assert f"{folders / 'good' / 'c0.nii.gz'} cannot be read as a mask" in refused(folders, capsys)
+    assert f"{folders / 'good' / 'c0.nii.gz'} cannot be read as a mask" in error_of(folders, capsys)
     Image.new("RGB", (20, 20)).save(folders / "truth" / "z.png")
     Image.new("RGB", (20, 20)).save(folders / "poor" / "z.png")
     for file in folders.glob("poor/*.nii.gz"):
@@ -243,25 +244,28 @@ def test_a_file_that_cannot_be_read_and_a_colour_picture_are_named(folders, tmp_
     assert "has 3 channels" in capsys.readouterr().err
 
 
-def test_wrong_folders_names_and_columns_are_refused_with_a_way_out(folders, write_mask, box, capsys):
-    assert "nowhere is no folder" in refused(folders, capsys, "--against", folders / "nowhere")
-    assert "two folders are called good" in refused(folders, capsys, "--against", folders / "good")
-    assert "did you mean --by scanner" in refused(folders, capsys, "--attributes", folders, "--by", "scaner")
-    assert "0 or more, found -1" in refused(folders, capsys, "--tolerance", "-1")
-    assert "is a folder of masks" in refused(folders, capsys, "-o", folders / "truth")
+def test_the_error_for_wrong_folders_names_and_columns_has_a_fix(folders, write_mask, box, capsys):
+    assert "nowhere is not a folder" in error_of(folders, capsys, "--against", folders / "nowhere")
+    expected = "two folders are named good, expected unique names; fix: give them names, as in --against other="
+    assert expected in error_of(folders, capsys, "--against", folders / "good")
+    assert "found patient, scanner, disease; fix: write --by scanner" in error_of(
+        folders, capsys, "--attributes", folders, "--by", "scaner")
+    assert "--tolerance and --seed to be 0 or more, found -1 and 0" in error_of(folders, capsys, "--tolerance", "-1")
+    assert "is a folder of masks, expected a separate folder; fix: write -o" in error_of(
+        folders, capsys, "-o", folders / "truth")
     write_mask(folders / "other" / "z.nii.gz", box((1, 3, 3)))
-    assert "have no case in common: found z, expected c0" in refused(folders, capsys, "--against", folders / "other")
+    assert "have no case in common: found z, expected c0" in error_of(folders, capsys, "--against", folders / "other")
     assert not (folders / "out" / "metrics.csv").exists()
 
 
-def test_masks_of_background_alone_are_refused(tmp_path, write_mask, capsys):
+def test_masks_with_only_background_are_an_error(tmp_path, write_mask, capsys):
     for name in ("truth", "good"):
         write_mask(tmp_path / name / "a.nii.gz", np.zeros((3, 4, 5), np.uint8))
-    assert "nothing but background" in refused(tmp_path, capsys)
+    assert "contain only background (0), expected labels of 1 or more" in error_of(tmp_path, capsys)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pipe that has a name")
-def test_the_error_of_one_case_is_seen_though_another_one_is_never_read(tmp_path):
+def test_the_error_of_a_case_is_raised_while_another_case_blocks(tmp_path):
     os.mkfifo(tmp_path / "a_pipe.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     script = ("from pathlib import Path\n"

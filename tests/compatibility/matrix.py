@@ -125,7 +125,7 @@ def _train(nnunet: InEnvironment) -> str:
     """Killed in phase 1, continued by ``--c``, both phases and nnU-Net's validation."""
     nnunet.run_until("Pretraining epoch 1", "nnUNetv2_train", *CONFIGURATION)
     output = nnunet.run("nnUNetv2_train", *CONFIGURATION, "--c")
-    assert "Pretraining goes on after epoch" in output, "--c began phase 1 anew"
+    assert "Pretraining resumes after epoch" in output, "--c began phase 1 anew"
     assert "Mean Validation Dice" in output, "no validation"
     return output
 

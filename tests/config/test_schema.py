@@ -8,7 +8,7 @@ from nnunet_cfcl.config import Settings, SettingsError, resolve_settings, settin
 from nnunet_cfcl.files.hashing import digest
 
 
-def test_a_low_temperature_is_refused_where_it_may_move_or_negatives_are_weighted():
+def test_a_low_temperature_is_rejected_if_it_is_learned_or_negatives_are_weighted():
     assert resolve_settings({"pretrain.temperature": 0.005}).pretrain.temperature == 0.005
     for more in ({"pretrain.learn_temperature": True}, {"pretrain.hard_negatives": 1.0}):
         with pytest.raises(SettingsError, match=r"pretrain.temperature.*at least 0.02.*found 0.005"):
@@ -67,36 +67,36 @@ def test_dotted_keys_equal_nested_ones():
         ({"gate": {"enabled": "no"}}, ["gate.enabled", "true or false", "'no'"]),
     ],
 )
-def test_a_wrong_setting_is_an_error_that_names_it(block, words):
+def test_a_wrong_setting_is_an_error_that_names_the_setting(block, words):
     with pytest.raises(SettingsError) as error:
         resolve_settings(block)
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "3"])
-def test_a_file_that_holds_no_settings_is_an_error_that_names_it(tmp_path, content):
+def test_a_file_without_a_json_object_is_an_error_that_names_the_file(tmp_path, content):
     file = tmp_path / "settings.json"
     file.write_text(content)
     with pytest.raises(SettingsError, match="settings.json"):
         resolve_settings(None, file)
 
 
-def test_a_missing_file_is_an_error_that_names_the_variable(tmp_path):
+def test_a_missing_file_is_an_error_that_names_the_environment_variable(tmp_path):
     with pytest.raises(SettingsError, match="nnUNet_cfcl_config"):
         resolve_settings(None, tmp_path / "none.json")
 
 
-def test_null_keeps_an_optional_setting_open():
+def test_null_leaves_an_optional_setting_unset():
     assert resolve_settings({"finetune": {"epochs": None}}).finetune.epochs is None
 
 
 @pytest.mark.parametrize("store", [None, False, True, "folder"])
-def test_a_store_is_a_folder_or_a_switch_or_left_open(store):
+def test_a_store_is_a_folder_a_boolean_or_null(store):
     found = resolve_settings({"counterfactual.store": store}).counterfactual.store
     assert found == store and type(found) is type(store)
 
 
-def test_the_generators_open_settings_take_what_they_are_given():
+def test_optional_settings_of_the_generator_take_values_of_their_type():
     settings = resolve_settings({
         "generator": {"patch_size": [64, 32], "width": 8, "scale": 1, "mirror_axes": []},
         "counterfactual": {"interventions": ["scanner", "scanner+disease"]}})
@@ -111,7 +111,7 @@ def test_settings_survive_a_round_trip_through_json():
     assert resolve_settings(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
-def test_equal_content_has_an_equal_digest_whatever_the_order():
+def test_the_digest_does_not_depend_on_the_order_of_keys():
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
 
 
@@ -123,10 +123,12 @@ def test_every_setting_states_its_meaning_and_has_a_valid_default():
 
 @pytest.mark.parametrize(
     ("block", "words"),
-    [({"counterfactual.store": False}, r"needs counterfactuals that are kept.*store false, set it to true"),
-     ({"pretrain.data": "pool"}, r"of the training cases.*'pool', set it to 'training_and_pool'")],
+    [({"counterfactual.store": False},
+      "needs stored counterfactuals, found counterfactual.store false; fix: set counterfactual.store to true"),
+     ({"pretrain.data": "pool"},
+      "of the training cases, found pretrain.data 'pool'; fix: set pretrain.data to 'training_and_pool'")],
 )
-def test_counterfactuals_in_finetuning_that_cannot_be_there_are_refused_before_a_pretraining_is_spent(block, words):
+def test_fine_tuning_with_counterfactuals_that_cannot_exist_is_rejected_before_the_pretraining(block, words):
     assert resolve_settings({**block, "finetune.acquisition_probability": 0.5})
     with pytest.raises(SettingsError, match=words):
         resolve_settings({**block, "finetune.counterfactual_probability": 0.5})

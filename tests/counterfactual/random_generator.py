@@ -7,7 +7,8 @@ import math
 import torch
 
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator, IntensityScale
-from nnunet_cfcl.counterfactual.generator.hvae import HVAE, HVAESizes, Resolution
+from nnunet_cfcl.counterfactual.generator.hvae import HVAE
+from nnunet_cfcl.counterfactual.generator.hvae_sizes import HVAESizes, Resolution
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.data.attributes import Attribute, AttributeCoding
 

@@ -84,7 +84,8 @@ def test_acquisition_is_used_when_asked_for_although_there_is_a_store(choose, fi
 def test_of_several_stores_one_must_be_named_and_is_then_used(choose, fill, preprocessed, source):
     named = fill(default_store_root(preprocessed) / "aaa")
     CounterfactualStore.create(default_store_root(preprocessed) / "bbb", ["vendorC"], "test")
-    with pytest.raises(UserError, match=r"there are 2 counterfactual stores: .*aaa, .*bbb; .*counterfactual\.store"):
+    with pytest.raises(UserError, match=r"found 2 counterfactual stores, expected one: .*aaa, .*bbb; fix: "
+                                        r".*counterfactual\.store"):
         choose(source)
     assert choose(source, named).identity()["interventions"] == ["vendorB", "low_field"]
 

@@ -78,7 +78,7 @@ def test_a_missing_file_is_named(store):
     store.path("odd__case", "low_field").unlink()
     with pytest.raises(UserError, match=r"lacks 1 of 4 files: odd__case__low_field\.b2nd"):
         store.check(CASES)
-    with pytest.raises(UserError, match="pool included.*counterfactuals import.*pretrain.data to training.*"
+    with pytest.raises(UserError, match="of the pool too.*counterfactuals import.*pretrain.data to training.*"
                                         "counterfactual.source to acquisition"):
         store.check(CASES)
     with pytest.raises(UserError, match="'low_field' of case odd__case is missing"):
@@ -139,7 +139,7 @@ def test_a_killed_write_leaves_the_old_file_and_a_store_that_passes_its_check(st
 
 
 def test_only_interventions_of_the_store_and_four_axes_are_written(store):
-    with pytest.raises(UserError, match="has the interventions vendorB, low_field; found 'vendorC'"):
+    with pytest.raises(UserError, match="has the interventions vendorB, low_field, found 'vendorC'"):
         store.write("case_1", "vendorC", image(0))
     with pytest.raises(UserError, match=r"must be \(C, Z, Y, X\), found shape \(20, 18\)"):
         store.write("case_1", "vendorB", image(0)[0, 0])
@@ -158,7 +158,7 @@ def test_creating_a_store_again_keeps_its_files_and_adds_interventions(store):
 
 
 def test_a_store_of_something_else_in_the_folder_is_not_overwritten(store):
-    with pytest.raises(UserError, match="another preprocessing .'abc', not 'xyz'."):
+    with pytest.raises(UserError, match="another preprocessing, found 'abc', expected 'xyz'"):
         CounterfactualStore.create(store.folder, ["vendorB"], "test", "plans_3d", "xyz")
 
 
@@ -166,8 +166,8 @@ def test_a_store_of_something_else_in_the_folder_is_not_overwritten(store):
     ("manifest", "message"),
     [
         ("{", "is not valid JSON"),
-        ('{"format": 2}', "must be of counterfactual store format 1, found 2"),
-        ("[]", "must be of counterfactual store format 1"),
+        ('{"format": 2}', "expected format 1 of the counterfactual store, found 2"),
+        ("[]", "expected format 1 of the counterfactual store"),
         ('{"format": 1, "source": "x", "interventions": []}', "must list the names"),
         ('{"format": 1, "source": "x", "interventions": ["a__b"]}', "must not contain '__'"),
         ('{"format": 1, "interventions": ["a"]}', "must name the 'source'"),
@@ -197,7 +197,7 @@ def test_the_only_store_beside_the_preprocessed_data_is_found(tmp_path):
     first = CounterfactualStore.create(default_store_root(preprocessed) / "aaa", ["vendorB"], "test")
     assert find_store(preprocessed) == first.folder
     CounterfactualStore.create(default_store_root(preprocessed) / "bbb", ["vendorB"], "test")
-    with pytest.raises(UserError, match=r"2 counterfactual stores.*counterfactual\.store"):
+    with pytest.raises(UserError, match=r"found 2 counterfactual stores, expected one.*counterfactual\.store"):
         find_store(preprocessed)
 
 
@@ -271,5 +271,5 @@ def test_slabs_of_an_intervention_that_the_store_has_not_are_refused(store):
 def test_file_names_are_split_at_the_last_double_underscore():
     assert split_name("odd__case__low_field") == ("odd__case", "low_field")
     for stem in ("case", "__vendorB", "case__"):
-        with pytest.raises(UserError, match="must be named"):
+        with pytest.raises(UserError, match="expected a name CASE__INTERVENTION, found"):
             split_name(stem)

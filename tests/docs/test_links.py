@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT, anchors, links
+from tests.docs.pages import PAGES, ROOT, anchors, inline_code, links
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -21,7 +21,17 @@ def test_pages_of_the_documentation_link_to_nothing_outside_of_it():
     assert not outside
 
 
-def test_the_readme_names_every_page_but_the_first_and_those_of_single_results():
-    named = {(ROOT / target.partition("#")[0]).resolve() for target in links(PAGES[0])}
-    own = {ROOT / "docs" / "index.md", *(ROOT / "docs" / "results").glob("*.md")}
-    assert not [page for page in PAGES[1:] if page not in named | own]
+def test_readme_and_first_page_link_to_every_page_but_those_of_single_results():
+    front_doors = (PAGES[0], ROOT / "docs" / "index.md")
+    linked = {(page.parent / target.partition("#")[0]).resolve() for page in front_doors for target in links(page)}
+    own = {front_doors[1], *(ROOT / "docs" / "results").glob("*.md")}
+    assert not [page for page in PAGES[1:] if page not in linked | own]
+
+
+def test_the_readme_has_at_most_600_words():
+    assert len(PAGES[0].read_text(encoding="utf-8").split()) <= 600
+
+
+def test_every_path_that_the_architecture_page_names_exists():
+    paths = {code for code in inline_code(ROOT / "docs" / "architecture.md") if code.startswith("nnunet_cfcl/")}
+    assert len(paths) > 20 and not [path for path in paths if not (ROOT / path).exists()]

@@ -1,7 +1,9 @@
 """The reference pages hold what the code says."""
 
+import importlib
 import json
 import os
+import re
 from dataclasses import fields, make_dataclass
 from typing import Literal, get_type_hints
 
@@ -77,3 +79,21 @@ def test_a_page_without_the_markers_or_with_several_is_refused(text):
 def test_only_what_lies_between_the_markers_is_replaced():
     text = "before\n<!-- a: x -->\n\n1 \\1\n\n<!-- end of a -->\nafter"
     assert reference.with_block(text, "a", r"2 \1") == text.replace("1 \\1", "2 \\1")
+
+
+def test_every_name_that_a_room_exports_has_a_line_on_the_python_page():
+    listed = reference.public_names()
+    for room in ("losses", "views", "trainers"):
+        module = importlib.import_module(f"nnunet_cfcl.{room}")
+        section = listed.partition(f"### nnunet_cfcl.{room}\n")[2].partition("\n### ")[0]
+        assert all(re.search(rf"^- `{name}\b", section, re.MULTILINE) for name in module.__all__), room
+
+
+@pytest.mark.parametrize(("documentation", "expected"), [
+    ("Draw points, for i = 1 .. V - 1. Others stay.", "Draw points, for i = 1 .. V - 1."),
+    ("Log-sum-exp of :math:`S`\nin ``float32`` (method section 2).\n\nArgs:", "Log-sum-exp of `S` in `float32`."),
+    ("Check a spacing, e.g. The plan's. Raise for `a < b`.", "Check a spacing, e.g. The plan's."),
+    ("Return c < d of `a < b`", "Return c &lt; d of `a < b`"), ("", ""),
+])
+def test_a_name_is_described_by_the_first_sentence_of_its_docstring(documentation, expected):
+    assert reference.first_sentence(documentation) == expected

@@ -122,8 +122,8 @@ def test_the_commands_of_the_readme_train(walk):
 
 @pytest.mark.end_to_end
 @pytest.mark.nightly
-def test_the_readmes_sentences_name_commands_that_measure_and_check(walk):
-    code = {code.split()[1]: code for code in inline_code(README) if code.startswith("nnunet_cfcl ")}
+def test_the_first_pages_table_names_commands_that_evaluate_and_check(walk):
+    code = {code.split()[1]: code for code in inline_code(DOCS / "index.md") if code.startswith("nnunet_cfcl ")}
     walk.again(filled_in(code["evaluate"], {
         "-p PREDICTIONS": "-p predictions", "-g TRUTH": f"-g {TRUTH}/labelsTs", "-o DIR": "-o readme",
         "attributes.csv": f"{TRUTH}/attributes.csv"}))

@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from PIL import Image
 
+from nnunet_cfcl import cli
 from nnunet_cfcl.nnunet.installation import trainers_path
 from nnunet_cfcl.trainers import nnUNetTrainerDVDCL
 
@@ -101,33 +103,52 @@ class NnUNet:
         cases = sorted(f.stem for f in (self.folder("preprocessed") / dataset / "gt_segmentations").iterdir())
         return generate_crossval_split([case.removesuffix(".nii") for case in cases], seed=12345, n_splits=5)[0]
 
-    def copy(self, root: Path) -> NnUNet:
-        """The raw and preprocessed data in folders of their own, with the times of their files; no results."""
+    def copy(self, root: Path, results: bool = False) -> NnUNet:
+        """The raw and preprocessed data, and the results if wanted, in other folders, with the times of their files."""
         copied = NnUNet(root, dict(self.variables))
-        for name in ("raw", "preprocessed"):
+        for name in ("raw", "preprocessed", *(["results"] if results else [])):
             shutil.copytree(self.folder(name), copied.folder(name))
-        copied.folder("results").mkdir()
+        copied.folder("results").mkdir(exist_ok=True)
         return copied
 
 
+def preprocess(
+    root: Path, dataset: str, write: Callable[[Path], None], configurations: list[str], batch_2d: int = 8
+) -> NnUNet:
+    """Write a raw dataset below ``root``, plan and preprocess it by nnU-Net's command, with a small network."""
+    nnunet = NnUNet(root)
+    for name in ("raw", "preprocessed", "results"):
+        nnunet.folder(name).mkdir()
+    (nnunet.folder("raw") / dataset).mkdir()
+    write(nnunet.folder("raw") / dataset)
+    nnunet.run(
+        "nnUNetv2_plan_and_preprocess", "-d", dataset[7:10], "-c", *configurations, "-np", "1", "-npfp", "1",
+        "--no_pbar",
+    )
+    shorten_plans(nnunet.folder("preprocessed") / dataset, batch_2d)
+    return nnunet
+
+
 @pytest.fixture(scope="session")
-def preprocessed(tmp_path_factory) -> Callable[..., NnUNet]:
-    """Factory: a raw dataset is written, planned and preprocessed by nnU-Net's command, with a small network."""
+def built_once(tmp_path_factory) -> Callable[[str, Callable[[Path], NnUNet]], NnUNet]:
+    """Factory: (name, function that builds below a folder) -> a copy of what was built, for this process alone.
 
-    def make(dataset: str, write: Callable[[Path], None], configurations: list[str], batch_2d: int = 8) -> NnUNet:
-        nnunet = NnUNet(tmp_path_factory.mktemp(dataset))
-        for name in ("raw", "preprocessed", "results"):
-            nnunet.folder(name).mkdir()
-        (nnunet.folder("raw") / dataset).mkdir()
-        write(nnunet.folder("raw") / dataset)
-        nnunet.run(
-            "nnUNetv2_plan_and_preprocess", "-d", dataset[7:10], "-c", *configurations, "-np", "1", "-npfp", "1",
-            "--no_pbar",
-        )
-        shorten_plans(nnunet.folder("preprocessed") / dataset, batch_2d)
-        return nnunet
+    All processes of pytest-xdist share one build: whichever needs it first builds it, the others wait at the lock.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of the folders of all processes
 
-    return make
+    def once(name: str, build: Callable[[Path], NnUNet]) -> NnUNet:
+        root, done = shared / f"built_{name}", shared / f"built_{name}.json"
+        with FileLock(shared / f"built_{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(root, ignore_errors=True)  # left by a build that failed
+                root.mkdir()
+                done.write_text(json.dumps(build(root).variables))
+        return NnUNet(root, json.loads(done.read_text())).copy(tmp_path_factory.mktemp(name), results=True)
+
+    return once
 
 
 def shorten_plans(folder: Path, batch_2d: int) -> None:
@@ -158,10 +179,11 @@ def _copy_hippocampus(source: Path, cases: int) -> Callable[[Path], None]:
 
 
 @pytest.fixture(scope="session")
-def hippocampus(preprocessed, real_images) -> NnUNet:
+def hippocampus(built_once, real_images) -> NnUNet:
     """Ten real MR volumes, 2d and 3d_fullres."""
-    source = real_images / "Dataset004_Hippocampus"
-    return preprocessed("Dataset004_Hippocampus", _copy_hippocampus(source, 10), ["2d", "3d_fullres"])
+    write = _copy_hippocampus(real_images / "Dataset004_Hippocampus", 10)
+    return built_once(
+        "hippocampus", lambda root: preprocess(root, "Dataset004_Hippocampus", write, ["2d", "3d_fullres"]))
 
 
 LUNGS = {"background": 0, "right lung": 1, "left lung": 2}
@@ -190,7 +212,7 @@ def _write_x_rays(source: Path, raw: Path, folder: str, rows: list[dict[str, str
 
 
 @pytest.fixture(scope="session")
-def chest_xrays(preprocessed, real_images) -> NnUNet:
+def chest_xrays(built_once, real_images) -> NnUNet:
     """Sixteen real chest X-rays of one scanner with masks of both lungs; four more, of the other, to predict."""
     table = _table_of_x_rays(real_images)
 
@@ -198,7 +220,7 @@ def chest_xrays(preprocessed, real_images) -> NnUNet:
         _write_x_rays(real_images, raw, "imagesTr", table["eureka_cr"][:16])
         _write_x_rays(real_images, raw, "imagesTs", table["philips_dr"][:4])
 
-    return preprocessed("Dataset010_ChestXrays", write, ["2d"])
+    return built_once("chest_xrays", lambda root: preprocess(root, "Dataset010_ChestXrays", write, ["2d"]))
 
 
 def _write_attributes(raw: Path, training: list[dict[str, str]], pool: list[dict[str, str]]) -> None:
@@ -215,7 +237,7 @@ def _write_attributes(raw: Path, training: list[dict[str, str]], pool: list[dict
 
 
 @pytest.fixture(scope="session")
-def chest_xrays_with_pool(preprocessed, real_images) -> NnUNet:
+def chest_xrays_with_pool(built_once, real_images) -> NnUNet:
     """Ten labelled chest X-rays of both scanners, their sides a quarter, and a preprocessed pool of 16 more; its silver
     labels, with probabilities, were made by an nnU-Net that was briefly trained on the ten."""
     table = _table_of_x_rays(real_images)
@@ -226,7 +248,16 @@ def chest_xrays_with_pool(preprocessed, real_images) -> NnUNet:
         _write_x_rays(real_images, raw, "imagesUn", pool, smaller=4)
         _write_attributes(raw, training, pool)
 
-    nnunet = preprocessed("Dataset012_ChestXraysPool", write, ["2d"], batch_2d=4)
+    def build(root: Path) -> NnUNet:
+        nnunet = preprocess(root, "Dataset012_ChestXraysPool", write, ["2d"], batch_2d=4)
+        _add_silver_labels(nnunet)
+        return nnunet
+
+    return built_once("chest_xrays_with_pool", build)
+
+
+def _add_silver_labels(nnunet: NnUNet) -> None:
+    """Train briefly from scratch, label the pool with the model, and preprocess the pool."""
     # everything in one process: faster for so little, and the silver labels are the same every time
     nnunet.variables["nnUNet_n_proc_DA"] = "0"
     nnunet.settings(finetune={
@@ -240,7 +271,25 @@ def chest_xrays_with_pool(preprocessed, real_images) -> NnUNet:
         "-f", "0", "-npp", "1", "-nps", "1", "--save_probabilities", *trainer,
     )
     nnunet.run("nnunet_cfcl", "pool", "-d", "12", "-c", "2d", "-p", PLANS, "-np", "1")
-    return nnunet
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys) -> Callable[..., str]:
+    """Factory: (folders, command) -> the output of a command of ours, run in this process: one more takes seconds to
+    import nnU-Net, for which the way to an error line is the same."""
+
+    def run(nnunet: NnUNet, *command: str, status: int = 0) -> str:
+        for variable, value in nnunet.environment.items():
+            if variable.startswith("nnUNet"):
+                monkeypatch.setenv(variable, value)
+        assert command[0] == "nnunet_cfcl"
+        capsys.readouterr()
+        found = cli.main(command[1:])
+        output = "".join(capsys.readouterr())
+        assert found == status, f"{' '.join(command)} ended with {found}:\n{output[-4000:]}"
+        return output
+
+    return run
 
 
 @pytest.fixture

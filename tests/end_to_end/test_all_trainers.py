@@ -23,8 +23,9 @@ PLANS = "shortPlans"
 X_RAYS, VOLUMES = "Dataset012_ChestXraysPool", "Dataset004_Hippocampus"
 ALL = {name: getattr(trainers, name) for name in trainers.__all__ if name.startswith("nnUNetTrainer")}
 PRETRAINED = {name: trainer for name, trainer in ALL.items() if name != "nnUNetTrainerCFCLScratch"}
-# DVD-CL is trained by the command in test_train_2d and test_train_3d
-BY_COMMAND = [f"nnUNetTrainer{name}" for name in ("MVDCL", "SDVDCL", "SMVDCL")]
+# DVD-CL is trained by the command in test_train_2d and test_train_3d, MVD-CL in test_pool_and_silver, S-DVD-CL in
+# test_nnunet_features; all by the command, and on volumes too, in the nightly test
+BY_COMMAND = ["nnUNetTrainerSMVDCL"]
 TRAINED_PARTS = {
     "decoder": {"encoder", "decoder"}, "encoder": {"encoder"}, "segmentation": {"encoder", "decoder", "heads"},
 }
@@ -79,7 +80,7 @@ def _check_phase_1(fold: Path, trainer: type, cases: set[str], make) -> None:
     untrained.initialize()
     weights = fold / "cfcl/pretraining/checkpoint_final.pth"
     found = _moved(untrained.network.state_dict(), _load(weights)["network_weights"])
-    assert found == TRAINED_PARTS[trainer.method.example().tap]
+    assert found == TRAINED_PARTS[trainer.method.tap]
     maybe_load_checkpoint(make(nnUNetTrainer), False, False, str(weights))
 
 
@@ -109,7 +110,7 @@ def test_the_stock_command_trains_each_objective_on_x_rays_with_a_pool(chest_xra
     fold, split = nnunet.fold(X_RAYS, "2d", name), nnunet.split(X_RAYS)
     assert f"Phase 1: {ALL[name].method.name} pretraining" in output
     assert "8 training cases and 15 cases of the pool (1 left out: same patient as a validation case)" in output
-    assert ("labels: 8 manual, 15 silver" in output) == ALL[name].method.example().needs_labels
+    assert ("labels: 8 manual, 15 silver" in output) == ALL[name].method.needs_labels
     cases = {*split["train"], *_pool_without_validation_patients(nnunet, split["val"])}
     _check_phase_1(fold, ALL[name], cases, make_x_ray_trainer)
     _check_phase_2(fold)
@@ -124,7 +125,7 @@ def test_every_other_method_trains_on_x_rays_with_a_pool(chest_xrays_with_pool, 
     cases = {*split["train"], *_pool_without_validation_patients(chest_xrays_with_pool, split["val"])}
     _check_phase_1(fold, ALL[name], cases, make_x_ray_trainer)
     _check_phase_2(fold)
-    assert ("labels: 8 manual, 15 silver" in _log(fold)) == ALL[name].method.example().needs_labels
+    assert ("labels: 8 manual, 15 silver" in _log(fold)) == ALL[name].method.needs_labels
 
 
 def test_the_trainer_without_pretraining_only_fine_tunes(make_x_ray_trainer):
@@ -248,7 +249,7 @@ def test_a_run_killed_in_phase_1_goes_on_there_whatever_the_method_keeps(dataset
     nnunet.settings(pretrain={"epochs": 3})
     nnunet.run_until("Pretraining epoch 1", *_command(dataset, name))
     output = nnunet.run(*_command(dataset, name), "--c")
-    assert "Pretraining goes on after epoch" in output and "Pretraining epoch 0" not in output
+    assert "Pretraining resumes after epoch" in output and "Pretraining epoch 0" not in output
     fold = nnunet.fold(dataset, "2d" if dataset == X_RAYS else "3d_fullres", name)
     lines = (fold / "cfcl/pretraining/log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2]

@@ -25,13 +25,14 @@ def _only_line(output: str) -> str:
     return line
 
 
-def test_the_pool_on_a_read_only_and_on_a_full_disk_is_one_line_and_is_gone_on_with(chest_xrays_with_pool, tmp_path):
+def test_the_pool_on_a_read_only_and_on_a_full_disk_is_one_line_and_is_gone_on_with(
+        chest_xrays_with_pool, run_here, tmp_path):
     nnunet = chest_xrays_with_pool.copy(tmp_path / "copy")
     folder = pool_folder(nnunet.folder("preprocessed") / DATASET / "nnUNetPlans_2d")
     changed = sorted((nnunet.folder("raw") / DATASET / "imagesUn").iterdir())[0]
     changed.touch()  # there is something to do
     with read_only(nnunet.folder("preprocessed")):
-        assert "cannot write" in (line := _only_line(nnunet.run(*POOL, status=1))) and "read-only" in line
+        assert "cannot write" in (line := _only_line(run_here(nnunet, *POOL, status=1))) and "read-only" in line
     before = read_manifest(folder)
     assert before is not None and before.complete and len(before.cases) == 16
     disk = tmp_path / "disk"
@@ -45,7 +46,7 @@ def test_the_pool_on_a_read_only_and_on_a_full_disk_is_one_line_and_is_gone_on_w
         line = _only_line(moved.run(*POOL, status=1))
         assert "cannot write" in line and "No space left on device" in line and "free some space" in line
         (disk / "filling").unlink()
-        moved.run(*POOL)
+        run_here(moved, *POOL)
         after = read_manifest(folder)
         assert after is not None and after.complete and after.content() == before.content()
 
@@ -68,4 +69,4 @@ def test_a_training_on_a_full_disk_names_its_checkpoint_keeps_the_earlier_one_an
         assert [file.name for file in latest.parent.glob("checkpoint*")] == [latest.name]
         (disk / "filling").unlink()
         output = nnunet.run(*TRAIN, "--c")
-        assert f"Pretraining goes on after epoch {epoch - 1}" in output and "Training done" in output
+        assert f"Pretraining resumes after epoch {epoch - 1}" in output and "Training done" in output

@@ -47,11 +47,11 @@ def _stores(nnunet: NnUNet) -> list[Path]:
 
 
 def test_dvd_cl_trains_its_generator_is_killed_goes_on_generates_pretrains_and_fine_tunes(x_rays):
-    x_rays.run_until("Generator epoch 0", *TRAIN, "-tr", TRAINER)
-    output = x_rays.run(*TRAIN, "-tr", TRAINER, "--c")
-    assert "The generator's training goes on after epoch 0" in output
+    x_rays.run_until("Generator training epoch 0", *TRAIN, "-tr", TRAINER)
+    output = x_rays.run_until("Training done", *TRAIN, "-tr", TRAINER, "--c")
+    assert "Generator training resumes after epoch 0" in output
     assert "Gate, intervention 'scanner'" in output and "counterfactuals: generator" in output
-    assert "Phase 1 done" in output and "Training done" in output
+    assert "Phase 1 done" in output
     fold = x_rays.fold(DATASET, "2d")
     report = fold / "cfcl" / "generator" / "report"
     assert {file.name for file in report.iterdir()} == {
@@ -64,12 +64,12 @@ def test_dvd_cl_trains_its_generator_is_killed_goes_on_generates_pretrains_and_f
     assert {file.name for file in (manifest.parent / "cases").iterdir()} == {f"{case}__scanner.b2nd" for case in cases}
 
 
-def test_mvd_cl_and_the_commands_find_the_generator_and_its_counterfactuals(x_rays):
+def test_mvd_cl_and_the_commands_find_the_generator_and_its_counterfactuals(x_rays, run_here):
     before = _generators(x_rays), [file.stat().st_mtime_ns for file in _stores(x_rays)]
-    output = x_rays.run(*TRAIN, "-tr", "nnUNetTrainerMVDCL")
+    output = x_rays.run_until("Phase 1 done", *TRAIN, "-tr", "nnUNetTrainerMVDCL")
     assert "The generator was trained before" in output and "counterfactuals: generator" in output
-    assert "The generator was trained before" in x_rays.run("nnunet_cfcl", "generator", "train", *COMMAND)
-    assert "report.md" in x_rays.run("nnunet_cfcl", "generator", "report", *COMMAND)
+    assert "The generator was trained before" in run_here(x_rays, "nnunet_cfcl", "generator", "train", *COMMAND)
+    assert "report.md" in run_here(x_rays, "nnunet_cfcl", "generator", "report", *COMMAND)
     assert str(_stores(x_rays)[0].parent) in x_rays.run("nnunet_cfcl", "generator", "generate", *COMMAND)
     assert _generators(x_rays) == before[0] and len(_stores(x_rays)) == 1
 
@@ -138,17 +138,17 @@ def _continuous(rows):
     (_half_missing, ["says nothing about 'scanner' for", "fill these rows in"]),
     (_continuous, ["'scanner' is continuous and has no other value to be flipped to"]),
 ], ids=["unknown cases", "one value", "half missing", "continuous"])
-def test_a_bad_table_of_attributes_is_refused_before_any_training(x_rays, change, said):
+def test_a_bad_table_of_attributes_is_refused_before_any_training(x_rays, run_here, change, said):
     file = _attributes(x_rays)
     good = file.read_text()
     try:
         _rewrite(file, change)
         x_rays.settings(**TRUSTED)
-        output = x_rays.run("nnunet_cfcl", "generator", "train", *COMMAND, status=1)
+        output = run_here(x_rays, "nnunet_cfcl", "generator", "train", *COMMAND, status=1)
     finally:
         file.write_text(good)
     assert all(words in output for words in said), output
-    assert "Traceback" not in output
+    assert output.count("nnunet_cfcl generator: ") == 1
 
 
 def test_a_generator_of_another_plan_is_refused(x_rays, trainers_of, tmp_path):

@@ -30,7 +30,7 @@ def _training_phase(name: str, begins: str, ends: str) -> Phase:
 
 PRETRAINING = _training_phase("pretraining", "Phase 1: ", "Phase 1 done")
 FINE_TUNING = _training_phase("fine-tuning", "This is the configuration used by this training", "Training done")
-GENERATOR = _training_phase("generator training", "Phase 0: ", f"Generator epoch {EPOCHS - 1}")
+GENERATOR = _training_phase("generator training", "Phase 0: ", f"Generator training epoch {EPOCHS - 1}")
 GENERATION = _training_phase("generation", "Gate, intervention", "Phase 1: ")
 PREPROCESSING = Phase("pool", POOL, POOL)
 #: Kills of the nightly test, in the order of the phases.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.end_to_end.conftest import PLANS, TRAINER, NnUNet
+from tests.end_to_end.conftest import PLANS, TRAINER, NnUNet, preprocess
 
 pytestmark = pytest.mark.end_to_end
 
@@ -50,9 +50,9 @@ def _command(*more: str, fold: str = "0") -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def regions(preprocessed) -> NnUNet:
+def regions(tmp_path_factory) -> NnUNet:
     """Two channels, regions, an ignore label."""
-    nnunet = preprocessed(DATASET, _write, ["2d"], batch_2d=2)
+    nnunet = preprocess(tmp_path_factory.mktemp(DATASET), DATASET, _write, ["2d"], batch_2d=2)
     nnunet.variables["nnUNet_n_proc_DA"] = "0"
     nnunet.settings()
     return nnunet

@@ -76,6 +76,7 @@ def test_phase_2_on_the_target_starts_from_the_weights_of_the_source(pretrained)
     assert heads == {2, 3}, "background and lung; background and both lungs"
 
 
+@pytest.mark.nightly
 def test_the_trainer_without_a_pretraining_of_its_own_takes_them_too(pretrained):
     nnunet, weights = pretrained
     output = nnunet.run_until("Training done", *_train("nnUNetTrainerCFCLScratch", "-pretrained_weights", str(weights)))

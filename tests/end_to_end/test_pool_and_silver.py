@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nnunet_cfcl import cli
 from nnunet_cfcl.data.pool.manifest import manifest_file, pool_folder, read_manifest
 from nnunet_cfcl.errors import UserError
 
@@ -40,9 +39,9 @@ def _written(nnunet) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in (*folder.iterdir(), manifest_file(folder))}
 
 
-def test_once_more_there_is_nothing_to_do(x_rays):
+def test_once_more_there_is_nothing_to_do(x_rays, run_here):
     before = _written(x_rays)
-    output = x_rays.run(*POOL)
+    output = run_here(x_rays, *POOL)
     assert "16 cases of the pool (0 new, 16 with silver labels" in output
     assert "no quality given, 16 with a confidence per voxel" in output
     assert "next: nnUNetv2_train 12 2d 0 -p shortPlans -tr nnUNetTrainerSDVDCL" in output
@@ -119,15 +118,11 @@ def _errors(output: str) -> int:
 
 
 @pytest.fixture
-def refusal(monkeypatch, capsys) -> Callable[..., str]:
-    """What the command says, run in this process, that ends with one error."""
+def refusal(run_here) -> Callable[..., str]:
+    """The output of a command, run in this process, that ends with one error."""
 
     def run(nnunet, command: list[str]) -> str:
-        for variable, value in nnunet.environment.items():
-            if variable.startswith("nnUNet"):
-                monkeypatch.setenv(variable, value)
-        assert cli.main(command[1:]) == 1
-        output = capsys.readouterr().err
+        output = run_here(nnunet, *command, status=1)
         assert _errors(output) == 1, output
         return output
 
@@ -172,16 +167,16 @@ def test_pool_images_with_a_missing_channel_are_all_named(hippocampus, refusal, 
     assert "2 problems in" in output and "new_1" not in output
 
 
-def test_a_pool_that_was_emptied_stops_the_training_until_the_command_has_removed_it(x_rays, trainers_of):
+def test_a_pool_that_was_emptied_stops_the_training_until_the_command_has_removed_it(x_rays, trainers_of, run_here):
     for folder in ("imagesUn", "labelsSilver"):
         shutil.rmtree(x_rays.folder("raw") / DATASET / folder)
         (x_rays.folder("raw") / DATASET / folder).mkdir()
     with pytest.raises(UserError, match="imagesUn changed .*16 removed.*"
                                         "run nnunet_cfcl pool -d 12 -c 2d -p shortPlans"):
         trainers_of(x_rays, DATASET, "2d")(pretrain={"data": "pool"}).run_training()
-    assert "16 cases are gone from the raw dataset and removed" in x_rays.run(*POOL)
+    assert "16 cases are gone from the raw dataset and removed" in run_here(x_rays, *POOL)
     assert not _preprocessed_pool(x_rays).exists() and not manifest_file(_preprocessed_pool(x_rays)).exists()
-    assert "there are no images in" in x_rays.run(*POOL, status=1)
+    assert "there are no images in" in run_here(x_rays, *POOL, status=1)
     with pytest.raises(UserError, match="pretrain.data is 'pool', but the dataset has no pool.*imagesUn.*"
                                         "nnunet_cfcl pool -d 12"):
         trainers_of(x_rays, DATASET, "2d")(pretrain={"data": "pool"}).run_training()

@@ -10,6 +10,7 @@ import SimpleITK
 import torch
 
 from nnunet_cfcl.counterfactual import CounterfactualStore
+from nnunet_cfcl.errors import UserError
 
 pytestmark = pytest.mark.end_to_end
 
@@ -99,16 +100,17 @@ def test_the_pretraining_uses_the_store_and_comes_to_its_end(pretrained, fold):
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
-def test_a_counterfactual_of_the_wrong_shape_stops_the_command_before_any_training(
-    hippocampus, pretrained, fold, store
+def test_a_counterfactual_of_the_wrong_shape_stops_the_trainer_before_any_training(
+    hippocampus, fold, pretrained, store, trainers_of, capsys
 ):
     case = json.loads((fold / "cfcl/config.json").read_text())["pretraining"]["cases"][3]
     kept = store.read(case, "dark")
     store.write(case, "dark", kept[:, :, 1:])
-    try:
-        output = hippocampus.run(*TRAIN, status=1)
-    finally:
-        store.write(case, "dark", kept)
+    trainer = trainers_of(hippocampus, DATASET, "3d_fullres")(
+        counterfactual={"source": "precomputed", "count": 2, "store": str(store.folder)})
+    with pytest.raises(UserError) as error:
+        trainer.run_training()
     wrong = (kept.shape[0], kept.shape[1], kept.shape[2] - 1, kept.shape[3])
-    assert f"{case}__dark.b2nd has shape {wrong}, expected {kept.shape}" in output
+    assert f"{case}__dark.b2nd has shape {wrong}, expected {kept.shape}" in str(error.value)
+    output = capsys.readouterr().out
     assert "Phase 1" not in output and "Pretraining epoch" not in output and "Epoch 0" not in output

@@ -111,7 +111,7 @@ def test_the_page_tells_what_the_trainings_did(pages, browser):
 
     assert "2 of 2 epochs" in text("one", "fold1-overview") and "2 masks" in text("one", "fold1-overview")
     assert "switched off" in text("one", "fold1-gate") and "scanner" in text("one", "fold1-gate")
-    assert "could be made" not in text("one", "fold1-chromaps")
+    assert "could be computed" not in text("one", "fold1-chromaps")
     assert "By scanner" in text("one", "fold1-metrics") and "left lung" in text("one", "fold1-metrics")
     differences = text("two", "comparison-differences")
     assert f"{TRAINER} minus each other trainer" in differences and SCRATCH in differences

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -40,8 +39,7 @@ def run_and_kill_a_rank(nnunet, checkpoint: Path, *command: str) -> tuple[str, i
     for line in process.stdout:
         output += line
         if "Pretraining epoch 0" in line:
-            while not checkpoint.exists():  # the line comes just before it
-                time.sleep(0.05)
+            assert checkpoint.exists()  # what is reported is saved
             os.kill(workers(process.pid)[-1], signal.SIGKILL)
     timer.cancel()
     return output, process.wait()
@@ -66,7 +64,7 @@ def test_a_lost_process_is_started_again_and_the_run_goes_on_after_its_last_epoc
     fold, output = pretrained
     assert "MVD-CL pretraining, 2 epochs" in output and "2 processes" in output
     assert output.count("Pretraining epoch 0") == 1
-    assert "Pretraining goes on after epoch 0" in output and "Pretraining epoch 1" in output
+    assert "Pretraining resumes after epoch 0" in output and "Pretraining epoch 1" in output
     lines = (fold / "cfcl/pretraining/log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
 
@@ -89,6 +87,7 @@ def test_the_stock_command_takes_over_for_phase_2(pretrained, hippocampus):
     assert (fold / "checkpoint_latest.pth").exists()
 
 
+@pytest.mark.nightly
 def test_a_mistake_is_said_once_and_ends_all_processes(hippocampus):
     output = hippocampus.run(*TORCHRUN, *pretrain(plans="shortPlan"), status=1)
     said = [line for line in output.splitlines() if line.startswith("nnunet_cfcl.pretrain: ")]

@@ -1,4 +1,4 @@
-"""Folders of masks."""
+"""Fixtures that write masks."""
 
 import numpy as np
 import pytest

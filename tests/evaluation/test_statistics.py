@@ -1,4 +1,4 @@
-"""Intervals cover what they should, the sign-flip test is exact for few patients and uniform without an effect."""
+"""Coverage of intervals; the sign-flip test is exact for few patients and uniform without an effect."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ def names(count):
     return [f"p{number}" for number in range(count)]
 
 
-def test_cases_are_added_up_per_patient_and_missing_values_do_not_count():
+def test_values_are_summed_per_patient_without_missing_values():
     data = patient_sums(np.array([1.0, 3.0, np.nan, 8.0, np.nan]), ["a", "a", "b", "c", "a"])
     assert data.sums.tolist() == [[4.0], [8.0]]
     assert data.counts.tolist() == [[2.0], [1.0]]
@@ -32,13 +32,13 @@ def test_cases_are_added_up_per_patient_and_missing_values_do_not_count():
 
 def test_the_difference_of_two_groups_is_the_difference_of_their_means_over_cases():
     values, groups = np.array([1.0, 3.0, 8.0]), [np.array([True, True, False]), np.array([False, False, True])]
-    # a patient may be in both groups
+    # patient a is in both groups
     data = patient_sums(values, ["a", "b", "a"], groups)
     assert data.estimate == 2.0 - 8.0
     assert math.isnan(data.without_one[0])
 
 
-def test_resamples_have_as_many_patients_as_there_are():
+def test_resamples_have_the_original_number_of_patients():
     drawn = draw_resamples(7, 50, np.random.default_rng(0))
     assert drawn.shape == (50, 7)
     assert (drawn.sum(1) == 7).all()
@@ -46,7 +46,7 @@ def test_resamples_have_as_many_patients_as_there_are():
 
 @pytest.mark.parametrize(("patients", "cases"), [(12, 1), (40, 1), (25, 3)])
 def test_a_95_percent_interval_covers_the_truth_in_93_to_97_percent_of_simulations(patients, cases):
-    """With 3 cases per patient they are alike: patients must be resampled, not cases."""
+    """With 3 correlated cases per patient, patients must be resampled, not cases."""
     random = np.random.default_rng(0)
     people, covered, simulations = np.repeat(names(patients), cases).tolist(), 0, 1000
     for _ in range(simulations):
@@ -56,7 +56,7 @@ def test_a_95_percent_interval_covers_the_truth_in_93_to_97_percent_of_simulatio
     assert 0.93 <= covered / simulations <= 0.97
 
 
-def test_an_interval_of_skewed_values_covers_better_than_the_plain_percentile_interval():
+def test_the_interval_of_skewed_values_covers_better_than_the_percentile_interval():
     random, covered = np.random.default_rng(2), np.zeros(2)
     for _ in range(1000):
         data, drawn = patient_sums(random.exponential(size=20), names(20)), draw_resamples(20, 1000, random)
@@ -67,14 +67,14 @@ def test_an_interval_of_skewed_values_covers_better_than_the_plain_percentile_in
     assert 0.92 <= ours <= 0.97
 
 
-def test_the_interval_moves_and_scales_with_the_values():
+def test_the_interval_is_equivariant_to_shift_and_scale():
     values, drawn = np.random.default_rng(0).normal(size=15), draw_resamples(15, 2000, np.random.default_rng(1))
     low, high = bootstrap_interval(patient_sums(values, names(15)), drawn)
     moved = bootstrap_interval(patient_sums(5 - 2 * values, names(15)), drawn)
     assert moved == pytest.approx((5 - 2 * high, 5 - 2 * low), abs=0.05)
 
 
-def test_equal_values_have_an_interval_of_no_width_and_one_patient_has_none():
+def test_the_interval_of_equal_values_has_no_width_and_that_of_one_patient_is_nan():
     drawn = draw_resamples(4, 100, np.random.default_rng(0))
     assert bootstrap_interval(patient_sums(np.full(4, 0.1), names(4)), drawn) == pytest.approx((0.1, 0.1))
     single = patient_sums(np.array([0.5]), ["a"])
@@ -91,12 +91,12 @@ def test_the_sign_flip_test_is_exact_for_few_patients():
     assert sign_flip_p_value(values, signs) == expected
 
 
-def test_five_patients_who_all_improve_have_the_smallest_p_value_there_is():
+def test_five_patients_who_all_improve_have_the_smallest_possible_p_value():
     signs = draw_sign_flips(5, 0, np.random.default_rng(0))
     assert sign_flip_p_value(np.full(5, 0.1), signs) == 2 / 32
 
 
-def test_with_signs_alone_the_test_is_the_sign_test():
+def test_with_differences_of_one_size_the_test_equals_the_sign_test():
     values = np.array([1.0] * 9 + [-1.0] * 3)
     signs = draw_sign_flips(12, 0, np.random.default_rng(0))
     assert sign_flip_p_value(values, signs) == pytest.approx(binomtest(9, 12).pvalue)
@@ -117,7 +117,7 @@ def test_random_flips_never_give_a_p_value_of_0():
     assert sign_flip_p_value(np.ones(40), signs) == 1 / 1000
 
 
-def test_draws_are_the_same_for_the_same_seed_whatever_was_drawn_before():
+def test_draws_depend_on_the_seed_and_not_on_earlier_draws():
     random = np.random.default_rng(0)
     data, other = (patient_sums(random.normal(0.2, 1, count), names(count)) for count in (20, 9))
     fresh, used = Draws(1), Draws(1)
@@ -126,7 +126,7 @@ def test_draws_are_the_same_for_the_same_seed_whatever_was_drawn_before():
     assert Draws(2).interval(data) != fresh.interval(data)
 
 
-def test_patients_without_a_difference_change_no_p_value():
+def test_patients_without_a_difference_do_not_change_the_p_value():
     values = np.array([0.3, 0.1, -0.2, 0.4])
     padded = np.concatenate([values, np.zeros(30)])
     assert Draws(0).p_value(patient_sums(padded, names(34))) == Draws(0).p_value(patient_sums(values, names(4)))

@@ -16,12 +16,12 @@ import torch
 from nnunet_cfcl.chromap.color_space import ColorSpace
 from nnunet_cfcl.chromap.nifti import Geometry, write_embedding, write_rgb_volume
 from nnunet_cfcl.chromap.picture import write_png
-from nnunet_cfcl.cli.export_stock import _write_model_files
 from nnunet_cfcl.counterfactual.store import CounterfactualStore
 from nnunet_cfcl.files.atomic import WriteError, write_text_atomically
 from nnunet_cfcl.pretraining.monitor import plot_progress
 from nnunet_cfcl.runs.checkpoint import load_checkpoint, save_checkpoint
 from nnunet_cfcl.runs.epoch_log import EpochLog, read_log
+from nnunet_cfcl.trainers.export_stock import _write_model_files
 from tests.faults.disks import fill, read_only, small_disk
 
 NOISE = np.random.default_rng(0)

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from nnunet_cfcl.chromap.color_space import ColorSpace
-from nnunet_cfcl.cli.export_stock import _load
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator
 from nnunet_cfcl.counterfactual.store import CounterfactualStore
 from nnunet_cfcl.data.attribute_table import read_attribute_table
@@ -33,6 +32,7 @@ from nnunet_cfcl.files.atomic import write_text_atomically
 from nnunet_cfcl.files.names import is_safe_filename
 from nnunet_cfcl.phases.attributes_of_cases import KnownAttributes, coding_and_interventions
 from nnunet_cfcl.runs.checkpoint import load_checkpoint
+from nnunet_cfcl.trainers.export_stock import _load
 from tests.evaluation.report.fold_folders import Page, write_complete
 from tests.evaluation.report.test_report import check_is_harmless
 from tests.fuzz.readers import READERS

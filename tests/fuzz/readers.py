@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from nnunet_cfcl.chromap.color_space import ColorSpace
-from nnunet_cfcl.cli.export_stock import _load, stock_checkpoint
 from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.counterfactual.generator.generation import _read_record
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator
@@ -40,6 +39,7 @@ from nnunet_cfcl.nnunet.label_files import read_label_file
 from nnunet_cfcl.phases.attributes_of_cases import KnownAttributes, coding_and_interventions, known_attributes
 from nnunet_cfcl.runs.checkpoint import load_checkpoint, save_checkpoint
 from nnunet_cfcl.runs.epoch_log import read_log
+from nnunet_cfcl.trainers.export_stock import _load, stock_checkpoint
 from tests.counterfactual.random_generator import random_generator
 from tests.evaluation.report.fold_folders import write_complete, write_picture
 

@@ -161,30 +161,30 @@ class Objective:
 OBJECTIVES = {
     "dvd": Objective(
         "dvd",
-        lambda p, **o: losses.dvd_cl_loss_with_count(
+        lambda p, **o: losses.dvd_cl_loss(
             p.z[:, 0], p.z[:, 1], **_first_view(p), positions=p.positions[:, 0], **o),
         _dvd,
     ),
     "mvd": Objective(
         "mvd",
-        lambda p, radius=0.4, **o: losses.mvd_cl_loss_with_count(
+        lambda p, radius=0.4, **o: losses.mvd_cl_loss(
             p.z, p.positions, radius=radius, valid=p.valid, weights=p.weights, **o),
         _mvd,
     ),
     "s_dvd": Objective(
         "s_dvd",
-        lambda p, **o: losses.s_dvd_cl_loss_with_count(
+        lambda p, **o: losses.s_dvd_cl_loss(
             p.z[:, 0], p.z[:, 1], p.labels[:, 0], p.labels[:, 1], **_first_view(p), **o),
         _s_dvd,
     ),
     "s_mvd": Objective(
         "s_mvd",
-        lambda p, **o: losses.s_mvd_cl_loss_with_count(p.z, p.labels, valid=p.valid, weights=p.weights, **o),
+        lambda p, **o: losses.s_mvd_cl_loss(p.z, p.labels, valid=p.valid, weights=p.weights, **o),
         _s_mvd,
     ),
     "nt_xent": Objective(
         "nt_xent",
-        lambda p, temperature=0.7: losses.nt_xent_loss_with_count(
+        lambda p, temperature=0.7: losses.nt_xent_loss(
             p.z[:, :, 0], temperature, None if p.valid is None else p.valid[:, :, 0]),
         _nt_xent,
     ),

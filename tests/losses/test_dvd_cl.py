@@ -62,21 +62,21 @@ def _assert_same_value_and_gradient(ours: Tensor, oracle: Tensor, *inputs: Tenso
 def test_value_and_gradient_equal_a_double_loop_over_anchors_and_candidates(temperature, masked):
     a, b = _pair(3, 4)
     valid = _valid(3, 4, seed=1) if masked else None
-    ours = dvd_cl_loss(a, b, temperature, valid)
+    ours = dvd_cl_loss(a, b, temperature, valid).loss
     _assert_same_value_and_gradient(ours, _loop_oracle(a, b, temperature, valid), a, b)
 
 
 def test_value_and_gradient_equal_the_dense_formula_at_a_thousand_points(monkeypatch):
     monkeypatch.setattr(blockwise, "_BLOCK_SIDE", 300)
     a, b = _pair(4, 300, 16)
-    _assert_same_value_and_gradient(dvd_cl_loss(a, b), _dense_oracle(a, b, 0.7), a, b)
+    _assert_same_value_and_gradient(dvd_cl_loss(a, b).loss, _dense_oracle(a, b, 0.7), a, b)
 
 
 def test_float32_equals_the_float64_dense_formula_to_single_precision():
     a, b = _pair(4, 400, 16)
     expected = torch.autograd.grad(_dense_oracle(a, b, 0.07), (a, b))
     single = [z.detach().float().requires_grad_() for z in (a, b)]
-    loss = dvd_cl_loss(*single, 0.07)
+    loss = dvd_cl_loss(*single, 0.07).loss
     assert loss.dtype == torch.float32
     assert abs(loss.item() - _dense_oracle(a, b, 0.07).item()) < 1e-5
     for got, want in zip(torch.autograd.grad(loss, single), expected):
@@ -86,31 +86,31 @@ def test_float32_equals_the_float64_dense_formula_to_single_precision():
 def test_gradcheck_passes_with_a_mask_and_blocks_smaller_than_the_batch(monkeypatch):
     monkeypatch.setattr(blockwise, "_BLOCK_SIDE", 2)
     valid = torch.tensor([[True, False, True], [True, True, True]])
-    assert torch.autograd.gradcheck(lambda a, b: dvd_cl_loss(a, b, 0.3, valid), _pair())
+    assert torch.autograd.gradcheck(lambda a, b: dvd_cl_loss(a, b, 0.3, valid).loss, _pair())
 
 
 def test_equal_embeddings_give_two_log_n():
     a = torch.ones(3, 5, 7, dtype=torch.float64)
-    assert dvd_cl_loss(a, 4 * a).item() == pytest.approx(2 * math.log(15), abs=1e-12)
+    assert dvd_cl_loss(a, 4 * a).loss.item() == pytest.approx(2 * math.log(15), abs=1e-12)
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.7])
 def test_orthonormal_points_give_the_closed_form(temperature):
     a = torch.eye(6, dtype=torch.float64).reshape(2, 3, 6)
     expected = 2 * math.log1p(5 * math.exp(-1 / temperature))
-    assert dvd_cl_loss(a, a, temperature).item() == pytest.approx(expected, abs=1e-12)
+    assert dvd_cl_loss(a, a, temperature).loss.item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_single_point_has_no_negative_and_costs_nothing():
     a, b = _pair(1, 1)
-    assert dvd_cl_loss(a, b).item() == pytest.approx(0, abs=1e-12)
+    assert dvd_cl_loss(a, b).loss.item() == pytest.approx(0, abs=1e-12)
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=seeds, temperature=st.floats(0.05, 2))
 def test_swapping_the_views_changes_nothing(seed, temperature):
     a, b = _pair(seed=seed)
-    torch.testing.assert_close(dvd_cl_loss(a, b, temperature), dvd_cl_loss(b, a, temperature))
+    torch.testing.assert_close(dvd_cl_loss(a, b, temperature).loss, dvd_cl_loss(b, a, temperature).loss)
 
 
 @settings(max_examples=20, deadline=None)
@@ -119,7 +119,7 @@ def test_permuting_points_of_the_whole_batch_permutes_gradients_alone(seed):
     a, b = _pair(seed=seed)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
     moved = [z.detach().flatten(0, 1)[order].reshape(2, 3, 4).requires_grad_() for z in (a, b)]
-    loss, moved_loss = dvd_cl_loss(a, b), dvd_cl_loss(*moved)
+    loss, moved_loss = dvd_cl_loss(a, b).loss, dvd_cl_loss(*moved).loss
     torch.testing.assert_close(moved_loss, loss)
     for gradient, got in zip(torch.autograd.grad(loss, (a, b)), torch.autograd.grad(moved_loss, moved)):
         torch.testing.assert_close(got.flatten(0, 1), gradient.flatten(0, 1)[order])
@@ -130,15 +130,15 @@ def test_permuting_points_of_the_whole_batch_permutes_gradients_alone(seed):
 def test_the_length_of_each_embedding_does_not_matter(seed, exponent):
     a, b = _pair(seed=seed)
     lengths = 10 ** (exponent * torch.rand(2, 3, 1, generator=torch.Generator().manual_seed(seed)))
-    torch.testing.assert_close(dvd_cl_loss(a * lengths, b / lengths), dvd_cl_loss(a, b))
+    torch.testing.assert_close(dvd_cl_loss(a * lengths, b / lengths).loss, dvd_cl_loss(a, b).loss)
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 12, 100])
 def test_the_block_side_never_changes_the_result(monkeypatch, side):
     a, b = _pair(3, 4)
-    expected = dvd_cl_loss(a, b, 0.1)
+    expected = dvd_cl_loss(a, b, 0.1).loss
     monkeypatch.setattr(blockwise, "_BLOCK_SIDE", side)
-    _assert_same_value_and_gradient(dvd_cl_loss(a, b, 0.1), expected, a, b)
+    _assert_same_value_and_gradient(dvd_cl_loss(a, b, 0.1).loss, expected, a, b)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -147,10 +147,10 @@ def test_the_block_side_never_changes_the_result(monkeypatch, side):
 def test_half_precision_is_finite_and_close_at_low_temperature(dtype, temperature, length):
     a, b = (length * z.detach() for z in _pair(4, 50, 32))
     b = a + 0.1 * b
-    expected = dvd_cl_loss(a.to(dtype).double(), b.to(dtype).double(), temperature)
+    expected = dvd_cl_loss(a.to(dtype).double(), b.to(dtype).double(), temperature).loss
     a, b = a.to(dtype).requires_grad_(), b.to(dtype).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = dvd_cl_loss(a, b, temperature)
+        loss = dvd_cl_loss(a, b, temperature).loss
     loss.backward()
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-4)
@@ -163,8 +163,8 @@ def test_a_valid_mask_equals_dropping_the_points_and_their_gradient(seed):
     a, b = _pair(3, 4, seed=seed)
     valid = _valid(3, 4, seed)
     valid[0, 0] = True
-    ours = dvd_cl_loss(a, b, valid=valid)
-    _assert_same_value_and_gradient(ours, dvd_cl_loss(a[valid][None], b[valid][None]), a, b)
+    ours = dvd_cl_loss(a, b, valid=valid).loss
+    _assert_same_value_and_gradient(ours, dvd_cl_loss(a[valid][None], b[valid][None]).loss, a, b)
 
 
 def test_nan_at_an_invalid_point_is_never_read():
@@ -172,7 +172,7 @@ def test_nan_at_an_invalid_point_is_never_read():
     valid = torch.ones(2, 3, dtype=torch.bool)
     valid[1, 2] = False
     a = torch.where(valid[..., None], a, torch.nan).detach().requires_grad_()
-    dvd_cl_loss(a, b, valid=valid).backward()
+    dvd_cl_loss(a, b, valid=valid).loss.backward()
     assert torch.equal(a.grad[1, 2], torch.zeros(4, dtype=torch.float64))
     assert a.grad.isfinite().all() and b.grad.isfinite().all()
 
@@ -182,7 +182,7 @@ def test_no_valid_point_gives_a_zero_with_a_graph(dtype):
     a, b = (z.detach().to(dtype).requires_grad_() for z in _pair())
     with torch.no_grad():
         a[0, 0] = torch.nan
-    loss = dvd_cl_loss(a, b, valid=torch.zeros(2, 3, dtype=torch.bool))
+    loss = dvd_cl_loss(a, b, valid=torch.zeros(2, 3, dtype=torch.bool)).loss
     loss.backward()
     assert loss.item() == 0
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -193,7 +193,7 @@ def test_an_embedding_of_zeros_has_a_finite_gradient():
     a, b = (z.detach().float() for z in _pair())
     a[0, 1] = 0
     a.requires_grad_()
-    dvd_cl_loss(a, b).backward()
+    dvd_cl_loss(a, b).loss.backward()
     assert a.grad.isfinite().all()
 
 
@@ -202,7 +202,7 @@ def test_gradient_descent_on_the_loss_aligns_the_views():
     optimiser = torch.optim.Adam([a, b], lr=0.05)
     for _ in range(200):
         optimiser.zero_grad()
-        dvd_cl_loss(a, b, 0.1).backward()
+        dvd_cl_loss(a, b, 0.1).loss.backward()
         optimiser.step()
     x, y = (torch.nn.functional.normalize(z.detach().flatten(0, 1), dim=1) for z in (a, b))
     assert torch.equal((x @ y.T).argmax(dim=1), torch.arange(16))
@@ -251,15 +251,15 @@ def test_the_ignore_band_leaves_the_positive_and_other_images_in():
     a = torch.eye(4, dtype=torch.float64).reshape(2, 2, 4)
     positions = torch.tensor([[[0.0, 0.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 90.0]]])
     near, far = math.log(math.e + 2) - 1, math.log(math.e + 3) - 1
-    loss = dvd_cl_loss(a, a, 1.0, positions=positions, ignore_radius=5.1)
+    loss = dvd_cl_loss(a, a, 1.0, positions=positions, ignore_radius=5.1).loss
     assert loss.item() == pytest.approx(2 * (near + far) / 2, abs=1e-12)
-    at_the_radius = dvd_cl_loss(a, a, 1.0, positions=positions, ignore_radius=5.0)
+    at_the_radius = dvd_cl_loss(a, a, 1.0, positions=positions, ignore_radius=5.0).loss
     assert at_the_radius.item() == pytest.approx(2 * far, abs=1e-12)
 
 
 def test_without_a_radius_positions_are_not_looked_at():
     a, b = _pair()
-    assert torch.equal(dvd_cl_loss(a, b, positions=torch.zeros(1)), dvd_cl_loss(a, b))
+    assert torch.equal(dvd_cl_loss(a, b, positions=torch.zeros(1)).loss, dvd_cl_loss(a, b).loss)
 
 
 def test_hard_negatives_raise_the_share_of_near_negatives_in_the_gradient():
@@ -269,7 +269,7 @@ def test_hard_negatives_raise_the_share_of_near_negatives_in_the_gradient():
         b = torch.stack([torch.tensor([0.0, 1.0]), near, far])[None].requires_grad_()
         a = torch.tensor([[[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]])
         weights = torch.tensor([[1.0, 0.0, 0.0]])
-        (gradient,) = torch.autograd.grad(dvd_cl_loss(a, b, 1.0, weights=weights, hard_negatives=beta), b)
+        (gradient,) = torch.autograd.grad(dvd_cl_loss(a, b, 1.0, weights=weights, hard_negatives=beta).loss, b)
         pull.append(gradient[0, 1].norm() / gradient[0, 2].norm())
     assert pull[1] > 10 * pull[0] > 10
 

@@ -67,9 +67,9 @@ def test_no_process_has_much_more_work_than_its_share(points, processes):
 def test_without_a_context_the_work_is_all_ours_and_nothing_is_exchanged(monkeypatch):
     monkeypatch.setattr(dist, "all_reduce", None)
     assert current_share() == Share(0, 1, None)
-    mvd_cl_loss(torch.ones(1, 2, 3, 4, requires_grad=True), torch.zeros(1, 2, 3, 2)).backward()
+    mvd_cl_loss(torch.ones(1, 2, 3, 4, requires_grad=True), torch.zeros(1, 2, 3, 2)).loss.backward()
 
 
 def test_a_context_without_torch_distributed_is_a_readable_error():
-    with pytest.raises(ValueError, match="needs a running torch.distributed"), share_blocks():
+    with pytest.raises(ValueError, match="needs torch.distributed to be initialised"), share_blocks():
         pass

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_cfcl.losses import triton_dispatch as fused
+from nnunet_cfcl.losses import triton_dispatch
 from nnunet_cfcl.losses.ranks import Share
+from nnunet_cfcl.losses.triton_launch import Launch, candidate_tiles
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +67,7 @@ def test_kernels_compile_for_hopper_and_fit_into_its_shared_memory(kernel, preci
 )
 def test_the_tile_follows_the_gpu(monkeypatch, capability, precision, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    tiles = fused._tiles(torch.device("cuda"), precision)
+    tiles = candidate_tiles(torch.device("cuda"), precision)
     assert (tiles[0] if tiles else None) == expected
 
 
@@ -74,28 +75,28 @@ def test_nothing_changes_where_triton_is_missing(monkeypatch, recwarn):
     def missing():
         raise ImportError("no module named triton")
 
-    monkeypatch.setattr(fused, "_supported", lambda x: True)
-    monkeypatch.setattr(fused, "_kernels", missing)
-    fused._agreed_launch.cache_clear()
-    fused._working_launch.cache_clear()
-    assert fused.launch_for(torch.ones(3, 4), Share()) is None
+    monkeypatch.setattr(triton_dispatch, "_supported", lambda x: True)
+    monkeypatch.setattr(triton_dispatch, "_kernels", missing)
+    triton_dispatch._agreed_launch.cache_clear()
+    triton_dispatch._working_launch.cache_clear()
+    assert triton_dispatch.launch_for(torch.ones(3, 4), Share()) is None
     assert not recwarn.list
 
 
 @pytest.mark.parametrize("agreed", [True, False])
 def test_processes_that_cut_tiles_differently_do_not_use_the_kernels(monkeypatch, agreed):
-    launch = fused.Launch(64, 64, 4, 2, "tf32")
-    monkeypatch.setattr(fused, "_supported", lambda x: True)
-    monkeypatch.setattr(fused, "_working_launch", lambda *_: launch)
+    launch = Launch(64, 64, 4, 2, "tf32")
+    monkeypatch.setattr(triton_dispatch, "_supported", lambda x: True)
+    monkeypatch.setattr(triton_dispatch, "_working_launch", lambda *_: launch)
     monkeypatch.setattr(Share, "all_have", lambda self, value, device: agreed)
-    fused._agreed_launch.cache_clear()
-    assert fused.launch_for(torch.ones(3, 4), Share(0, 2)) == (launch if agreed else None)
-    fused._agreed_launch.cache_clear()
+    triton_dispatch._agreed_launch.cache_clear()
+    assert triton_dispatch.launch_for(torch.ones(3, 4), Share(0, 2)) == (launch if agreed else None)
+    triton_dispatch._agreed_launch.cache_clear()
 
 
 @pytest.mark.parametrize("x", [torch.ones(3, 4), torch.ones(3, 4, dtype=torch.float64, device="meta")])
 def test_other_devices_and_types_visit_the_blocks(x):
-    assert fused.launch_for(x, Share()) is None
+    assert triton_dispatch.launch_for(x, Share()) is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -110,8 +111,8 @@ def test_both_paths_agree_on_this_gpu(monkeypatch, precision):
         x, y = (torch.randn(n, 100, generator=g) for n in (3000, 1700))
         x, y = (torch.nn.functional.normalize(z, dim=1).cuda().requires_grad_() for z in (x, y))
         found = []
-        for supported in (fused._supported, lambda x: False):
-            monkeypatch.setattr(fused, "_supported", supported)
+        for supported in (triton_dispatch._supported, lambda x: False):
+            monkeypatch.setattr(triton_dispatch, "_supported", supported)
             rows, columns = two_way_log_sum_exp(3 * x, y, 3.0)
             value = rows.mean() + columns.mean() + pool_log_sum_exp(x, 1.0).mean()
             found.append([value.detach(), *torch.autograd.grad(value, (x, y))])

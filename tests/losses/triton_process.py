@@ -1,4 +1,4 @@
-"""Run by test_fused.py in a process of its own, under Triton's interpreter, on the CPU: prints a line per check."""
+"""Run by test_triton_dispatch.py under Triton's interpreter, on the CPU: prints a line per check."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from nnunet_cfcl.losses import blockwise, mvd_cl_loss, ranks, triton_kernels
-from nnunet_cfcl.losses import triton_dispatch as fused
+from nnunet_cfcl.losses import blockwise, mvd_cl_loss, ranks, triton_dispatch, triton_kernels
+from nnunet_cfcl.losses.triton_launch import Launch
 
 TILE = (32, 16, 4, 1)
 
@@ -17,7 +17,7 @@ def both_paths(compute, *inputs: Tensor) -> list[list[Tensor]]:
     """Value and gradients with the kernels and with the blocks."""
     found = []
     for supported in (True, False):
-        fused._supported = lambda x, supported=supported: supported
+        triton_dispatch._supported = lambda x, supported=supported: supported
         value = compute(*inputs)
         found.append([value, *torch.autograd.grad(value, inputs)])
     return found
@@ -53,7 +53,7 @@ def check_kernels() -> None:
 def check_a_loss() -> None:
     z = points(24, 8, 0).detach().reshape(2, 3, 4, 8).requires_grad_()
     positions = torch.rand(2, 3, 4, 2, generator=torch.Generator().manual_seed(0))
-    ours, blocks = both_paths(lambda z: mvd_cl_loss(z, positions, radius=0.5), z)
+    ours, blocks = both_paths(lambda z: mvd_cl_loss(z, positions, radius=0.5).loss, z)
     torch.testing.assert_close(ours, blocks, rtol=1e-5, atol=1e-6)
     print("a loss agrees")
 
@@ -61,13 +61,13 @@ def check_a_loss() -> None:
 def check_shares() -> None:
     """Four processes, one after the other, of which the last has nothing to do: their parts add up."""
     x, y = points(70, 5, 0).detach(), points(21, 5, 1).detach()
-    launch = fused.Launch(*TILE, precision="tf32")
+    launch = Launch(*TILE, precision="tf32")
     weights = torch.rand(70), torch.rand(21)
     shares = [ranks.Share(rank, 4) for rank in range(4)]
     for compute in (
-        lambda share: fused.row_sums(x, y, launch, share),
-        lambda share: fused.gradient(x, y, *weights, launch, share),
-        lambda share: fused.gradient(x, x, weights[0], weights[0], launch, share, pool=True),
+        lambda share: triton_dispatch.row_sums(x, y, launch, share),
+        lambda share: triton_dispatch.gradient(x, y, *weights, launch, share),
+        lambda share: triton_dispatch.gradient(x, x, weights[0], weights[0], launch, share, pool=True),
     ):
         parts = [compute(share) for share in shares]
         assert [bool(part.any()) for part in parts] == [True, True, True, False]
@@ -82,8 +82,8 @@ def check_the_guard() -> None:
         ("RuntimeError: no room", _no_room),
     ):
         right, triton_kernels.write_row_sums = triton_kernels.write_row_sums, wrong
-        fused._working_launch.cache_clear()
-        fused._agreed_launch.cache_clear()
+        triton_dispatch._working_launch.cache_clear()
+        triton_dispatch._agreed_launch.cache_clear()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             ours, blocks = both_paths(pool, points(30, 5, 0))
@@ -100,7 +100,7 @@ def _no_room(*_: object) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    fused._tiles = lambda device, precision: [TILE]
+    triton_dispatch.candidate_tiles = lambda device, precision: [TILE]
     check_kernels()
     check_a_loss()
     check_shares()

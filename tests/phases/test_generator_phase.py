@@ -52,6 +52,17 @@ def test_verdicts_that_are_written_down_need_no_judges(make_fold, ineffective):
     assert ineffective.set_up == 1 and len(ineffective.judged) == 2 and again.report_folder.is_dir()
 
 
+def test_verdicts_of_other_metrics_are_not_reused(make_fold, ineffective, monkeypatch):
+    phase = GeneratorPhase(make_fold(), Ranks())
+    phase.judged()
+    before = phase.identity()
+    monkeypatch.setattr(phase_0, "GATE_VERSION", phase_0.GATE_VERSION + 1)
+    again = GeneratorPhase(make_fold(), Ranks())
+    assert not again.is_judged() and again.identity() != before
+    again.judged()
+    assert len(ineffective.judged) == 4 and ineffective.set_up == 2 and again.report_folder != phase.report_folder
+
+
 def test_a_generator_counts_as_judged_where_the_verdicts_are_on_itself_with_these_limits(
         make_fold, ineffective, change_settings):
     phase = GeneratorPhase(make_fold(), Ranks())

@@ -103,7 +103,7 @@ def test_the_scale_is_that_of_the_training_cases(write, save_case):
     for case in task.validation:
         save_case(case, np.full((1, 1, 24, 24), 1e6))
     again = task_of()
-    assert again.validation == task.validation and torch.equal(again.scale.centre, task.scale.centre)
+    assert again.validation == task.validation and torch.equal(again.scale.mean, task.scale.mean)
 
 
 def test_the_identity_knows_settings_cases_attributes_and_plan(write, settings, save_case, change_plan):

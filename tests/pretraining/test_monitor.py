@@ -1,4 +1,4 @@
-"""What is said about a pretraining: warnings."""
+"""Warnings about a pretraining whose embeddings carry no information."""
 
 import math
 
@@ -8,7 +8,7 @@ HEALTHY = {"loss": 10.0, "uniformity": -2.0, "uninformed": 2 * math.log(1000), "
            "positives": 1.0, "gradient_norm": 1.0}
 
 
-def test_collapse_is_said_in_words():
+def test_collapsed_and_uninformed_embeddings_are_warned_of():
     assert collapse_warning(HEALTHY) is None
     assert "collapsed" in collapse_warning({**HEALTHY, "uniformity": -0.01})
     assert collapse_warning({"loss": 3.0}) is None

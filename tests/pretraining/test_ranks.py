@@ -237,7 +237,7 @@ def train(ranks: Ranks, method: str, folder: Path, killed: bool = False, resume:
     """A tiny run in a folder of this rank's own; ``killed`` ends it after its first epoch."""
     pretraining = pretraining_of(make_task(method, folder / f"rank_{ranks.rank}", ranks, {}, VIEWS))
     if killed:
-        pretraining._epoch = only_first(pretraining._epoch)
+        pretraining._steps = only_first(pretraining._steps)
     # what takes longest are the pictures
     with patch.object(loop, "plot_views", draw_views), patch.object(loop, "plot_progress", draw), suppress(Killed):
         pretraining.run(resume)
@@ -252,11 +252,11 @@ def draw(epochs: Any, file: Path) -> None:
     file.touch()
 
 
-def only_first(epoch: Any) -> Any:
-    def run(number: int, data: Any) -> Any:
+def only_first(steps: Any) -> Any:
+    def run(number: int, data: Any, beat: Any) -> Any:
         if number == 1:
             raise Killed
-        return epoch(number, data)
+        return steps(number, data, beat)
 
     return run
 

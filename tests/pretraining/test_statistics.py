@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
-from nnunet_cfcl.losses import dvd_cl_loss_with_count, s_mvd_cl_loss_with_count
+from nnunet_cfcl.losses import dvd_cl_loss, s_mvd_cl_loss
 from nnunet_cfcl.pretraining.statistics import contrast_statistics, uniformity
 
 
 def test_alignment_is_the_mean_squared_distance_of_the_normalised_pairs_of_both_directions():
     a, b = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = [(p / p.norm() - q / q.norm()).square().sum() for p, q in zip(a.view(-1, 4), b.view(-1, 4), strict=True)]
-    found = contrast_statistics([dvd_cl_loss_with_count(a, b)], a.flatten(0, 1), 1.0, 0.7)
+    found = contrast_statistics([dvd_cl_loss(a, b)], a.flatten(0, 1), 1.0, 0.7)
     assert found["alignment"] == pytest.approx(float(torch.stack(expected).mean()))
-    opposite = contrast_statistics([dvd_cl_loss_with_count(a, -a)], a.flatten(0, 1), 1.0, 0.7)
+    opposite = contrast_statistics([dvd_cl_loss(a, -a)], a.flatten(0, 1), 1.0, 0.7)
     assert opposite["alignment"] == pytest.approx(4) and opposite["positives"] == 1
 
 
@@ -25,13 +25,13 @@ def test_alignment_of_a_pool_is_the_mean_over_anchors_of_the_mean_over_their_pos
     groups = [[1, 2], [0, 2], [0, 1], [4], [3]]  # the last point has no positive
     means = [sum(float((unit[n] - unit[p]).square().sum()) for p in group) / len(group)
              for n, group in enumerate(groups)]
-    found = contrast_statistics([s_mvd_cl_loss_with_count(z, labels)], z[0, 0], 1.0, 0.7)
+    found = contrast_statistics([s_mvd_cl_loss(z, labels)], z[0, 0], 1.0, 0.7)
     assert found["alignment"] == pytest.approx(sum(means) / 5) and found["positives"] == pytest.approx(5 / 6)
 
 
 def test_nothing_to_compare_gives_finite_statistics():
     z = torch.randn(2, 3, 4)
-    found = contrast_statistics([dvd_cl_loss_with_count(z, z, valid=torch.zeros(2, 3).bool())], z[:0, 0], 0.0, 0.7)
+    found = contrast_statistics([dvd_cl_loss(z, z, valid=torch.zeros(2, 3).bool())], z[:0, 0], 0.0, 0.7)
     assert found == {"positives": 0, "alignment": 0, "uniformity": 0, "uninformed": 0}
 
 

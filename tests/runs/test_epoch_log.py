@@ -61,5 +61,5 @@ def test_a_picture_that_cannot_be_drawn_is_told_and_the_line_is_kept(tmp_path):
     said = []
     log = EpochLog(tmp_path, 0, fail, said.append)
     log.end_epoch(0, [HEALTHY], 1.0, 4)
-    assert said == [f"No picture {tmp_path / 'progress.png'} (MemoryError: too many epochs); all else goes on"]
+    assert said == [f"No picture {tmp_path / 'progress.png'} (MemoryError: too many epochs); the run continues"]
     assert len(read_log(tmp_path / "log.jsonl")) == 1

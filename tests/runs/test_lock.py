@@ -76,7 +76,7 @@ def test_a_second_run_says_once_that_it_waits_and_goes_on_when_the_first_one_die
     waiting = threading.Thread(target=second_run)
     waiting.start()
     assert not entered.wait(0.5)
-    assert lines == [f"Another run is at work in {folder}: waiting for it to finish."]
+    assert lines == [f"Another run is writing to {folder}: waiting for it to finish."]
     process.send_signal(signal.SIGKILL)
     assert entered.wait(10)
     waiting.join()

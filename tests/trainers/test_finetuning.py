@@ -4,21 +4,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnunet_cfcl.runs import watchdog
 from nnunet_cfcl.trainers.finetuning import FineTuning
-from tests.runs.watching import is_watched
+from tests.runs.watching import is_watched, noted_beats
 
 
 class Stock:
-    """nnU-Net's order of things; notes which of them are watched, and how long nothing was heard before a step."""
+    """nnU-Net's order of calls; notes which of them are watched."""
 
     def run_training(self):
         self.note("start")
         for self.current_epoch in range(2):
             self.on_epoch_start()
-            watchdog._dogs[-1].silent = 1000.0
             self.train_step({})
-            watchdog._dogs[-1].silent = 1000.0
             self.validation_step({})
             self.on_epoch_end()
         self.note("end")
@@ -30,11 +27,9 @@ class Stock:
         self.note("epoch")
 
     def train_step(self, batch):
-        assert watchdog._dogs[-1].silent < 1000
         return {"loss": 1}
 
     def validation_step(self, batch):
-        assert watchdog._dogs[-1].silent < 1000
         if self.fails:
             raise ZeroDivisionError
         return {"loss": 2}
@@ -59,15 +54,22 @@ def test_epochs_with_their_checkpoints_are_watched_and_nothing_else_is():
     assert trainer.noted == [("start", False), *epoch, *epoch, ("end", False)]
 
 
+def test_every_step_is_progress(monkeypatch):
+    beats = noted_beats(monkeypatch)
+    Watched(fails=False).run_training()
+    begins, steps = 2, 4
+    assert len(beats) == begins + steps
+
+
 def test_an_epoch_that_is_begun_by_hand_is_not_watched():
     trainer = Watched(fails=False)
     trainer.current_epoch = 0
     trainer.on_epoch_start()
     trainer.on_epoch_end()
-    assert trainer.noted == [("epoch", False), ("checkpoint", False)] and not watchdog._dogs
+    assert trainer.noted == [("epoch", False), ("checkpoint", False)] and not is_watched()
 
 
 def test_after_an_error_nothing_is_watched_any_more():
     with pytest.raises(ZeroDivisionError):
         Watched(fails=True).run_training()
-    assert not watchdog._dogs
+    assert not is_watched()

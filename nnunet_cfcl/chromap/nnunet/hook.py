@@ -11,7 +11,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from nnunet_cfcl.errors import reason
+from nnunet_cfcl.errors import isolated, reason
 
 VARIABLE = "nnUNet_cfcl_chromap"
 
@@ -21,12 +21,11 @@ def offer_chromaps() -> None:
     is being prepared. Never raises: without maps there are still masks."""
     if os.environ.get(VARIABLE, "").lower() not in ("1", "true", "t", "yes"):
         return
-    try:
+    with isolated() as errors:
         frame = _preparing_predictor()
         if frame is not None:
             _give_maps(frame.f_locals)
-    # whatever it is, masks are made
-    except Exception as error:
+    for error in errors:
         print(f"{VARIABLE}: no CHRO-maps ({reason(error)})", file=sys.stderr)
 
 

@@ -21,7 +21,7 @@ from nnunet_cfcl.chromap.nnunet.spaces import FILE, evenly, fit, load_named, loa
 from nnunet_cfcl.chromap.nnunet.writer import EMBEDDING, ChromapWriter, MappedCase
 from nnunet_cfcl.chromap.plane_accumulator import PlaneAccumulator
 from nnunet_cfcl.config import ChromapSettings, resolve_settings
-from nnunet_cfcl.errors import UserError, listed, reason
+from nnunet_cfcl.errors import UserError, isolated, listed, reason
 from nnunet_cfcl.files.atomic import writable_folder
 from nnunet_cfcl.nnunet.decoder_tap import decoder_width, plain_network
 from nnunet_cfcl.nnunet.plan import settings_block
@@ -102,11 +102,9 @@ class ChromapSession:
     def prepare(self) -> bool:
         """Folder, settings and colour space, before the first case; False: no maps can be made."""
         if self._writer is None and not self._broken:
-            try:
+            with isolated() as errors:
                 self._prepare()
-            # whatever it is, masks are made
-            except Exception as error:
-                self._broken = reason(error)
+            self._broken = reason(errors[0]) if errors else ""
         return not self._broken
 
     def describe(self, name: str, properties: Mapping[str, Any]) -> None:
@@ -144,10 +142,9 @@ class ChromapSession:
 
     def attempt(self, name: str, work: Callable[[], object]) -> None:
         """Do something for a case's map; where it fails, that is the case's failure."""
-        try:
+        with isolated() as errors:
             work()
-        # whatever it is, the mask is made
-        except Exception as error:
+        for error in errors:
             self.failures.setdefault(name, reason(error))
 
     def missing(self) -> list[str]:
@@ -256,13 +253,13 @@ class ChromapSession:
 
     def _cases_at_hand(self, names: Sequence[str]) -> Iterator[SampledCase]:
         for name in names:
-            try:
+            with isolated() as errors:
                 data = self.preprocess(name)[0]
-            # nnU-Net will say what is wrong with it; the others have colours all the same
-            except Exception as error:
-                print(f"{name} cannot be read for the colours ({reason(error)})")
-                continue
-            yield CaseInMemory(name, data)
+            if errors:
+                # nnU-Net's own prediction reports the error in full
+                print(f"{name} cannot be read to fit the colour space ({reason(errors[0])})")
+            else:
+                yield CaseInMemory(name, data)
 
     def _begin_windows(self, shape: tuple[int, ...], slicers: Sequence[Any], on_device: bool) -> None:
         predictor = self.predictor
@@ -292,10 +289,8 @@ class ChromapSession:
 
     def _try(self, work: Callable[[], object]) -> bool:
         """Whether it succeeds; the reason is kept until the case's name is known."""
-        try:
+        with isolated() as errors:
             work()
-        # whatever it is, the mask is made
-        except Exception as error:
+        for error in errors:
             self._case.failure = self._case.failure or reason(error)
-            return False
-        return True
+        return not errors

@@ -24,7 +24,7 @@ from nnunet_cfcl.chromap.palettes import color_wheel
 from nnunet_cfcl.chromap.picture import grey, grey_background, overlay, write_png
 from nnunet_cfcl.chromap.seams import seam_contrast
 from nnunet_cfcl.config import ChromapSettings
-from nnunet_cfcl.errors import reason
+from nnunet_cfcl.errors import isolated, reason
 from nnunet_cfcl.files.atomic import write_text_atomically
 from nnunet_cfcl.files.json_files import read_json
 
@@ -93,7 +93,7 @@ class ChromapWriter:
         self._collect()
         self._thread.shutdown()
         for case in self._volumes:
-            with self._noting(case.name):
+            with self._isolated(case.name):
                 self._draw_montage(case)
         self._write_summary()
 
@@ -101,18 +101,17 @@ class ChromapWriter:
         if self._pending is not None:
             name, future = self._pending
             self._pending = None
-            with self._noting(name):
+            with self._isolated(name):
                 self._seams[name] = future.result()
                 # now: after a kill the files are not drawn again, and nothing else tells of them
                 self._write_summary()
 
     @contextmanager
-    def _noting(self, name: str) -> Iterator[None]:
-        """A case that fails leaves the others their maps."""
-        try:
+    def _isolated(self, name: str) -> Iterator[None]:
+        """Context in which a case may fail; the others get their maps."""
+        with isolated() as errors:
             yield
-        # whatever it is, the prediction goes on
-        except Exception as error:
+        for error in errors:
             self.failures.setdefault(name, reason(error))
 
     def _write(self, case: MappedCase) -> float | None:

@@ -1,8 +1,8 @@
-"""Analytic interventions on the acquisition: this patient, another scanner, with no attribute known.
+"""Analytic interventions on the acquisition: the same patient on another scanner, without known attributes.
 
-Four effects act in the order in which an image comes about: the bias field on the tissue's signal, the point spread
-of the system, the transfer curve to grey values, the noise. ``draw_acquisition`` draws their parameters,
-``apply_acquisition`` is a pure function of them.
+Four effects act in the order of image formation: the bias field on the tissue's signal, the point spread of the system,
+the transfer curve to grey values, the noise. ``draw_acquisition`` draws their parameters, ``apply_acquisition`` is a
+pure function of them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class AcquisitionParameters(NamedTuple):
     Attributes:
         curve_x: (n, C, K) evenly spaced intensities over the robust range of the case, ascending.
         curve_y: (n, C, K) the intensities they are mapped to, not descending.
-        bounds: (n, C, 2) intensities that no voxel is moved beyond; infinite where the normalisation sets no bounds.
-        bias_field: (n, 4, ..., 4) D axes of control points of the log bias field; 0: none.
+        bounds: (n, C, 2) lower and upper bound of the intensities; infinite where the normalisation sets none.
+        bias_field: (n, 4, ..., 4) control points of the log bias field, D axes; 0: none.
         point_spread: (n,) sigma in in-plane voxels; 0: none.
         noise_sd: (n, C) standard deviation of the noise in the image's intensity units; 0: none.
         noise_correlation: (n,) sigma of the noise's own point spread in in-plane voxels; 0: white.
-        noise_seed: (n,) int64, seed of the image's noise; may stay on the CPU.
-        keeps_moments: (n, C) bool, whether the channel is z-scored, so that bias field and point spread, which would
-            have been z-scored too, leave its mean and standard deviation.
+        noise_seed: (n,) int64, seed of the noise; may stay on the CPU.
+        keeps_moments: (n, C) bool, whether the channel is z-scored, so that its mean and standard deviation must be
+            restored after bias field and point spread.
     """
 
     curve_x: Tensor
@@ -56,26 +56,25 @@ def draw_acquisition(
     scheme: Sequence[str],
     count: int,
 ) -> AcquisitionParameters:
-    """Parameters of ``count`` random acquisitions of one case; each of the four effects is on with
-    ``settings.probability``.
+    """Draw parameters of random acquisitions of one case; each of the four effects has ``settings.probability``.
 
-    A counterfactual is what nnU-Net's own preprocessing would have made of it (method 6.9): see
-    `draw_transfer_curve` for what that means for each scheme.
+    The result corresponds to the new image after nnU-Net's own preprocessing (method 6.9); see `draw_transfer_curve`
+    for each scheme.
 
     Args:
-        generator: CPU generator; the number of draws from it does not depend on their outcome.
+        generator: random generator on the CPU; the number of draws does not depend on their outcome.
         settings: ranges of the effects.
         quantiles: (C, Q) the case's :func:`~nnunet_cfcl.counterfactual.acquisition.quantiles.intensity_quantiles`.
-        target_quantiles: (n, C, Q) those of n other cases, whose intensity distributions are aimed at.
-        dim: D, 2 or 3.
+        target_quantiles: (n, C, Q) quantiles of n other cases, the targets of the intensity matching.
+        dim: number of spatial axes, 2 or 3.
         scheme: nnU-Net's name of the normalisation of each channel, e.g. ``"ZScoreNormalization"``.
-        count: n.
+        count: number n of acquisitions.
 
     Returns:
         n acquisitions, finite also for constant images.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: inconsistent shapes.
     """
     channels = quantiles.shape[0]
     if target_quantiles.shape != (count, *quantiles.shape) or len(scheme) != channels:
@@ -108,24 +107,24 @@ def _scaled(uniform: Tensor, interval: tuple[float, float]) -> Tensor:
 def apply_acquisition(
     images: Tensor, parameters: AcquisitionParameters, spacing: Sequence[float] | Tensor, inside: Tensor | None = None
 ) -> Tensor:
-    """Images as the other acquisitions would have shown them.
+    """Simulate images under other acquisitions.
 
     Pure: the same parameters on the same device give the same result, in a batch or one by one. With every effect off
     an image is returned exactly. Under z-scoring a counterfactual has the mean and standard deviation that its own
-    normalisation would have given it (method 6.9): the curve and the noise account for them by the case's quantiles,
-    bias field and point spread are followed by a correction with the crop's own moments, which stand for the case's.
+    normalisation would have given it (method 6.9): the curve and the noise account for them by the case's quantiles;
+    after bias field and point spread they are restored with the crop's own moments as an estimate of the case's.
 
     Args:
         images: (N, C, *S) preprocessed intensities, D = 2 or 3 spatial axes.
-        parameters: with leading dimension N, on any device.
+        parameters: parameters with leading dimension N, on any device.
         spacing: (D,) voxel spacing in mm, array-axis order; sigmas in in-plane voxels are isotropic in mm.
         inside: (N, 1, *S) bool, False where nnU-Net's masked z-scoring leaves zeros (segmentation < 0): these voxels
             keep their intensity. None: all inside.
 
     Returns:
-        (N, C, *S), the type and device of ``images``.
+        (N, C, *S), dtype and device of ``images``.
     """
-    # autocast would run the products behind field and blur in half precision
+    # autocast would compute the matrix products of bias field and blur in half precision
     with torch.autocast(images.device.type, enabled=False):
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
         acquired = _acquired(wide, parameters, _sigma_per_axis(spacing, images), inside).to(images.dtype)
@@ -147,25 +146,25 @@ def _acquired(
     mapped = apply_transfer_curve(signal_seen, p.curve_x, p.curve_y)
     noise = gaussian_blur(_white_noise(images, seeds), p.noise_correlation[:, None] * axis_scale, norm=2)
     noisy = mapped.flatten(2) + noise.flatten(2) * p.noise_sd.unsqueeze(2)
-    # a voxel that lies outside of the bounds already may stay where it is: no effect, no change
+    # a voxel outside of the bounds keeps its intensity, so that no effect means no change
     low, high = p.bounds.unsqueeze(2).unbind(-1)
     return noisy.clamp(torch.minimum(low, signal), torch.maximum(high, signal)).view_as(images)
 
 
 def _with_moments_of(reference: Tensor, changed: Tensor, inside: Tensor | None) -> Tensor:
-    """``changed`` (N, C, M), scaled and shifted to ``reference``'s mean and standard deviation over ``inside``."""
+    """Scale and shift ``changed`` (N, C, M) to ``reference``'s mean and standard deviation over ``inside``."""
     weight = torch.ones_like(reference[:, :1]) if inside is None else inside.flatten(2).to(reference.dtype)
     total = weight.sum(-1, keepdim=True).clamp_min(1)
     means = [(x * weight).sum(-1, keepdim=True) / total for x in (reference, changed)]
     deviations = [((x - m).square() * weight).sum(-1, keepdim=True).div(total).sqrt()
                   for x, m in zip((reference, changed), means, strict=True)]
-    # a crop that is constant, or was blurred flat, has nothing to scale by
+    # crops that are constant, or constant after blurring, are only shifted
     scale = torch.where(deviations[1] > 1e-3 * deviations[0], deviations[0] / deviations[1].clamp_min(1e-12), 1.0)
     return (changed - means[1]) * scale + means[0]
 
 
 def _sigma_per_axis(spacing: Sequence[float] | Tensor, images: Tensor) -> Tensor:
-    """(D,) voxels of each axis per in-plane voxel (the smallest spacing)."""
+    """Voxels of each axis (D,) per in-plane voxel (the smallest spacing)."""
     mm = torch.as_tensor(spacing, dtype=torch.float32)
     if mm.shape != (images.ndim - 2,):
         raise ValueError(f"spacing must have {images.ndim - 2} values for images {tuple(images.shape)}, "
@@ -174,7 +173,7 @@ def _sigma_per_axis(spacing: Sequence[float] | Tensor, images: Tensor) -> Tensor
 
 
 def _white_noise(images: Tensor, seeds: list[int]) -> Tensor:
-    """(N, C, *S) unit normal noise, that of every image from its own seed."""
+    """Standard normal noise (N, C, *S), every image with its own seed."""
     noise = torch.empty_like(images)
     generator = torch.Generator(device=images.device)
     for image_noise, seed in zip(noise, seeds, strict=True):

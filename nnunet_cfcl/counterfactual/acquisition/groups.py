@@ -1,8 +1,8 @@
-"""Groups of images that look as if they came from the same scanner: a proposal where nobody wrote the scanner down.
+"""Acquisition groups: clusters of images of similar acquisition, proposed where the scanner is not recorded.
 
-Every image is described by statistics of its intensities and of its noise, which tell scanners apart better than
-anatomies; the descriptions are clustered. Groups are believed only if resampled cases give the same ones and if there
-is a gap between any two of them.
+Every image is described by statistics of its intensities and noise, which depend on the scanner more than on the
+anatomy; the descriptions are clustered. Groups are accepted only if they are stable under resampling and if there is a
+gap between any two of them.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from scipy.stats import binom
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
-#: Few, so that intensities, which depend on the anatomy too, do not outweigh the noise.
+#: Few levels, so that intensities, which also depend on the anatomy, do not outweigh the noise.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 FEATURES = (*(f"quantile {q:g}" for q in QUANTILES), "noise level", "noise correlation", "fine detail")
-#: Gives noise of standard deviation 6 from white noise of 1, and nothing from a linear or quadratic surface.
+#: Response to white noise of standard deviation 1: noise of standard deviation 6; to a quadratic surface: 0.
 LAPLACIAN_OF_LAPLACIAN = np.array([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
-#: Padding and masked background: squares of so many voxels whose values differ by less than this share of their range.
+#: Side length, in voxels, and relative intensity range of squares that are padding or masked background.
 FLAT_VOXELS, FLAT = 5, 1e-4
-#: Numbers of groups that are tried.
+#: Largest number of groups that is tried.
 MOST_GROUPS = 6
-#: Agreement of resampled groups (adjusted Rand index, 1 is perfect, 0 chance) from which groups are believed.
+#: Smallest stability (adjusted Rand index of resampled groups; 1: identical, 0: chance) of accepted groups.
 STABLE = 0.8
-#: Probability, up to which groups are believed, of so few cases between two of them if the two were one.
+#: Largest p-value of the gap between accepted groups: probability of so few cases in between if there was one group.
 CHANCE = 0.05
-#: Fewest cases for which groups are looked for, and in every group that is believed.
+#: Smallest number of cases to group, and of cases in an accepted group.
 FEWEST_CASES, FEWEST_IN_GROUP = 20, 5
 RESAMPLINGS = 20
-#: Share of the mean variance that is added to every direction, so that few cases do not decide what parts two groups.
+#: Ridge regularisation of the within-group covariance, relative to its mean variance, for groups of few cases.
 RIDGE = 0.1
 
 
 def describe_acquisition(image: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Statistics of an image's intensities and noise, `FEATURES` for every channel.
+    """Compute statistics of an image's intensities and noise, `FEATURES` for every channel.
 
-    Flat places are left out: a masked background or a black border says where the patient is, not what took the image.
-    The intensities are brought to the range of their 1st and 99th percentile before noise is looked at, so that a gain
-    is no noise. Noise is what a Laplacian leaves in the smoothest half of the image: its robust standard deviation
-    (Immerkær 1996, "Fast noise variance estimation", with the median), and how neighbours in it agree. Fine detail is
-    the same of the whole image.
+    Flat regions are left out: masked background and black borders depend on the patient's position, not on the
+    acquisition. Before the noise is measured, intensities are rescaled by their 1st and 99th percentile, so that a gain
+    does not count as noise. The noise level is the robust standard deviation of the Laplacian residual in the smoothest
+    half of the image (Immerkær 1996, "Fast noise variance estimation", with the median), the noise correlation that of
+    neighbouring residuals. Fine detail is the standard deviation of the residual in the whole image.
 
     Args:
-        image: (C, Z, Y, X) intensities as nnU-Net leaves them; 2D images have Z 1.
+        image: (C, Z, Y, X) preprocessed intensities; Z = 1 in 2D.
 
     Returns:
-        (C * len(FEATURES),): quantiles in the image's units, natural logarithms of noise level and fine detail, the
-        correlation from -1 to 1.
+        (C * len(FEATURES),): quantiles in the image's units, natural logarithms of noise level and fine detail, noise
+        correlation in [-1, 1].
     """
     return np.concatenate([_describe_channel(np.asarray(channel, np.float64)) for channel in image])
 
@@ -74,7 +74,7 @@ def _describe_channel(channel: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _neighbours(residual: NDArray[np.float64], where: NDArray[np.bool_]) -> float:
-    """Correlation of neighbours along the last axis, both of them in ``where``."""
+    """Correlation of neighbours along the last axis, both within ``where``."""
     both = where[..., 1:] & where[..., :-1]
     left, right = residual[..., :-1][both], residual[..., 1:][both]
     power = float(np.sqrt(np.mean(left**2) * np.mean(right**2))) if len(left) else 0.0
@@ -83,12 +83,12 @@ def _neighbours(residual: NDArray[np.float64], where: NDArray[np.bool_]) -> floa
 
 @dataclass(frozen=True)
 class Grouping:
-    """The cases, cut into a number of groups.
+    """A partition of the cases into a given number of groups.
 
     Attributes:
-        groups: (N,) the group of every case.
-        stability: agreement of resampled groups with these, mean adjusted Rand index; 1 is perfect, 0 chance.
-        chance: probability of so few cases between the two groups that are least apart, if these were one.
+        groups: (N,) group of every case.
+        stability: mean adjusted Rand index between these groups and resampled ones; 1: identical, 0: chance.
+        chance: p-value of the gap between the two closest groups.
     """
 
     groups: NDArray[np.intp]
@@ -96,22 +96,21 @@ class Grouping:
     chance: float
 
     @property
-    def believed(self) -> bool:
-        """Whether the groups are stable, apart, and none of them tiny."""
+    def accepted(self) -> bool:
+        """Whether the groups are stable, separated by gaps, and large enough."""
         return bool(self.stability >= STABLE and self.chance <= CHANCE
                     and np.bincount(self.groups).min() >= FEWEST_IN_GROUP)
 
 
 @dataclass(frozen=True)
 class AcquisitionGroups:
-    """What was found.
+    """The acquisition groups of a dataset.
 
     Attributes:
-        groups: (N,) number of every case's group, 0 being the largest; all 0 where no groups are believed.
-        margin: (N,) from -1 to 1 how much nearer a case is to its own group than to the next (silhouette); around 0 it
-            lies between them. All 0 for one group.
-        tried: number of groups -> the cases cut into so many.
-        plane: (N, 2) the descriptions' first two principal components, for a picture.
+        groups: (N,) group of every case, 0 being the largest; all 0 where no groups are accepted.
+        margin: (N,) silhouette of every case in [-1, 1], around 0 between two groups; all 0 for one group.
+        tried: number of groups -> partition of the cases.
+        plane: (N, 2) first two principal components of the descriptions, for plotting.
     """
 
     groups: NDArray[np.intp]
@@ -121,44 +120,44 @@ class AcquisitionGroups:
 
     @property
     def count(self) -> int:
-        """How many groups there are."""
+        """Number of groups."""
         return int(self.groups.max()) + 1
 
 
 def find_acquisition_groups(
     descriptions: NDArray[np.float64], count: int | None = None, seed: int = 0
 ) -> AcquisitionGroups:
-    """Cluster descriptions (k-means): into the largest number of groups that is believed, else they are one group.
+    """Cluster descriptions (k-means) into the largest number of accepted groups, or one group if none is accepted.
 
-    Stability of a number of groups is the mean adjusted Rand index between the groups of all cases and those that
-    centres learned from half of them give (Lange et al. 2004, "Stability-based validation of clustering solutions"). A
-    long single group is cut into stable parts too, so there must be a gap between any two groups: along the line that
-    parts them best (Fisher 1936) fewer cases midway than about either centre. This is a plain form of the dip test
-    (Hartigan & Hartigan 1985; on lines through groups: Kalogeratos & Likas 2012, "Dip-means"). The line is chosen by
-    the same cases, which makes the probability a little too small.
+    The stability of a number of groups is the mean adjusted Rand index between the groups of all cases and the groups
+    assigned by cluster centres of half of the cases (Lange et al. 2004, "Stability-based validation of clustering
+    solutions"). Since an elongated single group has stable parts too, any two groups must be separated by a gap: along
+    the line that discriminates them best (Fisher 1936) there must be fewer cases midway than around either mean. This
+    is a simple form of the dip test (Hartigan & Hartigan 1985; on lines through groups: Kalogeratos & Likas 2012,
+    "Dip-means"). The line is fitted to the same cases, which makes the p-value slightly too small.
 
     Args:
-        descriptions: (N, F) of `describe_acquisition`.
-        count: groups that there are, believed or not; None: as many as are believed, none with less than
+        descriptions: (N, F), each from `describe_acquisition`.
+        count: given number of groups, accepted or not; None: the largest accepted number, 1 for fewer than
             `FEWEST_CASES` cases.
-        seed: of k-means and the resampling.
+        seed: seed of k-means and of the resampling.
     """
     scaled = _standardised(descriptions)
     different = len(np.unique(scaled, axis=0))
     most = min(MOST_GROUPS, different, len(scaled) // FEWEST_IN_GROUP) if len(scaled) >= FEWEST_CASES else 1
     tried = {n: _cut(scaled, n, seed) for n in (range(2, most + 1) if count is None else [min(count, different)])}
-    taken = [cut.groups for cut in tried.values() if cut.believed or count is not None]
+    taken = [cut.groups for cut in tried.values() if cut.accepted or count is not None]
     groups = _largest_first(taken[-1]) if taken else np.zeros(len(scaled), np.intp)
     margin = np.asarray(silhouette_samples(scaled, groups)) if groups.any() else np.zeros(len(scaled))
     return AcquisitionGroups(groups, margin, tried, _principal_plane(scaled))
 
 
 def _standardised(descriptions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Every statistic with median 0 and comparable spread; a single odd image does not decide about it."""
+    """Robustly standardised statistics: median 0, divided by the distance of the outer deciles, clipped to +- 3."""
     centred = descriptions - np.median(descriptions, axis=0)
     low, high = np.quantile(centred, (0.1, 0.9), axis=0)
-    spread = np.where(high - low > 1e-9, high - low, 1.0)
-    return np.clip(centred / spread, -3, 3)
+    scale = np.where(high - low > 1e-9, high - low, 1.0)
+    return np.clip(centred / scale, -3, 3)
 
 
 def _cut(scaled: NDArray[np.float64], count: int, seed: int) -> Grouping:
@@ -179,16 +178,16 @@ def _stability(scaled: NDArray[np.float64], groups: NDArray[np.intp], count: int
 
 
 def _chance_of_gap(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Probability of so few cases midway between two groups (n, F) if they were one.
+    """P-value of the gap between two groups (n, F): probability of so few cases midway if there was one group.
 
-    One group has along every line at least as many cases midway as at the sparser of two places around it.
+    Along every line a single (unimodal) group has at least as many cases midway as at the sparser of two places around.
     """
-    centre, apart = one.mean(0), other.mean(0) - one.mean(0)
-    within = np.cov(np.concatenate([one - centre, other - other.mean(0)]), rowvar=False)
+    mean, apart = one.mean(0), other.mean(0) - one.mean(0)
+    within = np.cov(np.concatenate([one - mean, other - other.mean(0)]), rowvar=False)
     ridge = RIDGE * np.trace(within) / len(apart) + 1e-9
     line = np.linalg.solve(within + ridge * np.eye(len(apart)), apart)
-    # the centres are at 0 and 1; the three windows are equally wide and do not overlap
-    along = (np.concatenate([one, other]) - centre) @ line / (apart @ line)
+    # the means are at 0 and 1; the three windows are equally wide and do not overlap
+    along = (np.concatenate([one, other]) - mean) @ line / (apart @ line)
     here, midway, there = (int(np.sum(np.abs(along - place) < 1 / 6)) for place in (0, 0.5, 1))
     return float(binom.cdf(midway, midway + min(here, there), 0.5))
 

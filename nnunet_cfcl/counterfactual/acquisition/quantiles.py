@@ -1,4 +1,4 @@
-"""A small table that stands for an image's intensity distribution."""
+"""Quantile table of an image's intensity distribution."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ SAMPLED_VOXELS = 100_000
 def intensity_quantiles(
     image: NDArray[np.floating] | Tensor, count: int = 65, inside: NDArray[np.bool_] | Tensor | None = None
 ) -> Tensor:
-    """Quantiles at the levels (i + 0.5) / count of every channel.
+    """Compute quantiles at the levels (i + 0.5) / count of every channel.
 
-    The members stand for equal shares of the voxels, so their plain mean and standard deviation approximate the
-    image's, and the outermost ones (0.8 and 99.2 percent for 65) are robust ends of its range: no minimum or maximum
-    of single voxels enters.
+    The quantiles represent equal shares of the voxels, so that their plain mean and standard deviation approximate the
+    image's. The outermost quantiles (0.8 and 99.2 percent for 65 levels) are robust ends of the range.
 
     Args:
-        image: (C, *S); not-finite values are not looked for.
+        image: (C, *S), finite.
         count: number of levels Q.
-        inside: (*S), voxels that count (for nnU-Net's masked z-scoring: segmentation >= 0); None: all.
-            Without a single one inside every voxel counts.
+        inside: (*S), voxels to include (for nnU-Net's masked z-scoring: segmentation >= 0); None, or no voxel inside:
+            all voxels.
 
     Returns:
         (C, Q) float32, each row ascending, on the CPU; from at most 100,000 voxels on a regular grid.
@@ -44,7 +43,7 @@ def _as_numpy(array: NDArray | Tensor) -> NDArray:
 
 
 def _sampling_grid(shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """Strides that thin out the finest-sampled axis first, until few enough voxels are left."""
+    """Strided slices with at most `SAMPLED_VOXELS` voxels; the longest axis is thinned out first."""
     steps = [1] * len(shape)
     kept = list(shape)
     while np.prod(kept) > SAMPLED_VOXELS:

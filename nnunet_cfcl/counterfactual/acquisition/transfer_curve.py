@@ -1,4 +1,4 @@
-"""The scanner's grey-value curve: a monotone piecewise-linear map of intensities."""
+"""Transfer curve of a scanner: a monotone piecewise-linear map of intensities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KNOTS = 65
 
 
 class TransferCurve(NamedTuple):
-    """n transfer curves and the noise that goes with them; shapes as in ``AcquisitionParameters``."""
+    """Transfer curves of n acquisitions and their noise level; shapes as in ``AcquisitionParameters``."""
 
     x: Tensor
     y: Tensor
@@ -23,21 +23,21 @@ class TransferCurve(NamedTuple):
 def draw_transfer_curve(
     quantiles: Tensor, targets: Tensor, strength: Tensor, gamma: Tensor, noise_level: Tensor, scheme: Sequence[str]
 ) -> TransferCurve:
-    """Curves y = normalised(gamma curve(partial quantile matching(x))) on the robust range of a case.
+    """Compute curves y = normalised(gamma curve(partial quantile matching(x))) on the robust range of a case.
 
-    The last step is what nnU-Net's preprocessing would do to the new image:
-    ``ZScoreNormalization``: curve and noise are rescaled together so that mean and standard deviation of the table
-    stay what they were; ``RescaleTo01Normalization``: the ends of the range stay where they are, values are kept in
-    [0, 1]; ``RGBTo01Normalization``: kept in [0, 1]; ``CTNormalization``: kept in the range of the table;
-    ``NoNormalization`` and unknown schemes: nothing.
+    The last step follows nnU-Net's preprocessing of the new image. ``ZScoreNormalization``: curve and noise are
+    rescaled together so that mean and standard deviation of the table do not change; ``RescaleTo01Normalization``: the
+    ends of the range do not change, values are clipped to [0, 1]; ``RGBTo01Normalization``: values are clipped to
+    [0, 1]; ``CTNormalization``: values are clipped to the range of the table; ``NoNormalization`` and unknown schemes:
+    no change.
 
     Args:
-        quantiles: (C, Q) table of the case.
-        targets: (n, C, Q) tables of the cases aimed at.
-        strength: (n,) 0 (no matching) to 1 (the whole way to the target's distribution).
+        quantiles: (C, Q) quantile table of the case.
+        targets: (n, C, Q) quantile tables of the target cases.
+        strength: (n,) strength of the matching from 0 (none) to 1 (the target's distribution).
         gamma: (n,) exponent on the range rescaled to [0, 1].
-        noise_level: (n,) standard deviation of the noise as a share of the range.
-        scheme: name of the normalisation of each of the C channels.
+        noise_level: (n,) standard deviation of the noise relative to the range.
+        scheme: nnU-Net's normalisation scheme of each of the C channels.
 
     Returns:
         n curves; with strength 0, gamma 1 and no noise y equals x exactly.
@@ -46,7 +46,7 @@ def draw_transfer_curve(
     table = quantiles.float().expand(n, -1, -1)
     low, width = table[..., :1], (table[..., -1:] - table[..., :1])
     flat = width <= 1e-6 * (1 + table.abs().amax(-1, keepdim=True))
-    # knots of a constant image are apart also where adding 1 to its value changes nothing
+    # on a constant image the width grows with its value, so that knots differ in float32
     x = low + torch.where(flat, 1 + low.abs(), width) * torch.linspace(0, 1, KNOTS)
     y = _gamma_curve(_matched(x, table, targets.float(), strength), gamma)
     y = torch.where(flat | ((strength == 0) & (gamma == 1)).view(-1, 1, 1), x, y)
@@ -62,9 +62,9 @@ def draw_transfer_curve(
 
 
 def _matched(x: Tensor, table: Tensor, targets: Tensor, strength: Tensor) -> Tensor:
-    """Knots moved by ``strength`` of the way to the target's intensity of the same quantile."""
+    """Move knots towards the target's intensity of the same quantile, by the fraction ``strength``."""
     aim = torch.lerp(table, targets, strength.view(-1, 1, 1))
-    # quantiles of (nearly) the same intensity, e.g. of air, go to the mean of their aims
+    # quantiles of (nearly) the same intensity, e.g. of air, share the mean of their targets
     spacing = x[..., 1:2] - x[..., :1]
     same = (table.unsqueeze(-1) - table.unsqueeze(-2)).abs() <= 0.5 * spacing.unsqueeze(-1)
     aim = (same * aim.unsqueeze(-2)).sum(-1) / same.sum(-1)
@@ -72,7 +72,7 @@ def _matched(x: Tensor, table: Tensor, targets: Tensor, strength: Tensor) -> Ten
 
 
 def _interpolate(x: Tensor, knots_x: Tensor, knots_y: Tensor) -> Tensor:
-    """Piecewise-linear interpolation, (..., K) at ascending knots (..., Q), constant outside; ties are allowed."""
+    """Interpolate linearly at x (..., K) between ascending knots (..., Q), constant outside; ties are allowed."""
     right = torch.searchsorted(knots_x.contiguous(), x.contiguous()).clamp(1, knots_x.shape[-1] - 1)
     x0, x1 = knots_x.gather(-1, right - 1), knots_x.gather(-1, right)
     y0, y1 = knots_y.gather(-1, right - 1), knots_y.gather(-1, right)
@@ -87,12 +87,12 @@ def _gamma_curve(y: Tensor, gamma: Tensor) -> Tensor:
 
 
 def _renormalised(name: str, table: Tensor, x: Tensor, y: Tensor, noise_sd: Tensor) -> tuple[Tensor, Tensor]:
-    """Knots (n, K) and noise (n,) of one channel after nnU-Net's normalisation of the new image."""
+    """Apply nnU-Net's normalisation of the new image to knots (n, K) and noise (n,) of one channel."""
     changed = (y != x).any(-1) | (noise_sd > 0)
     if name == "ZScoreNormalization":
         mapped = _interpolate(table, x, y)
-        spread = (mapped.var(-1, correction=0) + noise_sd**2).sqrt()
-        scale = table.std(-1, correction=0) / spread
+        std = (mapped.var(-1, correction=0) + noise_sd**2).sqrt()
+        scale = table.std(-1, correction=0) / std
         moved = table.mean(-1, keepdim=True) + (y - mapped.mean(-1, keepdim=True)) * scale[:, None]
     elif name == "RescaleTo01Normalization":
         scale = (x[:, -1] - x[:, 0]) / (y[:, -1] - y[:, 0])
@@ -104,21 +104,21 @@ def _renormalised(name: str, table: Tensor, x: Tensor, y: Tensor, noise_sd: Tens
 
 
 def apply_transfer_curve(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Map intensities by piecewise-linear curves; outside of the knots they go on with the curve's mean slope.
+    """Map intensities by piecewise-linear curves, extrapolated with the curve's mean slope.
 
-    The end slopes themselves would blow up outliers (a gamma of 0.5 rises steeply at 0).
+    The slopes at the ends would amplify outliers (a gamma of 0.5 rises steeply at 0).
 
     Args:
         images: (N, C, *S).
         x: (N, C, K) evenly spaced, ascending knots.
-        y: (N, C, K) their images.
+        y: (N, C, K) intensities at the knots.
 
     Returns:
         (N, C, *S); exactly ``images`` where y equals x.
     """
     values = images.flatten(2)
     last = x.shape[-1] - 1
-    # the displacement is interpolated, not y: where it is 0 no rounding error is added
+    # interpolate the displacement instead of y: where it is 0, no rounding error is added
     shift = y - x
     slope = shift.diff(dim=-1)
     mean_slope = (shift[..., -1:] - shift[..., :1]) / last

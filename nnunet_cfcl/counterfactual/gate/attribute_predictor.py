@@ -1,8 +1,8 @@
-"""A small network that tells the attributes from an image: the judge of counterfactuals, and a teacher of generators.
+"""A small network that predicts attributes from an image: judge of counterfactuals, and teacher in fine-tuning.
 
-There are two architectures with nothing in common, because a generator that was taught by one network learns to please
-it: what judges must be another one (Monteiro et al. 2023, "Measuring axiomatic soundness of counterfactual image
-models", arXiv 2303.01274, section 4, on pseudo-oracles).
+There are two unrelated architectures, because a generator that was fine-tuned against a network learns to fool it: the
+judge must be another network (Monteiro et al. 2023, "Measuring axiomatic soundness of counterfactual image models",
+arXiv 2303.01274, section 4, on pseudo-oracles).
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from nnunet_cfcl.counterfactual.generator.generator import IntensityScale
 from nnunet_cfcl.data.attributes import Attribute, AttributeCoding, is_missing
 
 Architecture = Literal["residual", "plain"]
-#: Images, and voxels, of one pass where no gradient is needed.
+#: Largest numbers of images and voxels in one pass without gradients.
 PASS, VOXELS_PER_PASS = 16, 1 << 21
 
 
 class AttributePredictor(nn.Module):
-    """Tells binary and categorical attributes from images (N, C, *patch), nnU-Net's preprocessed intensities.
+    """Classifier of binary and categorical attributes for images (N, C, *patch) of preprocessed intensities.
 
     Args:
-        attributes: to tell; continuous ones are left out.
+        attributes: attributes to predict; continuous attributes are ignored.
         patch_size: (D,) in voxels.
-        channels: C.
+        channels: number of image channels C.
         architecture: "residual" or "plain".
-        scale: of the intensities.
+        scale: intensity scale of the generator.
 
     Raises:
-        ValueError: another architecture.
+        ValueError: unknown architecture.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class AttributePredictor(nn.Module):
         self.head = nn.Linear(features.width, sum(len(attribute.values) for attribute in self.attributes))
 
     def log_probabilities(self, images: Tensor) -> dict[str, Tensor]:
-        """Attribute -> (N, K) log probabilities of its K values in their order; gradients reach the images."""
+        """Attribute -> (N, K) log probabilities of its K values in order, differentiable."""
         logits = self.head(self.features(self.scale.to(images.device).forward(images)))
         parts = logits.split([len(attribute.values) for attribute in self.attributes], 1)
         return {attribute.name: part.log_softmax(1) for attribute, part in zip(self.attributes, parts)}
 
     @torch.no_grad()
     def predictions(self, images: Tensor) -> dict[str, Tensor]:
-        """Attribute -> (N,) int64 most probable value, on the CPU; images may be anywhere and any number."""
+        """Attribute -> (N,) int64 index of the most probable value, on the CPU; any number of images, on any device."""
         device = self.head.weight.device
         parts = [self.log_probabilities(part.to(device)) for part in images.split(images_per_pass(images))]
         return {attribute.name: torch.cat([part[attribute.name].argmax(1).cpu() for part in parts])
@@ -66,9 +66,9 @@ class AttributePredictor(nn.Module):
 
 
 class ResidualFeatures(nn.Module):
-    """Strided residual blocks with group norm, then the mean over the image: (N, C, *patch) -> (N, width).
+    """Strided residual blocks with group norm, averaged over the image: (N, C, *patch) -> (N, width).
 
-    Nothing normalises what goes past the blocks: brightness and contrast may be all that tells two scanners apart.
+    The skip connections are not normalised: two scanners may differ in brightness and contrast only.
     """
 
     def __init__(self, patch_size: Sequence[int], channels: int) -> None:
@@ -87,7 +87,7 @@ class ResidualFeatures(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm-SiLU-convolution twice, the first one strided, beside a 1x1 convolution of the averaged input."""
+    """GroupNorm-SiLU-convolution twice, the first strided; the skip connection pools and applies a 1x1 convolution."""
 
     def __init__(self, width: int, out: int, stride: tuple[int, ...]) -> None:
         super().__init__()
@@ -98,13 +98,15 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Sequential(_pooling(stride, "average", ceil=True), conv(width, out, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, width, *S) -> (N, out, *S / stride)."""
+        """Map (N, width, *S) to (N, out, *S / stride)."""
         return cast(Tensor, self.skip(x) + self.layers(x))
 
 
 class PlainFeatures(nn.Module):
-    """Convolutions without stride or normalisation, pooled by maximum and average in turn, and one hidden layer:
-    (N, C, *patch) -> (N, width)."""
+    """Convolutions without stride or normalisation, alternating average and maximum pooling, one hidden layer.
+
+    Maps (N, C, *patch) to (N, width).
+    """
 
     width = 64
 
@@ -126,18 +128,18 @@ class PlainFeatures(nn.Module):
 
 
 def images_per_pass(images: Tensor) -> int:
-    """How many images (N, C, *S) are looked at together where no gradient is needed."""
+    """Number of images (N, C, *S) in one pass without gradients."""
     return max(1, min(PASS, VOXELS_PER_PASS // images.shape[2:].numel()))
 
 
 def convolution(dim: int) -> Callable[..., nn.Module]:
-    """The convolution of images of 2 or 3 dimensions."""
+    """Convolution layer for 2 or 3 spatial axes."""
     return nn.Conv2d if dim == 2 else nn.Conv3d
 
 
 def _plain(before: int, after: int, kernel: int, dim: int) -> nn.Module:
     layer = convolution(dim)(before, after, kernel, padding=kernel // 2)
-    # nothing normalises what comes out, so the initialisation must keep its size
+    # without normalisation the initialisation must preserve the variance
     nn.init.kaiming_normal_(cast(Tensor, layer.weight), 0.1)
     return layer
 
@@ -150,10 +152,10 @@ def _pooling(stride: tuple[int, ...], by: Literal["maximum", "average"], ceil: b
 
 
 def value_indices(attribute: Attribute, cells: Sequence[Cells]) -> Tensor:
-    """(N,) int64 place of every case's value among ``attribute.values``, -1 where it is not known.
+    """Index (N,) int64 of every case's value in ``attribute.values``, -1 for unknown values.
 
     Raises:
-        UserError: a value that the attribute has not.
+        UserError: a value is not among the attribute's values.
     """
     return torch.tensor([_value_index(attribute, one.get(attribute.name, "")) for one in cells], dtype=torch.long)
 
@@ -162,16 +164,16 @@ def _value_index(attribute: Attribute, cell: str) -> int:
     if is_missing(cell):
         return -1
     if cell not in attribute.values:
-        attribute.encode(cell)  # says what is wrong
+        attribute.encode(cell)  # raises the error
     return attribute.values.index(cell)
 
 
 def attribute_loss(found: Mapping[str, Tensor], known: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Tensor:
-    """Cross entropy, summed over the attributes and averaged over the images; unknown values cost nothing.
+    """Cross entropy, summed over the attributes and averaged over the images; unknown values are ignored.
 
     Args:
         found: attribute -> (N, K) log probabilities.
-        known: attribute -> (N,) int64 true values, -1 where unknown.
+        known: attribute -> (N,) int64 true values, -1 if unknown.
         weights: attribute -> (K,) weight of every value, see `value_weights`.
     """
     parts = [nn.functional.nll_loss(found[name], values, weights[name], ignore_index=-1, reduction="sum")
@@ -180,11 +182,11 @@ def attribute_loss(found: Mapping[str, Tensor], known: Mapping[str, Tensor], wei
 
 
 def value_weights(values: Tensor, count: int) -> Tensor:
-    """(K,) weights with which every value that occurs counts the same, and a known case 1 on average.
+    """Class weights (K,) that balance all values that occur, with mean 1 over the known cases.
 
     Args:
-        values: (N,) int64, -1 where unknown.
-        count: K.
+        values: (N,) int64, -1 if unknown.
+        count: number of values K.
     """
     cases = torch.bincount(values[values >= 0], minlength=count).float()
     return torch.where(cases > 0, cases.sum() / (cases.clamp_min(1) * (cases > 0).sum().clamp_min(1)), 0.0)
@@ -194,22 +196,22 @@ def train_predictor(
     patches: Patches, coding: AttributeCoding, architecture: Architecture, steps: int, seed: int,
     device: torch.device | str, scale: IntensityScale,
 ) -> AttributePredictor:
-    """A predictor of the binary and categorical attributes, trained on patches; the same for the same arguments.
+    """Train a predictor of the binary and categorical attributes on patches; reproducible.
 
-    Images are moved a little; their intensities are left alone, being what tells scanners apart. Rare values weigh
-    more, so that all of an attribute's values count the same.
+    Images are shifted for augmentation; their intensities, which distinguish scanners, are not changed. Classes are
+    balanced by weights.
 
     Args:
-        patches: of training patients.
-        coding: of the attributes.
+        patches: patches of training patients.
+        coding: encoding of the attributes.
         architecture: "residual" or "plain".
-        steps: of the optimiser.
-        seed: of the initialisation and of all draws.
-        device: where it is trained, and stays.
-        scale: of the intensities.
+        steps: number of optimiser steps.
+        seed: seed of the initialisation and of all draws.
+        device: device of the training and of the trained predictor.
+        scale: intensity scale of the generator.
 
     Raises:
-        ValueError: no binary or categorical attribute.
+        ValueError: no attribute is binary or categorical.
     """
     attributes = [attribute for attribute in coding.attributes if attribute.kind != "continuous"]
     if not attributes:
@@ -231,11 +233,11 @@ def train_predictor(
 
 
 def balanced(shares: Mapping[int, float]) -> float | None:
-    """Mean of the values' shares; None of fewer than two."""
+    """Mean over the values; None for fewer than two values."""
     return sum(shares.values()) / len(shares) if len(shares) > 1 else None
 
 
 def accuracy_by_value(predicted: Tensor, values: Tensor) -> dict[int, float]:
-    """Value that occurs -> share of its cases (N,) for which ``predicted`` is right; -1 is unknown."""
+    """Value -> fraction of its cases (N,) that are predicted correctly; -1 is unknown and ignored."""
     return {int(value): float((predicted[values == value] == value).float().mean())
             for value in values[values >= 0].unique()}

@@ -1,4 +1,4 @@
-"""What the gate and the pictures look at: a choice of cases, and what a generator makes of them."""
+"""Balanced choice of cases and their counterfactuals, for the gate and the contact sheet."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from nnunet_cfcl.runs.seeds import generator_for
 
 
 class JudgedGenerator(Protocol):
-    """What the gate needs of a `CounterfactualGenerator`."""
+    """The part of `CounterfactualGenerator` that the gate uses."""
 
     @property
     def coding(self) -> AttributeCoding:
-        """Of the attributes."""
+        """Encoding of the attributes."""
 
     @property
     def scale(self) -> IntensityScale:
-        """Of the intensities."""
+        """Intensity scale of the model."""
 
     @property
     def device(self) -> torch.device:
-        """Where it works; the predictor and the segmenter are trained there too."""
+        """Device of the generator, also used to train predictor and segmenter."""
 
     def counterfactuals(self, images: Tensor, parents: Tensor, others: Tensor) -> Tensor:
-        """Counterfactuals of images (N, C, *patch)."""
+        """Compute counterfactuals of images (N, C, *patch)."""
 
     def reconstruct(self, images: Tensor, parents: Tensor) -> Tensor:
-        """What the generator makes of images (N, C, *patch) without their residual."""
+        """Reconstruct images (N, C, *patch), without their residual."""
 
 
 class Changed(NamedTuple):
-    """Images and what an intervention makes of them, on the CPU.
+    """Images and their counterfactuals under one intervention, on the CPU.
 
     Attributes:
-        originals: (N, C, *patch) with the place (N,) of each among the held-out ones.
-        places: see above.
-        cells: the attributes afterwards.
-        counterfactuals: (N, C, *patch).
+        originals: (N, C, *patch) images.
+        places: (N,) index of each original among the held-out images.
+        cells: attributes of each image after the intervention.
+        counterfactuals: (N, C, *patch) counterfactuals.
     """
 
     originals: Tensor
@@ -58,13 +58,13 @@ class Changed(NamedTuple):
 
 
 def balanced_choice(patches: Patches, coding: AttributeCoding, count: int, seed: int) -> Patches:
-    """At most ``count`` patches, of all combinations of values in turn, and of all cases before a case comes again.
+    """Choose patches, balanced over all combinations of attribute values, then over cases.
 
     Args:
-        patches: to choose from.
-        coding: whose binary and categorical attributes make the combinations.
-        count: of patches.
-        seed: of the choice.
+        patches: patches to choose from.
+        coding: encoding with the binary and categorical attributes to combine.
+        count: largest number of patches.
+        seed: seed of the choice.
     """
     names = [attribute.name for attribute in coding.attributes if attribute.kind != "continuous"]
     order: Sequence[int] = np.random.default_rng(seed).permutation(len(patches)).tolist()
@@ -80,7 +80,7 @@ def balanced_choice(patches: Patches, coding: AttributeCoding, count: int, seed:
 
 
 def subset(patches: Patches, places: Sequence[int]) -> Patches:
-    """The patches at these places."""
+    """The patches at the given indices."""
     chosen = torch.tensor(list(places), dtype=torch.long)
     return replace(patches, images=patches.images[chosen], cases=tuple(patches.cases[n] for n in places),
                    cells=tuple(patches.cells[n] for n in places),
@@ -89,7 +89,7 @@ def subset(patches: Patches, places: Sequence[int]) -> Patches:
 
 def counterfactuals_of(generator: JudgedGenerator, images: Tensor, before: Sequence[Cells], after: Sequence[Cells]
                        ) -> Tensor:
-    """Counterfactuals (N, C, *patch) float32 on the CPU of any number of images, a few at a time."""
+    """Compute counterfactuals (N, C, *patch) of any number of images in several passes; float32 on the CPU."""
     parents = [torch.stack([generator.coding.encode(cells) for cells in side]) for side in (before, after)]
     count = images_per_pass(images)
     return torch.cat([generator.counterfactuals(*part).float().cpu()
@@ -97,7 +97,7 @@ def counterfactuals_of(generator: JudgedGenerator, images: Tensor, before: Seque
 
 
 def reconstructions_of(generator: JudgedGenerator, patches: Patches) -> Tensor:
-    """What the generator makes of the images without their residual, (N, C, *patch) float32 on the CPU."""
+    """Reconstruct the images (N, C, *patch) without their residual; float32 on the CPU."""
     count = images_per_pass(patches.images)
     return torch.cat([generator.reconstruct(*part).float().cpu()
                       for part in zip(patches.images.split(count), patches.parents(generator.coding).split(count))])
@@ -106,13 +106,13 @@ def reconstructions_of(generator: JudgedGenerator, patches: Patches) -> Tensor:
 def intervene(
     generator: JudgedGenerator, patches: Patches, intervention: Intervention, key: Sequence[int]
 ) -> Changed:
-    """Counterfactuals of all patches, with new values drawn by the intervention.
+    """Compute counterfactuals of all patches, with new values drawn by the intervention.
 
     Args:
-        generator: of counterfactuals.
-        patches: to change.
-        intervention: what is changed.
-        key: of the draws, continued by the number of the patch.
+        generator: generator of counterfactuals.
+        patches: original images.
+        intervention: intervention on every patch.
+        key: key of the random numbers, extended by the index of the patch.
     """
     after = tuple({**cells, **intervention.draw(generator_for(*key, place), cells)}
                   for place, cells in enumerate(patches.cells))

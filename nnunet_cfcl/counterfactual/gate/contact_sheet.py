@@ -1,5 +1,4 @@
-"""A picture of counterfactuals for people to look at: one row per image, what every intervention makes of it, and the
-difference."""
+"""Contact sheet of counterfactuals: one row per image with every intervention's counterfactual and difference."""
 
 from __future__ import annotations
 
@@ -23,19 +22,19 @@ from nnunet_cfcl.counterfactual.gate.cases import (
     intervene,
     reconstructions_of,
 )
-from nnunet_cfcl.counterfactual.gate.metrics import channel_spread
+from nnunet_cfcl.counterfactual.gate.metrics import channel_std
 from nnunet_cfcl.counterfactual.generator.data import Cells, Patches
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.files.atomic import replace_atomically
 from nnunet_cfcl.files.figure_text import names_as_they_are
 
-#: Longer side of a panel, and the room around it, in inches.
+#: Longer side of a panel, gap between panels, space above a row and left of the panels, in inches.
 PANEL, GAP, HEAD, SIDE = 1.45, 0.06, 0.22, 1.4
-#: Letters that fit beside a row.
+#: Characters per line of a row's title.
 LINE = 19
-#: Room above the first row and to the right of the last column, in inches.
+#: Space above the first row and right of the last column, in inches.
 TOP, RIGHT = 0.75, 0.85
-#: Share of the voxels whose change is beyond the ends of the colours.
+#: Fraction of voxels whose change exceeds the colour scale.
 BEYOND = 0.005
 
 
@@ -44,11 +43,11 @@ class Sheet:
     """Images of N cases, all (N, C, *S) float32 on the CPU.
 
     Attributes:
-        originals: as they were taken.
-        titles: of the rows, N.
-        counterfactuals: name of the intervention -> images.
-        captions: name of the intervention -> N new values in words.
-        reconstructions: what the generator makes of the originals without their residual; None leaves them out.
+        originals: original images.
+        titles: titles of the N rows.
+        counterfactuals: name of the intervention -> counterfactuals.
+        captions: name of the intervention -> new values of the N images as text.
+        reconstructions: the generator's reconstructions, without the residual; None: not shown.
     """
 
     originals: Tensor
@@ -61,31 +60,32 @@ class Sheet:
 def sheet_of(
     generator: JudgedGenerator, patches: Patches, interventions: Sequence[Intervention], count: int, seed: int
 ) -> Sheet:
-    """Up to ``count`` images of as many groups as there are, and what the generator makes of them.
+    """Choose up to ``count`` images, balanced over groups, and compute their counterfactuals.
 
     Args:
-        generator: of counterfactuals.
-        patches: to choose from.
-        interventions: a pair of columns each.
-        count: of rows.
-        seed: of the choice and of the new values.
+        generator: generator of counterfactuals.
+        patches: patches to choose from.
+        interventions: interventions, two columns each.
+        count: largest number of rows.
+        seed: seed of the choice and of the new values.
     """
     chosen = balanced_choice(patches, generator.coding, count, seed)
     changed = {one.name: intervene(generator, chosen, one, (seed, number)) for number, one in enumerate(interventions)}
-    captions = {one.name: tuple(_words(cells, [attribute.name for attribute in one.attributes])
+    captions = {one.name: tuple(_values_text(cells, [attribute.name for attribute in one.attributes])
                                 for cells in changed[one.name].cells) for one in interventions}
     names = [attribute.name for attribute in generator.coding.attributes]
-    titles = tuple(f"{case}\n{_words(cells, names)}" for case, cells in zip(chosen.cases, chosen.cells))
+    titles = tuple(f"{case}\n{_values_text(cells, names)}" for case, cells in zip(chosen.cases, chosen.cells))
     return Sheet(chosen.images, titles, {name: one.counterfactuals for name, one in changed.items()}, captions,
                  reconstructions_of(generator, chosen))
 
 
-def _words(cells: Cells, names: Sequence[str]) -> str:
+def _values_text(cells: Cells, names: Sequence[str]) -> str:
+    """Known values of the named attributes, one per line."""
     return "\n".join(f"{name} {cells[name]}" for name in names if cells.get(name))
 
 
 class Panel(NamedTuple):
-    """A slice (Y, X), what is written above it, and whether it is a difference."""
+    """Slice (Y, X), its caption, and whether it is a difference image."""
 
     picture: np.ndarray
     caption: str = ""
@@ -94,16 +94,16 @@ class Panel(NamedTuple):
 
 @names_as_they_are
 def contact_sheet(sheet: Sheet, spacing: Sequence[float], file: Path, title: str = "") -> None:
-    """Draw the sheet as PNG, atomically.
+    """Draw the sheet as PNG, written atomically.
 
-    All images of a row share one grey window, all differences of the sheet one colour scale. A volume is shown by that
-    slice of its middle half which has most contrast. Of several channels the one that changes most is shown.
+    All images of a row share one grey window, all differences of the sheet one colour scale. A volume is represented by
+    the slice with the most contrast in its middle half, several channels by the channel that changes most.
 
     Args:
-        sheet: what is drawn.
-        spacing: (D,) in mm; pixels are drawn as long and as wide as they are.
-        file: where the picture goes.
-        title: above everything.
+        sheet: images and texts.
+        spacing: (D,) in mm, for the pixels' aspect ratio.
+        file: path of the PNG.
+        title: title of the sheet.
     """
     channel = most_changed_channel(sheet)
     rows = [_panels(sheet, row, channel) for row in range(len(sheet.titles))]
@@ -129,17 +129,17 @@ def contact_sheet(sheet: Sheet, spacing: Sequence[float], file: Path, title: str
 
 
 def _wrapped(title: str) -> str:
-    """Long names of cases would run into the pictures."""
+    """Wrap the title, since long names of cases would overlap the images."""
     return "\n".join(part for line in title.split("\n") for part in textwrap.wrap(line, LINE) or [""])
 
 
 def most_changed_channel(sheet: Sheet) -> int:
-    """The channel with the largest mean change, in its own standard deviations."""
+    """Index of the channel with the largest mean change in units of its standard deviation."""
     if not sheet.counterfactuals:
         return 0
     changes = torch.stack([(images - sheet.originals).abs().transpose(0, 1).flatten(1).mean(1)
                            for images in sheet.counterfactuals.values()])
-    return int((changes.mean(0) / channel_spread(sheet.originals)).argmax())
+    return int((changes.mean(0) / channel_std(sheet.originals)).argmax())
 
 
 def _panels(sheet: Sheet, row: int, channel: int) -> list[Panel]:
@@ -160,7 +160,7 @@ def _panels(sheet: Sheet, row: int, channel: int) -> list[Panel]:
 
 
 def slice_with_most_contrast(volume: Tensor) -> int | None:
-    """Of the middle half of a volume (Z, Y, X) the slice with the largest standard deviation; None of a 2D image."""
+    """Index of the slice with the largest standard deviation in the middle half of a volume (Z, Y, X); None in 2D."""
     if volume.ndim == 2:
         return None
     first = len(volume) // 4
@@ -168,7 +168,7 @@ def slice_with_most_contrast(volume: Tensor) -> int | None:
 
 
 def _grey_window(row: Sequence[Panel]) -> tuple[float, float]:
-    """Between the outermost half percents of all images of the row, so that a change of brightness is seen."""
+    """Common 0.5 to 99.5 percentile window of all images of the row, so that changes of brightness are visible."""
     values = np.concatenate([panel.picture.ravel() for panel in row if not panel.difference])
     low, high = np.quantile(values, [0.005, 0.995])
     return float(low), float(max(high, low + 1e-6))
@@ -181,7 +181,7 @@ def _colour_limit(differences: Sequence[np.ndarray]) -> float:
 
 
 def _panel_size(shape: Sequence[int], spacing: Sequence[float]) -> tuple[float, float]:
-    """Height and width in inches, as the patient's are."""
+    """Height and width of a panel in inches, with the patient's aspect ratio."""
     extent = [n * step for n, step in zip(shape, spacing[-2:])]
     return PANEL * extent[0] / max(extent), PANEL * extent[1] / max(extent)
 

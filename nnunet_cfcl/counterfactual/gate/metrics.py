@@ -1,4 +1,4 @@
-"""Figures of pairs of images that the gate is made of; none of them knows a generator."""
+"""The gate's metrics of pairs of images, independent of any generator."""
 
 from __future__ import annotations
 
@@ -9,52 +9,55 @@ from torch import Tensor
 
 from nnunet_cfcl.counterfactual.acquisition.quantiles import intensity_quantiles
 
-#: Quantiles that stand for an intensity distribution.
+#: Version of the gate's metrics. Raise it with every change of a metric here, of a judge (`attribute_predictor`,
+#: `small_segmenter`, `small_training`) or of the verdict's rules: verdicts of an earlier version are then not reused.
+GATE_VERSION = 1
+#: Quantile levels that represent an intensity distribution.
 LEVELS = 513
-#: A voxel is changed where its intensity moves by more than so many standard deviations.
+#: Intensity difference, in standard deviations, above which a voxel counts as changed.
 CHANGED = 0.1
 
 
-def channel_spread(images: Tensor) -> Tensor:
-    """(C,) standard deviation of the voxels of all images (N, C, *S); 1 for a channel that never changes."""
-    spread = images.transpose(0, 1).flatten(1).double().std(1, correction=0).float()
-    return torch.where(spread > 1e-6, spread, 1.0)
+def channel_std(images: Tensor) -> Tensor:
+    """Standard deviation (C,) of the voxels of all images (N, C, *S); 1 for a constant channel."""
+    std = images.transpose(0, 1).flatten(1).double().std(1, correction=0).float()
+    return torch.where(std > 1e-6, std, 1.0)
 
 
-def mean_change(one: Tensor, other: Tensor, spread: Tensor) -> float:
-    """Mean of |one - other| over all voxels, channels and images (N, C, *S), in standard deviations ``spread`` (C,)."""
-    return float(_scaled_difference(one, other, spread).mean())
+def mean_change(one: Tensor, other: Tensor, std: Tensor) -> float:
+    """Mean of |one - other| over all voxels, channels and images (N, C, *S), in standard deviations ``std`` (C,)."""
+    return float(_scaled_difference(one, other, std).mean())
 
 
-def changed_share(one: Tensor, other: Tensor, spread: Tensor) -> float:
-    """Share of the voxels whose intensity differs by more than `CHANGED` standard deviations in some channel."""
-    return float((_scaled_difference(one, other, spread) > CHANGED).any(1).float().mean())
+def changed_share(one: Tensor, other: Tensor, std: Tensor) -> float:
+    """Fraction of voxels whose intensity differs by more than `CHANGED` standard deviations in some channel."""
+    return float((_scaled_difference(one, other, std) > CHANGED).any(1).float().mean())
 
 
-def _scaled_difference(one: Tensor, other: Tensor, spread: Tensor) -> Tensor:
-    return (one - other).abs() / spread.view(-1, *[1] * (one.ndim - 2))
+def _scaled_difference(one: Tensor, other: Tensor, std: Tensor) -> Tensor:
+    return (one - other).abs() / std.view(-1, *[1] * (one.ndim - 2))
 
 
 def edge_strength(images: Tensor) -> Tensor:
-    """Magnitude of the gradient of images (N, C, *S), by Gaussian derivatives with a sigma of one voxel; float32."""
+    """Gradient magnitude of images (N, C, *S), by Gaussian derivatives with a sigma of one voxel; float32."""
     maps = [[ndimage.gaussian_gradient_magnitude(channel.numpy(), 1.0, mode="nearest") for channel in image]
             for image in images.float()]
     return torch.from_numpy(np.array(maps, dtype=np.float32))
 
 
 def structure_agreement(one: Tensor, other: Tensor) -> Tensor:
-    """How far two images have their edges at the same places: correlation of their `edge_strength`.
+    """Correlation of the `edge_strength` of two images: whether their edges are at the same positions.
 
-    It has no sign, so that inverted contrast counts as the same structure; tissues whose contrast a scanner changes
-    more or less than that of others lower it. It is what remains of normalised gradient fields (Haber and Modersitzki
-    2006, "Intensity gradient based registration and fusion of multi-modal images") when directions are left out, which
+    Edge strength has no sign, so that inverted contrast counts as the same structure; contrast changes that differ
+    between tissues lower the correlation. This corresponds to normalised gradient fields (Haber and Modersitzki 2006,
+    "Intensity gradient based registration and fusion of multi-modal images") without the gradients' directions, which
     agree by chance between any two images of the same organ.
 
     Args:
-        one, other: (N, C, *S), of `edge_strength`.
+        one, other: (N, C, *S), each from `edge_strength`.
 
     Returns:
-        (N,) float64 in [-1, 1], averaged over the channels that have any structure; NaN without one.
+        (N,) float64 in [-1, 1], averaged over the channels with any structure; NaN without such a channel.
     """
     centred = [edges.flatten(2).double() - edges.flatten(2).double().mean(2, keepdim=True) for edges in (one, other)]
     norms = [edges.norm(dim=2) for edges in centred]
@@ -63,16 +66,16 @@ def structure_agreement(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(known, correlations, torch.nan).nanmean(1)
 
 
-def intensity_distance(one: Tensor, other: Tensor, spread: Tensor) -> float:
+def intensity_distance(one: Tensor, other: Tensor, std: Tensor) -> float:
     """Wasserstein-1 distance of two groups' intensities, in standard deviations, averaged over the channels.
 
-    That is the mean distance of their quantile functions (Vallender 1974), here at `LEVELS` levels. All images of a
-    group are one distribution, so that what differs between its patients does not count as a distance.
+    This is the mean distance of their quantile functions (Vallender 1974), here at `LEVELS` levels. All images of a
+    group form one distribution, so that differences between its patients do not count.
 
     Args:
-        one: (N, C, *S).
-        other: (M, C, *S).
-        spread: (C,).
+        one: (N, C, *S), images of the first group.
+        other: (M, C, *S), images of the second group.
+        std: (C,) standard deviation of each channel.
     """
     tables = [intensity_quantiles(images.transpose(0, 1), LEVELS) for images in (one, other)]
-    return float(((tables[0] - tables[1]).abs() / spread[:, None]).mean())
+    return float(((tables[0] - tables[1]).abs() / std[:, None]).mean())

@@ -1,4 +1,4 @@
-"""What the gate finds out, as plain data: JSON-ready, None where a figure cannot be known."""
+"""Results of the gate as plain data: JSON-ready, None for unknown values."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class ValueFigures:
-    """How the predictor sees one value of an attribute.
+class ValueMetrics:
+    """Predictions for images with one value of an attribute.
 
     Attributes:
-        value: as in the table.
-        share: of the counterfactuals with this value that it takes for it; None without one.
-        counterfactuals: how many there are.
-        accuracy: share of the real held-out images with this value that it takes for it; None without one.
-        real: how many there are.
+        value: value as in the attribute table.
+        share: fraction of counterfactuals with this value that are classified as it; None without any.
+        counterfactuals: number of counterfactuals with this value.
+        accuracy: fraction of real held-out images with this value that are classified as it; None without any.
+        real: number of real held-out images with this value.
     """
 
     value: str
@@ -27,27 +27,28 @@ class ValueFigures:
 
 
 @dataclass(frozen=True)
-class AttributeFigures:
-    """How the predictor sees one attribute.
+class AttributeMetrics:
+    """Predictions of one attribute.
 
     Attributes:
-        attribute: its name.
-        share: of a changed attribute: counterfactuals that are taken for their new value, averaged over the new values
-            (effectiveness); of another one: counterfactuals that are taken for the same value as their originals.
-        accuracy: on real held-out images, averaged over the values: the new ones, or all that occur.
-        chance: accuracy of guessing.
-        values: of a changed attribute, those that counterfactuals were given.
+        attribute: name of the attribute.
+        share: changed attribute: fraction of counterfactuals classified as their new value, averaged over the new
+            values (effectiveness); other attribute: fraction classified as the same value as their originals.
+        accuracy: accuracy on real held-out images, averaged over the new values of a changed attribute, or over all
+            values that occur.
+        chance: accuracy at chance level.
+        values: metrics per new value of a changed attribute.
     """
 
     attribute: str
     share: float | None
     accuracy: float | None
     chance: float
-    values: tuple[ValueFigures, ...] = ()
+    values: tuple[ValueMetrics, ...] = ()
 
     @property
     def predictability(self) -> float | None:
-        """The accuracy between 0, guessing, and 1, no errors."""
+        """Accuracy rescaled to 0 at chance level and 1 without errors."""
         return None if self.accuracy is None else (self.accuracy - self.chance) / (1 - self.chance)
 
 
@@ -56,9 +57,9 @@ class Histogram:
     """Densities of one channel's intensities in the same bins.
 
     Attributes:
-        edges: of the bins, one more than there are.
-        originals, counterfactuals: of the images that were changed, before and after.
-        real: of real held-out images that have the new values; None without one.
+        edges: edges of the bins, one more than bins.
+        originals, counterfactuals: densities of the images before and after the intervention.
+        real: density of real held-out images with the new values; None without any.
     """
 
     edges: tuple[float, ...]
@@ -68,16 +69,16 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class TargetFigures:
-    """The counterfactuals of an intervention that were given the same values, beside real images that have them.
+class TargetMetrics:
+    """Intensities of counterfactuals with the same new values, compared with real images that have these values.
 
     Attributes:
         values: attribute -> new value.
-        counterfactuals, real: how many images there are.
-        distance_before, distance_after: of the originals' and the counterfactuals' intensities to those of the real
-            held-out images, in standard deviations (`gate_measures.intensity_distance`).
-        distance_real: of real training images with these values to the same: what chance alone makes.
-        histograms: one for each channel.
+        counterfactuals, real: numbers of images.
+        distance_before, distance_after: distance of the originals' and the counterfactuals' intensities to those of the
+            real held-out images, in standard deviations (`metrics.intensity_distance`).
+        distance_real: distance of real training images with these values to the same: the sampling noise.
+        histograms: histograms of each channel.
     """
 
     values: Mapping[str, str]
@@ -91,13 +92,13 @@ class TargetFigures:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an intervention may be used.
+    """Decision whether an intervention may be used.
 
     Attributes:
-        passed: it may.
-        reasons: in words, why not.
-        remarks: in words, what could not be judged, and did not decide.
-        ineffective: a changed attribute is not changed enough; a longer or a taught generator may mend that.
+        passed: whether the intervention may be used.
+        reasons: reasons for a rejection.
+        remarks: aspects that could not be judged and did not affect the decision.
+        ineffective: whether an attribute is not changed enough, which longer training or fine-tuning may fix.
     """
 
     passed: bool
@@ -106,37 +107,37 @@ class Verdict:
     ineffective: bool = False
 
     @property
-    def words(self) -> str:
-        """One line."""
-        said = "passed" if self.passed else "not passed: " + "; ".join(self.reasons)
-        return said + "".join(f" (remark: {remark})" for remark in self.remarks)
+    def summary(self) -> str:
+        """Decision, reasons and remarks in one line."""
+        decision = "passed" if self.passed else "not passed: " + "; ".join(self.reasons)
+        return decision + "".join(f" (remark: {remark})" for remark in self.remarks)
 
 
 @dataclass(frozen=True)
-class InterventionFigures:
-    """All figures of one intervention, on held-out images whose values of the changed attributes are known.
+class InterventionMetrics:
+    """Metrics of one intervention, on held-out images whose values of the changed attributes are known.
 
     Attributes:
-        name: of the intervention.
-        images, cases: how many were changed.
-        effectiveness: of every attribute that is changed.
-        kept: of every other binary or categorical one.
+        name: name of the intervention.
+        images, cases: numbers of images and cases.
+        effectiveness: metrics of every changed attribute.
+        kept: metrics of every other binary or categorical attribute.
         reversibility: mean |x - back(there(x))| relative to mean |there(x) - x|; None where nothing changes.
-        structure: agreement of structure between image and counterfactual (`gate_measures.structure_agreement`).
-        structure_unrelated: the same between an image and the counterfactual of another one: what a figure means.
-        dice_originals, dice_counterfactuals: of the small segmenter with the original's labels.
-        distance_before, distance_after, distance_real: `TargetFigures`, averaged over the counterfactuals.
+        structure: structure agreement of image and counterfactual (`metrics.structure_agreement`).
+        structure_unrelated: structure agreement of an image and the counterfactual of another image, for reference.
+        dice_originals, dice_counterfactuals: Dice of the small segmenter with the originals' labels.
+        distance_before, distance_after, distance_real: see `TargetMetrics`, averaged over the counterfactuals.
         change: mean |there(x) - x| in standard deviations.
-        changed_share: of the voxels, see `gate_measures.changed_share`.
-        targets: by the values that were given.
-        not_finite: counterfactuals with values that are no numbers, there or back; with one all figures are unknown.
+        changed_share: fraction of changed voxels, see `metrics.changed_share`.
+        targets: metrics by new values.
+        not_finite: number of images with non-finite counterfactuals, there or back; if any, no metric is known.
     """
 
     name: str
     images: int
     cases: int
-    effectiveness: tuple[AttributeFigures, ...] = ()
-    kept: tuple[AttributeFigures, ...] = ()
+    effectiveness: tuple[AttributeMetrics, ...] = ()
+    kept: tuple[AttributeMetrics, ...] = ()
     reversibility: float | None = None
     structure: float | None = None
     structure_unrelated: float | None = None
@@ -147,19 +148,19 @@ class InterventionFigures:
     distance_real: float | None = None
     change: float | None = None
     changed_share: float | None = None
-    targets: tuple[TargetFigures, ...] = ()
+    targets: tuple[TargetMetrics, ...] = ()
     not_finite: int = 0
 
     @property
     def dice_ratio(self) -> float | None:
-        """Dice on counterfactuals relative to that on originals."""
+        """Dice on counterfactuals relative to Dice on originals."""
         if self.dice_originals is None or self.dice_counterfactuals is None or self.dice_originals == 0:
             return None
         return self.dice_counterfactuals / self.dice_originals
 
     @property
     def distance_ratio(self) -> float | None:
-        """The distance that is left, relative to that of the originals."""
+        """Remaining distance relative to the originals' distance."""
         if self.distance_before is None or self.distance_after is None or self.distance_before == 0:
             return None
         return self.distance_after / self.distance_before
@@ -167,22 +168,22 @@ class InterventionFigures:
 
 @dataclass(frozen=True)
 class GateReport:
-    """What the gate says about a generator.
+    """The gate's report on a generator.
 
     Attributes:
-        interventions: the figures of every one.
-        verdicts: of every one, in the same order.
-        composition: mean |x - counterfactual(x, its own attributes)| in standard deviations; None with too few cases,
-            or where it is no number.
-        reconstruction: mean |x - reconstruction(x)| in standard deviations; it decides nothing.
-        predictor: attribute -> balanced accuracy of the predictor on real held-out images, None where it is not known.
-        images, cases: held-out ones that were looked at.
-        training_cases: cases that predictor and segmenter learned from.
-        settings: of the gate.
-        seed: of all draws.
+        interventions: metrics of every intervention.
+        verdicts: verdict on every intervention, in the same order.
+        composition: mean |x - counterfactual(x, its own attributes)| in standard deviations; None with too few cases
+            or if not finite.
+        reconstruction: mean |x - reconstruction(x)| in standard deviations; for information only.
+        predictor: attribute -> balanced accuracy of the predictor on real held-out images; None if unknown.
+        images, cases: numbers of held-out images and cases.
+        training_cases: number of training cases of predictor and segmenter.
+        settings: settings of the gate.
+        seed: seed of all draws.
     """
 
-    interventions: tuple[InterventionFigures, ...]
+    interventions: tuple[InterventionMetrics, ...]
     verdicts: tuple[Verdict, ...]
     composition: float | None
     reconstruction: float | None
@@ -195,11 +196,11 @@ class GateReport:
 
     @property
     def passed(self) -> tuple[str, ...]:
-        """Names of the interventions that may be used."""
+        """Names of the interventions that passed."""
         return tuple(one.name for one, verdict in zip(self.interventions, self.verdicts) if verdict.passed)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready, every intervention with its verdict."""
+        """JSON-ready report, every intervention with its verdict."""
         content = asdict(self)
         verdicts = content.pop("verdicts")
         for entry, verdict, one in zip(content["interventions"], verdicts, self.interventions):

@@ -1,4 +1,4 @@
-"""A small segmentation network that says whether the organs of a counterfactual are still where they were."""
+"""A small segmentation network that measures whether counterfactuals preserve the anatomy."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from nnunet_cfcl.counterfactual.generator.generator import IntensityScale
 class SmallSegmenter(nn.Module):
     """A U-Net of few channels (Ronneberger et al. 2015, arXiv 1505.04597) for images (N, C, *patch).
 
-    It works at half their resolution, which is enough to see whether an organ has moved, and in 3D costs an eighth.
+    It works at half resolution, which suffices to detect a displaced organ and costs an eighth in 3D.
 
     Args:
-        labels: the values of the label map it tells apart, ascending.
+        labels: label values to segment, ascending.
         patch_size: (D,) in voxels.
-        channels: C.
-        scale: of the intensities.
+        channels: number of image channels C.
+        scale: intensity scale of the generator.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class SmallSegmenter(nn.Module):
         self._smooth = "bilinear" if dim == 2 else "trilinear"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K, *patch) of its K labels."""
+        """Compute logits (N, K, *patch) of the K labels."""
         x = self.down[0](self.stem(self.scale.to(images.device).forward(images)))
         passed = [x]
         for stride, stage in zip(self._strides, list(self.down)[1:]):
@@ -54,7 +54,7 @@ class SmallSegmenter(nn.Module):
 
     @torch.no_grad()
     def segment(self, images: Tensor) -> Tensor:
-        """(N, *patch) int16 label maps, on the CPU; images may be anywhere and any number."""
+        """Segment any number of images on any device into int16 label maps (N, *patch), on the CPU."""
         device, table = cast(Tensor, self.last.weight).device, torch.tensor(self.labels, dtype=torch.int16)
         parts = images.split(images_per_pass(images))
         return torch.cat([table[self(part.to(device)).argmax(1).cpu()] for part in parts])
@@ -70,17 +70,17 @@ def _stage(before: int, after: int, dim: int) -> nn.Module:
 def train_segmenter(
     patches: Patches, steps: int, seed: int, device: torch.device | str, scale: IntensityScale
 ) -> SmallSegmenter | None:
-    """A segmenter trained on the patches that have labels; the same for the same arguments.
+    """Train a segmenter on the patches with labels; reproducible.
 
     Args:
-        patches: of training patients, of all groups that counterfactuals will look like.
-        steps: of the optimiser.
-        seed: of the initialisation and of all draws.
-        device: where it is trained, and stays.
-        scale: of the intensities.
+        patches: patches of training patients, from all groups of the counterfactuals.
+        steps: number of optimiser steps.
+        seed: seed of the initialisation and of all draws.
+        device: device of the training and of the trained segmenter.
+        scale: intensity scale of the generator.
 
     Returns:
-        None where fewer than two labels occur.
+        The segmenter; None if fewer than two labels occur.
     """
     if patches.labels is None:
         return None
@@ -90,7 +90,7 @@ def train_segmenter(
     if len(labels) < 2:
         return None
     device, size = torch.device(device), tuple(images.shape[2:])
-    # -1 comes before every label, so that it becomes -1 again
+    # searchsorted maps -1 to 0, the index of the first label: restore it
     targets = torch.searchsorted(torch.tensor(labels), maps).masked_fill_(maps < 0, -1)
 
     def loss_of(network: SmallSegmenter, chosen: Tensor, shares: Tensor) -> Tensor:
@@ -104,29 +104,29 @@ def train_segmenter(
 
 
 def segmentation_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Cross entropy, and 1 - soft Dice averaged over all labels but the first, of the batch as a whole.
+    """Cross entropy plus 1 - soft Dice, averaged over all labels but the first and computed over the whole batch.
 
     Args:
         logits: (N, K, *S).
-        truth: (N, *S) int64 in [0, K), -1 where nothing is known.
+        truth: (N, *S) int64 in [0, K), -1 for unlabelled voxels.
     """
     known = (truth >= 0).unsqueeze(1)
-    wanted = nn.functional.one_hot(truth.clamp_min(0), logits.shape[1]).movedim(-1, 1) * known
+    target = nn.functional.one_hot(truth.clamp_min(0), logits.shape[1]).movedim(-1, 1) * known
     log_probabilities = logits.log_softmax(1)
-    cross_entropy = -(wanted * log_probabilities).sum() / known.sum().clamp_min(1)
+    cross_entropy = -(target * log_probabilities).sum() / known.sum().clamp_min(1)
     found = (log_probabilities.exp() * known).transpose(0, 1).flatten(1)
-    both = wanted.transpose(0, 1).flatten(1)
+    both = target.transpose(0, 1).flatten(1)
     dice = (2 * (found * both).sum(1) + 1) / (found.sum(1) + both.sum(1) + 1)
     return cross_entropy + 1 - dice[1:].mean()
 
 
 def dice_scores(found: Tensor, truth: Tensor, labels: Sequence[int]) -> Tensor:
-    """(N,) Dice of every image, averaged over those of the ``labels`` that occur in its truth; NaN without one.
+    """Dice (N,) of every image, averaged over the ``labels`` in its reference; NaN without any.
 
     Args:
-        found: (N, *S) label maps.
-        truth: (N, *S), below 0 where nothing is known: such voxels do not count.
-        labels: to look at.
+        found: (N, *S) predicted label maps.
+        truth: (N, *S) reference label maps; voxels below 0 are unlabelled and ignored.
+        labels: labels to evaluate.
     """
     known = truth >= 0
     scores = []

@@ -1,4 +1,4 @@
-"""What the small networks that judge a generator share: how they are trained in a minute, and on what."""
+"""Short training of the small judging networks, with its augmentation and strides."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.runs.watchdog import beat, watched
 
-#: Voxels that a step sees; with larger images it has fewer of them, within these bounds.
+#: Voxels per step: determines the number of images per step, within the bounds below.
 VOXELS_PER_STEP = 1 << 20
 FEWEST_IMAGES, MOST_IMAGES = 4, 16
-#: Images are moved by up to this share of their size.
+#: Largest shift of an image, relative to its size.
 SHIFT = 0.05
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -25,23 +25,21 @@ def train_briefly(
     build: Callable[[], Network], count: int, loss_of: Callable[[Network, Tensor, Tensor], Tensor], steps: int,
     images_per_step: int, dim: int, seed: int, device: torch.device, peak_lr: float = 2e-3,
 ) -> Network:
-    """A network trained by AdamW, with a short warm-up and a linear decay; the same for the same arguments.
-
-    It is watched, see `runs.watchdog.watched`.
+    """Train a network with AdamW, a short warm-up and linear decay, under the watchdog; reproducible.
 
     Args:
-        build: makes it.
-        count: of images there are.
-        loss_of: (network, indices (B,) of images, shares (B, D) in [-1, 1] by which to move them) -> scalar.
-        steps: of the optimiser.
-        images_per_step: B.
-        dim: D.
-        seed: of the initialisation and of all draws.
-        device: where it is trained.
-        peak_lr: highest learning rate.
+        build: builds the network.
+        count: number of images.
+        loss_of: (network, indices (B,) of images, relative shifts (B, D) in [-1, 1]) -> scalar.
+        steps: number of optimiser steps.
+        images_per_step: number of images per step B.
+        dim: number of spatial axes D.
+        seed: seed of the initialisation and of all draws.
+        device: device of the training.
+        peak_lr: peak learning rate.
 
     Returns:
-        The network, on the device, in evaluation mode, with parameters that want no gradient.
+        The network on the device, in evaluation mode, with frozen parameters.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(seed).initial_seed())
@@ -62,7 +60,7 @@ def train_briefly(
 
 
 def _rounds(count: int, seed: int) -> Iterator[int]:
-    """Rounds through all images, in a new order each."""
+    """Yield indices of all images, reshuffled every epoch."""
     round_ = 0
     while True:
         yield from torch.randperm(count, generator=generator_for(seed, round_, 2)).tolist()
@@ -70,16 +68,16 @@ def _rounds(count: int, seed: int) -> Iterator[int]:
 
 
 def images_per_step(patch_size: Sequence[int]) -> int:
-    """As many as `VOXELS_PER_STEP` allows."""
+    """Number of images per step within `VOXELS_PER_STEP`."""
     return max(FEWEST_IMAGES, min(MOST_IMAGES, VOXELS_PER_STEP // torch.Size(patch_size).numel()))
 
 
 def shifted(images: Tensor, shares: Tensor) -> Tensor:
-    """Images moved by whole voxels, each by its own; what comes in at a border is the reflection of what is there.
+    """Shift every image by whole voxels, with reflection at the borders.
 
     Args:
         images: (N, C, *S).
-        shares: (N, D) in [-1, 1], of the largest move, which is `SHIFT` of the size.
+        shares: (N, D) in [-1, 1], relative to the largest shift (`SHIFT` times the size).
     """
     for axis, size in enumerate(images.shape[2:]):
         moves = (shares[:, axis] * round(SHIFT * size)).round().long()
@@ -92,13 +90,15 @@ def shifted(images: Tensor, shares: Tensor) -> Tensor:
 
 
 def halvings(shape: Sequence[int], smallest: int, most: int) -> list[tuple[int, ...]]:
-    """Strides of successive halvings, until the longest axis would get shorter than ``smallest`` voxels; axes that are
-    no longer than half the longest wait, so that thick slices are not merged before their voxels are about cubes.
+    """Strides of successive halvings, while the longest axis keeps at least ``smallest`` voxels.
+
+    Axes no longer than half of the longest axis are not halved, so that thick slices are merged only once voxels are
+    about isotropic.
 
     Args:
         shape: (D,) in voxels.
-        smallest: length that is kept.
-        most: halvings at most.
+        smallest: smallest length of the longest axis.
+        most: largest number of halvings.
     """
     size, strides = list(shape), list[tuple[int, ...]]()
     while len(strides) < most and max(size) >= 2 * smallest:

@@ -1,4 +1,4 @@
-"""Both adversaries of a generator: what they learn, and what they make the generator learn."""
+"""The generator's adversarial losses, and the updates of both adversaries."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from nnunet_cfcl.counterfactual.generator.code_adversary import (
     base_rates,
     value_targets,
 )
-from nnunet_cfcl.counterfactual.generator.hvae import HVAESizes
+from nnunet_cfcl.counterfactual.generator.hvae_sizes import HVAESizes
 from nnunet_cfcl.counterfactual.generator.image_adversary import ImageAdversary
 from nnunet_cfcl.data.attributes import Attribute, AttributeCoding
 
 
 class Adversaries(nn.ModuleList):
-    """The adversary of the codes and that of the decoded images; `hide` and `convince` teach them, and say how much the
-    generator still gives away.
+    """Code adversary and image adversary; `hide` and `convince` compute their gradients and the generator's losses.
 
     Args:
-        sizes: of the HVAE.
-        coding: of the attributes.
-        changed: those that some intervention changes, binary or categorical.
+        sizes: sizes of the HVAE.
+        coding: encoding of the attributes.
+        changed: binary or categorical attributes that some intervention changes.
         parents: (N, coding.width) encoded attributes of all training cases.
     """
 
@@ -41,17 +40,20 @@ class Adversaries(nn.ModuleList):
         self.counts = [len(attribute.values) for attribute in changed]
         self.register_buffer("rates", base_rates(self.values(parents), self.counts), persistent=False)
         parts = self.rates.split(self.counts)
-        #: mean entropy of the attributes in nats, the loss of an adversary that can only guess
+        #: mean entropy of the attributes in nats: the loss of an adversary at chance level
         self.guessing = float(torch.stack([torch.special.entr(part).sum() for part in parts]).mean())
 
     def hide(self, codes: Sequence[Tensor], parents: Tensor, share: float) -> tuple[Tensor, float]:
-        """What the codes give away, in nats above guessing, with a graph; and the code adversary's own loss relative to
-        guessing, whose gradients are added to its parameters.
+        """Loss that removes the attributes from the codes; adds the code adversary's gradients to its parameters.
 
         Args:
-            codes: of `Evidence.codes`.
+            codes: codes of `Evidence.codes`.
             parents: (B, coding.width), of the same images.
             share: weight of these images' gradients.
+
+        Returns:
+            The attribute information in the codes, in nats above chance level, differentiable; and the code adversary's
+            own loss relative to chance level.
         """
         adversary = self[0]
         own = self._entropy(adversary([code.detach() for code in codes]), self.values(parents))
@@ -63,14 +65,17 @@ class Adversaries(nn.ModuleList):
     def convince(
         self, means: Tensor, counterfactuals: Tensor, parents: Tensor, others: Tensor, share: float
     ) -> tuple[Tensor, float]:
-        """How little decoded counterfactuals are taken for what they should be, in nats, with a graph; and the image
-        adversary's own loss relative to guessing, whose gradients are added to its parameters.
+        """Loss that makes counterfactuals match their new attributes; adds the image adversary's gradients.
 
         Args:
             means: (B, C, *S), decoded with the images' own parents.
             counterfactuals: (B, C, *S), decoded from the same codes with ``others``.
             parents, others: (B, coding.width).
             share: weight of these images' gradients.
+
+        Returns:
+            The adversary's cross entropy of the new attributes on the counterfactuals, in nats, differentiable; and the
+            image adversary's own loss relative to chance level.
         """
         adversary, true = self[1], self.values(parents)
         seen = adversary(torch.cat([means.detach(), counterfactuals.detach()]))
@@ -81,7 +86,7 @@ class Adversaries(nn.ModuleList):
         return disbelief, float(own.detach()) / self.guessing
 
     def values(self, parents: Tensor) -> Tensor:
-        """(B, K) of `value_targets`, for the changed attributes."""
+        """One-hot values (B, K) of the changed attributes, see `value_targets`."""
         return value_targets(parents, self.coding, self.changed)
 
     def _entropy(self, logits: Sequence[Tensor], targets: Tensor) -> Tensor:
@@ -90,7 +95,7 @@ class Adversaries(nn.ModuleList):
 
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
-    """Gradients go through the network, not into it."""
+    """Freeze the network's parameters; gradients still reach its input."""
     network.requires_grad_(False)
     try:
         yield

@@ -1,9 +1,9 @@
-"""An adversary that tries to tell the attributes from the codes of an image, so that the codes learn not to carry them.
+"""Adversary that predicts the attributes from an image's codes, so that the codes are trained not to carry them.
 
-What stays in the codes of one group of images cannot be changed by an intervention: if the codes tell the scanner, the
-decoder reads it there, and the parents do nothing (method, section 1). A prior without parents alone does not prevent
-it: one bit in a coarse code is enough, and costs next to nothing. The adversary makes it dear (Lample et al. 2017,
-"Fader networks", arXiv 1706.00409).
+An intervention cannot change attributes that the codes carry: if the codes identify the scanner, the decoder takes it
+from there and ignores the parents (method, section 1). A prior without parents does not prevent this: one bit in a
+coarse code suffices and costs almost nothing. The adversary penalises it (Lample et al. 2017, "Fader networks", arXiv
+1706.00409).
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from nnunet_cfcl.counterfactual.generator.hvae import HVAESizes
+from nnunet_cfcl.counterfactual.generator.hvae_sizes import HVAESizes
 from nnunet_cfcl.data.attributes import Attribute, AttributeCoding
 
 WIDTH = 32
 
 
 class CodeAdversary(nn.Module):
-    """Reads the codes from the coarsest resolution to the finest; guesses at every place, and of the whole image.
+    """Attribute classifier of the codes, coarse to fine; it predicts at every position and for the whole image.
 
     Args:
-        sizes: of the HVAE.
-        attributes: binary or categorical ones.
+        sizes: sizes of the HVAE.
+        attributes: binary or categorical attributes to predict.
     """
 
     def __init__(self, sizes: HVAESizes, attributes: Sequence[Attribute]) -> None:
@@ -45,10 +45,12 @@ class CodeAdversary(nn.Module):
                 self.whole.append(nn.Linear(2 * WIDTH, sum(self.counts)))
 
     def forward(self, codes: Sequence[Tensor]) -> list[Tensor]:
-        """Logits (B, K, M) of every resolution, K values of all attributes, M places and the whole image.
+        """Compute logits at every resolution: (B, K, M) at M positions and (B, K, 1) of the whole image.
+
+        K is the number of values of all attributes.
 
         Args:
-            codes: of `Evidence.codes`, from the coarsest.
+            codes: codes of `Evidence.codes`, from the coarsest.
         """
         given, found = iter(codes), []
         features: Tensor | None = None
@@ -65,38 +67,38 @@ class CodeAdversary(nn.Module):
 
 
 def adversarial_cross_entropy(logits: Sequence[Tensor], targets: Tensor, counts: Sequence[int]) -> Tensor:
-    """Mean over attributes, readings and places, in nats; images whose value is unknown are left out.
+    """Cross entropy averaged over attributes, heads and positions, in nats; unknown values are ignored.
 
     Args:
-        logits: (B, K, M) each, of an adversary.
-        targets: (B, K) probabilities of the values, attribute after attribute; all 0 where it is unknown.
-        counts: of the values of every attribute, K together.
+        logits: (B, K, M) of every head of an adversary.
+        targets: (B, K) probabilities of the values, attribute by attribute; all 0 for an unknown attribute.
+        counts: number of values of every attribute, K in total.
     """
     parts = []
     for one in logits:
         for guess, target in zip(one.split(list(counts), 1), targets.split(list(counts), 1)):
             entropy = -(torch.log_softmax(guess, 1) * target.unsqueeze(2)).sum(1).mean(1)
-            # the sum of an unknown value is 0 already
+            # the entropy of an unknown value is 0 already
             parts.append(entropy.sum() / target.sum().clamp_min(1))
     return torch.stack(parts).mean()
 
 
 def _coordinates(shape: Sequence[int], like: Tensor) -> Tensor:
-    """(B, D, *shape) from -1 to 1: fluid is told from muscle by where it is."""
+    """Coordinates (B, D, *shape) from -1 to 1: the meaning of a code depends on its position."""
     axes = [torch.linspace(-1, 1, n, device=like.device) if n > 1 else like.new_zeros(1) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(like), -1, *shape)
 
 
 def value_targets(parents: Tensor, coding: AttributeCoding, attributes: Sequence[Attribute]) -> Tensor:
-    """Which value every attribute has, for `adversarial_cross_entropy`.
+    """Convert encoded attributes to one-hot targets for `adversarial_cross_entropy`.
 
     Args:
         parents: (B, coding.width) encoded attributes.
-        coding: theirs.
-        attributes: some of the coding's, binary or categorical ones.
+        coding: encoding of ``parents``.
+        attributes: binary or categorical attributes of the coding.
 
     Returns:
-        (B, K) with 1 at each value; all 0 for an attribute that is unknown.
+        (B, K), 1 at the value of each attribute; all 0 for an unknown attribute.
     """
     parts = dict(zip((one.name for one in coding.attributes), parents.split([a.width for a in coding.attributes], 1)))
     targets = []
@@ -107,6 +109,6 @@ def value_targets(parents: Tensor, coding: AttributeCoding, attributes: Sequence
 
 
 def base_rates(targets: Tensor, counts: Sequence[int]) -> Tensor:
-    """(K,) how frequent every value of its attribute is among ``targets`` (B, K): what is guessed without looking."""
+    """Relative frequency (K,) of every value within its attribute, from ``targets`` (B, K)."""
     sums = [part.sum(0) for part in targets.split(list(counts), 1)]
     return torch.cat([one / one.sum().clamp_min(1) for one in sums])

@@ -1,41 +1,40 @@
-"""What the generator learns from: patches of the cases and their attributes."""
+"""Data of the generator: patches of the cases and their attributes, and the split into training and validation."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset
 
 from nnunet_cfcl.config import GeneratorSettings
 from nnunet_cfcl.counterfactual.acquisition.quantiles import intensity_quantiles
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.data.attributes import AttributeCoding
 from nnunet_cfcl.data.reader import CaseReader, require_finite
+from nnunet_cfcl.runs.batches import shuffled
 from nnunet_cfcl.runs.seeds import generator_for
-from nnunet_cfcl.runs.watchdog import show_stacks_when_asked
 from nnunet_cfcl.views.crop_box import CropBox, crop_around
 
 Cells = Mapping[str, str]
-#: A patch without any contrast teaches nothing: so many positions are tried.
+#: Number of patches drawn until one has contrast.
 POSITIONS_TRIED = 8
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Patches of cases, whole 2D images where they are no larger.
+    """Patches of cases, whole 2D images where these are no larger than a patch.
 
     Attributes:
         images: (N, C, *patch) float32, nnU-Net's preprocessed intensities, on the CPU.
-        cases: the case of each.
-        cells: attribute -> value of each case; a missing attribute is unknown.
+        cases: the case of every patch.
+        cells: attribute -> value, of every patch's case; a missing attribute is unknown.
         labels: (N, *patch) int16, below 0 where nothing is known; None: no case has labels.
     """
 
@@ -59,12 +58,12 @@ def draw_patches(
     """``count`` patches at random places, the cases in turn; the same for the same arguments.
 
     Args:
-        reader: of the cases.
-        cells: case -> attribute -> value; a case that is not there has none.
-        cases: to draw from.
-        patch_size: D voxels.
-        count: N.
-        seed: of the places.
+        reader: reader of the cases.
+        cells: case -> attribute -> value; a case that is not there has no known attributes.
+        cases: cases to draw from.
+        patch_size: (D,) in voxels.
+        count: number of patches.
+        seed: seed of the places.
     """
     chosen = [cases[index % len(cases)] for index in range(count)]
     drawn = [_draw_patch(reader, case, patch_size, generator_for(seed, index)) for index, case in enumerate(chosen)]
@@ -83,7 +82,7 @@ def _labels(reader: CaseReader, case: str, box: CropBox) -> Tensor | None:
 def _draw_patch(
     reader: CaseReader, case: str, patch_size: Sequence[int], generator: Generator, shift: Sequence[int] | None = None
 ) -> tuple[CropBox, Tensor]:
-    """A crop (C, *patch) with contrast, where a few tries find one, and where it lies."""
+    """Box and crop (C, *patch) at a random place, with contrast if one of `POSITIONS_TRIED` crops has it."""
     shape = reader.shape(case)[1:]
     for _ in range(POSITIONS_TRIED):
         # around a voxel: even positions would hardly ever reach the image's border, where one in two or three windows
@@ -99,7 +98,7 @@ def _draw_patch(
 
 
 def _shifted(box: CropBox, shift: Sequence[int], generator: Generator) -> CropBox:
-    """Moved at random by up to ``shift`` voxels (3,) along each axis, also beyond the image."""
+    """Box moved at random by up to ``shift`` voxels (3,) along each axis, also beyond the image."""
     moves = [int(torch.randint(-most, most + 1, (), generator=generator)) for most in shift]
     start = tuple(
         # at least one voxel of the image stays inside
@@ -108,12 +107,12 @@ def _shifted(box: CropBox, shift: Sequence[int], generator: Generator) -> CropBo
 
 
 class Sample(NamedTuple):
-    """What one image is learned from; collated, every field has a leading batch axis.
+    """One image and its attributes before and after an intervention; collated, with a leading batch axis.
 
     Attributes:
         image: (C, *patch) float32.
-        parents: (P,) its encoded attributes, one or the other hidden.
-        others: (P,) those after an intervention drawn at random.
+        parents: (P,) encoded attributes, each of them hidden with the probability ``parents_dropped``.
+        others: (P,) encoded attributes after a random intervention.
     """
 
     image: Tensor
@@ -125,15 +124,15 @@ class GeneratorDataset(Dataset[Sample]):
     """Sample ``s * images_per_step + i`` is image i of step s; it depends on (seed, s, i) alone.
 
     Args:
-        reader: of the cases.
+        reader: reader of the cases.
         cells: case -> attribute -> value.
-        cases: to learn from.
-        coding: of the attributes.
-        interventions: to draw from.
-        patch_size: D voxels.
-        settings: of the generator.
-        seed: of all settings.
-        steps: optimiser steps of the whole training.
+        cases: training cases.
+        coding: encoding of the attributes.
+        interventions: interventions to draw from.
+        patch_size: (D,) in voxels.
+        settings: settings of the generator.
+        seed: seed of the draws.
+        steps: number of optimiser steps of the training.
     """
 
     def __init__(
@@ -163,30 +162,16 @@ class GeneratorDataset(Dataset[Sample]):
         return Sample(patch.flip(tuple(flipped)), self._coding.encode(cells), self._coding.encode(others))
 
     def _seen(self, cells: Cells, generator: Generator) -> dict[str, str]:
-        """The attributes that are not hidden this time."""
+        """Random choice of the attributes that are not hidden."""
         return {name: cell for name, cell in cells.items()
                 if float(torch.rand((), generator=generator)) >= self._settings.parents_dropped}
 
     def _case(self, index: int) -> str:
-        """Rounds through all cases in a new order each."""
-        round_, position = divmod(index, len(self._cases))
-        order = np.random.default_rng([self._seed, round_, 1]).permutation(len(self._cases))
-        return self._cases[order[position]]
-
-
-def batches(
-    dataset: GeneratorDataset, indices: Iterable[int], batch_size: int, workers: int
-) -> Iterator[Sample]:
-    """Collated samples in the given order, whatever the number of worker processes."""
-    loader = DataLoader(dataset, batch_size=None, sampler=list(indices), num_workers=workers,
-                        prefetch_factor=2 if workers else None, worker_init_fn=show_stacks_when_asked)
-    stream = iter(loader)
-    while batch := list(islice(stream, batch_size)):
-        yield default_collate(batch)
+        return self._cases[shuffled(index, len(self._cases), self._seed, 1)]
 
 
 def case_quantiles(reader: CaseReader, cases: Sequence[str]) -> list[Tensor]:
-    """The quantile table (C, Q) of a few slices of every case."""
+    """Quantile table (C, Q) of the middle slices of every case."""
     return [intensity_quantiles(_middle(reader, case)) for case in cases]
 
 
@@ -202,61 +187,85 @@ def _middle(reader: CaseReader, case: str, slices: int = 16) -> NDArray[np.float
 def split_patients(
     cases: Sequence[str], patient: Mapping[str, str], values: Mapping[str, Sequence[str]], share: float, seed: int
 ) -> tuple[list[str], list[str]]:
-    """Cases to learn from and cases to validate on; no patient is in both.
+    """Training cases and validation cases; no patient is in both.
 
-    Values of two patients or more are found on both sides, as far as every value keeps a patient to be learned from.
-    Combinations of values have their share of the validation, but none has a claim to a patient there: with many
-    combinations that would be far more than ``share``.
+    Values of two patients or more occur on both sides, as far as every value keeps a training patient. Combinations of
+    values have their share of the validation, but none is sure of a patient there: with many combinations, that would
+    take far more than ``share``.
 
     Args:
-        cases: all of them.
+        cases: all cases.
         patient: case -> patient; a case that is not there is a patient of its own.
-        values: case -> its values, in the order of the attributes that they are of.
-        share: of the patients that is kept for validation; one at least where there are two.
-        seed: of the choice.
+        values: case -> its values, in the order of the attributes.
+        share: share of the patients for validation; at least one where there are two.
+        seed: seed of the choice.
     """
     of: dict[str, list[str]] = {}
     for case in sorted(cases):
         of.setdefault(patient.get(case, case), []).append(case)
     order = [sorted(of)[index] for index in np.random.default_rng(seed).permutation(len(of))]
-    # what all patients have is found on both sides too, so that neither is empty
-    shown = {name: {(-1, ""), *(pair for case in of[name] for pair in enumerate(values.get(case, ())))}
-             for name in order}
-    patients = Counter(value for found in shown.values() for value in found)
-    learners, kept = Counter(patients), set()
-
-    def keep_aside(name: str) -> bool:
-        """Unless nobody else is left to learn one of the patient's values from."""
-        if name in kept or any(learners[value] < 2 for value in shown[name]):
-            return False
-        kept.add(name)
-        learners.subtract(shown[name])
-        return True
-
-    def missing(name: str) -> int:
-        """Of the patient's values those that no patient kept aside has."""
-        return sum(learners[value] == patients[value] for value in shown[name])
-
-    for value in sorted(patients, key=lambda one: (patients[one], one)):
-        if learners[value] == patients[value]:
-            candidates = sorted((name for name in order if value in shown[name]), key=missing, reverse=True)
-            next(filter(keep_aside, candidates), None)
-    count = round(share * sum(all(patients[value] > 1 for value in found) for found in shown.values()))
-    groups = _by_combination({name: of[name] for name in order}, values)
-    lacking = [share * len(members) - len(kept.intersection(members)) for members in groups]
-    while len(kept) < count and any(groups):
-        most = max((number for number, members in enumerate(groups) if members), key=lacking.__getitem__)
-        lacking[most] -= keep_aside(groups[most].pop())
-    validation = sorted(case for name in kept for case in of[name])
+    # a value that all patients have occurs on both sides too, so that neither is empty
+    chosen = _Validation({name: {(-1, ""), *(pair for case in of[name] for pair in enumerate(values.get(case, ())))}
+                          for name in order})
+    chosen.cover_values()
+    chosen.fill(_by_combination({name: of[name] for name in order}, values), share)
+    validation = sorted(case for name in chosen.kept for case in of[name])
     return sorted(set(cases) - set(validation)), validation
 
 
+#: Number of an attribute and one of its values.
+_Value = tuple[int, str]
+
+
+class _Validation:
+    """Choice of validation patients that leaves every value a training patient.
+
+    Args:
+        values: patient -> values of its cases.
+
+    Attributes:
+        kept: the patients chosen so far.
+    """
+
+    def __init__(self, values: Mapping[str, set[_Value]]) -> None:
+        self._values, self.kept = values, set[str]()
+        self._patients = Counter(value for found in values.values() for value in found)
+        self._learners = Counter(self._patients)
+
+    def cover_values(self) -> None:
+        """Choose a patient of every value, the rarest values first."""
+        for value in sorted(self._patients, key=lambda one: (self._patients[one], one)):
+            if self._learners[value] == self._patients[value]:
+                candidates = (name for name in self._values if value in self._values[name])
+                next(filter(self._keep, sorted(candidates, key=self._missing, reverse=True)), None)
+
+    def fill(self, groups: Sequence[list[str]], share: float) -> None:
+        """Choose ``share`` of the patients, next from the group of which most is lacking; empties the groups."""
+        count = round(share * sum(all(self._patients[value] > 1 for value in found) for found in self._values.values()))
+        lacking = [share * len(members) - len(self.kept.intersection(members)) for members in groups]
+        while len(self.kept) < count and any(groups):
+            most = max((number for number, members in enumerate(groups) if members), key=lacking.__getitem__)
+            lacking[most] -= self._keep(groups[most].pop())
+
+    def _keep(self, name: str) -> bool:
+        """Choose a patient, unless no other training patient has one of its values."""
+        if name in self.kept or any(self._learners[value] < 2 for value in self._values[name]):
+            return False
+        self.kept.add(name)
+        self._learners.subtract(self._values[name])
+        return True
+
+    def _missing(self, name: str) -> int:
+        """Number of the patient's values that no chosen patient has."""
+        return sum(self._learners[value] == self._patients[value] for value in self._values[name])
+
+
 def _by_combination(of: Mapping[str, Sequence[str]], values: Mapping[str, Sequence[str]]) -> list[list[str]]:
-    """Patients in the given order, by the combination of values of their cases."""
+    """Lists of the patients of every combination of values, in the given order."""
     combinations = {name: {tuple(values.get(case, ())) for case in members} for name, members in of.items()}
     patients = Counter(one for found in combinations.values() for one in found)
     together: dict[tuple[str, ...], list[str]] = {}
     for name, found in combinations.items():
-        # a patient of several combinations stands for the rarest, of which there are fewest others
+        # a patient of several combinations counts for the rarest, which has the fewest other patients
         together.setdefault(min(found, key=lambda one: (patients[one], one)), []).append(name)
     return list(together.values())

@@ -1,4 +1,4 @@
-"""Counterfactual fine-tuning: a generator whose interventions do too little is taught by an attribute predictor."""
+"""Counterfactual fine-tuning of a generator by an attribute predictor, for interventions that change too little."""
 
 from __future__ import annotations
 
@@ -15,38 +15,39 @@ from nnunet_cfcl.counterfactual.generator.code_adversary import value_targets
 from nnunet_cfcl.counterfactual.generator.data import Sample
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator
 from nnunet_cfcl.counterfactual.generator.hvae import Evidence
-from nnunet_cfcl.counterfactual.generator.training import GeneratorTask, GeneratorTraining
+from nnunet_cfcl.counterfactual.generator.task import GeneratorTask
+from nnunet_cfcl.counterfactual.generator.training import GeneratorTraining
 
-#: Weight of the evidence at the start, and how fast it follows the violation of its bound.
+#: Initial weight of the evidence, and its rate of change per nat of violation of the bound.
 FIRST_MULTIPLIER, MULTIPLIER_RATE = 10.0, 0.5
-#: The bound is set by the mean evidence of the first steps, in which the generator has hardly changed yet.
+#: Number of first steps whose mean evidence sets the bound: the generator has hardly changed in them.
 STEPS_BEFORE = 20
-#: How long the moving average of the evidence that is compared with it remembers: single batches vary by more.
+#: Decay of the moving average of the evidence, which is compared with the bound; single batches vary by more.
 MEMORY = 0.95
 
 
 def finetuned_identity(task: GeneratorTask) -> dict[str, Any]:
-    """The task's own and the settings of the fine-tuning."""
+    """Identity of the task and the settings of the fine-tuning."""
     chosen = task.settings.generator
     return {**task.identity, "finetuned": [
         chosen.finetune_epochs, chosen.finetune_lr, chosen.finetune_slack, task.settings.gate.predictor_steps]}
 
 
 class CounterfactualFineTuning(GeneratorTraining):
-    """Goes on with a generator so that a predictor takes its counterfactuals for what they should be.
+    """Fine-tunes a generator so that an attribute predictor recognises the intervention in its counterfactuals.
 
-    min E[-log p(pa* | x*)] subject to F(x, pa) <= c (Ribeiro et al. 2023, arXiv 2306.15764, section 3.3), F the
-    negative evidence bound and c what it was before plus ``finetune_slack``; by the method of multipliers. Without the
-    bound the generator would learn to please the predictor in whatever way is easiest.
+    min E[-log p(pa* | x*)] subject to F(x, pa) <= c (Ribeiro et al. 2023, arXiv 2306.15764, section 3.3), by the method
+    of multipliers. F is the negative evidence lower bound, c its value before the fine-tuning plus ``finetune_slack``.
+    Without the constraint the generator would learn adversarial examples of the predictor.
 
     Args:
-        task: that of the generator.
-        generator: to begin with; it stays as it is.
-        predictor: of all changed attributes, trained on the task's training cases; not the one that judges.
+        task: task of the generator's own training.
+        generator: the generator to start from, which is not changed.
+        predictor: predictor of all changed attributes, trained on the task's training cases; not the gate's.
     """
 
     latest_name, final_name = "finetuning_latest.pth", "generator_finetuned.pth"
-    log_folder, title = "finetuning", "fine-tuning"
+    log_folder, title = "finetuning", "generator fine-tuning"
 
     def __init__(self, task: GeneratorTask, generator: CounterfactualGenerator, predictor: AttributePredictor) -> None:
         super().__init__(replace(task, identity=finetuned_identity(task)))
@@ -63,9 +64,9 @@ class CounterfactualFineTuning(GeneratorTraining):
         return self.settings.beta
 
     def step(self, batch: Sample, number: int) -> dict[str, float]:
-        """See `GeneratorTraining.step`; afterwards the multiplier follows."""
+        """See `GeneratorTraining.step`; updates the multiplier afterwards."""
         statistics = super().step(batch, number)
-        # one step that was skipped, with an evidence beyond all bounds, would rule for long
+        # the extreme evidence of a skipped step would dominate the moving average for long
         if not statistics["skipped"]:
             share = len(batch.image) / self.settings.images_per_step
             own = torch.tensor(share * statistics["negative_evidence"], device=self.task.device)
@@ -73,7 +74,7 @@ class CounterfactualFineTuning(GeneratorTraining):
         return statistics
 
     def _loss(self, evidence: Evidence, sample: Sample, number: int) -> tuple[Tensor, dict[str, float]]:
-        """The predictor's cross entropy on counterfactuals, and the evidence with the weight it needs."""
+        """The predictor's cross entropy on counterfactuals plus the negative evidence times the multiplier."""
         free_energy, _ = super()._loss(evidence, sample, number)
         with self._autocast():
             after = self.model.decode(evidence.codes, sample.others)
@@ -86,7 +87,7 @@ class CounterfactualFineTuning(GeneratorTraining):
                  "negative_evidence": float(free_energy.detach())})
 
     def _cross_entropy(self, images: Tensor, parents: Tensor) -> Tensor:
-        """Mean over the attributes; those that are unknown are left out."""
+        """Mean over the attributes; unknown values are left out."""
         found = self.predictor.log_probabilities(images)
         attributes = self.predictor.attributes
         targets = value_targets(parents, self.task.coding, attributes).split([len(a.values) for a in attributes], 1)
@@ -95,10 +96,10 @@ class CounterfactualFineTuning(GeneratorTraining):
         return torch.stack(parts).mean()
 
     def _follow(self, evidence: float) -> None:
-        """Raise the multiplier while the negative evidence is beyond its bound, lower it else.
+        """Raise the multiplier while the negative evidence is above its bound, lower it otherwise.
 
         Args:
-            evidence: negative, in nats per voxel, the mean of a step's images on all ranks.
+            evidence: negative evidence in nats per voxel, mean over a step's images on all ranks.
         """
         if self._steps_seen < STEPS_BEFORE:
             self._steps_seen += 1
@@ -108,11 +109,13 @@ class CounterfactualFineTuning(GeneratorTraining):
         self._evidence = MEMORY * self._evidence + (1 - MEMORY) * evidence
         self.multiplier = max(0.0, self.multiplier + MULTIPLIER_RATE * (self._evidence - self.bound))
 
-    def _state(self, epoch: int) -> dict[str, Any]:
-        return {**super()._state(epoch), "constraint": self._constraint()}
+    def state(self) -> dict[str, Any]:
+        """State of the training and of the constraint."""
+        return {**super().state(), "constraint": self._constraint()}
 
-    def _load(self, content: dict[str, Any]) -> None:
-        super()._load(content)
+    def load_state(self, content: dict[str, Any]) -> None:
+        """Restore `state`."""
+        super().load_state(content)
         self.multiplier, self.bound, self._evidence, self._steps_seen = content["constraint"]
 
     def _constraint(self) -> tuple[float, float, float, int]:

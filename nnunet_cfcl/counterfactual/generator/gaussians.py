@@ -1,4 +1,4 @@
-"""Densities and divergences of diagonal Gaussians, element by element and in nats."""
+"""Element-wise densities and divergences of diagonal Gaussians, in nats."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 def gaussian_kl(loc: Tensor, log_scale: Tensor, prior_loc: Tensor, prior_log_scale: Tensor) -> Tensor:
     """KL(q || p) of q = N(loc, exp(log_scale)^2) and p likewise; all tensors and the result have one shape."""
-    spread = torch.exp(2 * (log_scale - prior_log_scale))
+    variance_ratio = torch.exp(2 * (log_scale - prior_log_scale))
     shift = ((loc - prior_loc) * torch.exp(-prior_log_scale)) ** 2
-    return prior_log_scale - log_scale + (spread + shift - 1) / 2
+    return prior_log_scale - log_scale + (variance_ratio + shift - 1) / 2
 
 
 def gaussian_log_density(x: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
@@ -23,21 +23,20 @@ def gaussian_log_density(x: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
 def discretised_gaussian_log_probability(
     x: Tensor, loc: Tensor, log_scale: Tensor, bin_width: float, low: float, high: float
 ) -> Tensor:
-    """log of the probability that a Gaussian gives to the bin around x; the first and last bin are open to outside.
+    """Log probability of the bin around x under a Gaussian; the first and the last bin extend to infinity.
 
     The likelihood of 8-bit images (Ribeiro et al. 2023, arXiv 2306.15764; Salimans et al. 2017, arXiv 1701.05517, with
-    a logistic). The probabilities of all bins add up to one; far from the mean they are small but finite numbers, with
-    useful gradients.
+    a logistic). The probabilities of all bins add up to 1; far from the mean they stay positive, with useful gradients.
 
     Args:
-        x: values from ``low`` to ``high``, centres of bins.
-        loc, log_scale: of the Gaussian, same shape.
-        bin_width: distance of the centres.
-        low, high: the first and the last centre.
+        x: bin centres, from ``low`` to ``high``.
+        loc, log_scale: mean and log standard deviation of the Gaussian, same shape as ``x``.
+        bin_width: distance between neighbouring bin centres.
+        low, high: the first and the last bin centre.
     """
     scale = torch.exp(-log_scale)
     upper, lower = (x - loc + bin_width / 2) * scale, (x - loc - bin_width / 2) * scale
-    # differences of the normal distribution function are exact in its lower tail only: mirror what lies above
+    # differences of the normal CDF are accurate in its lower tail only: mirror values above the mean
     above = upper + lower > 0
     upper, lower = torch.where(above, -lower, upper), torch.where(above, -upper, lower)
     larger = torch.special.log_ndtr(upper)
@@ -48,10 +47,10 @@ def discretised_gaussian_log_probability(
 
 
 def _log_one_minus_exp(negative: Tensor) -> Tensor:
-    """log(1 - exp(y)) of y < 0, exact on both sides (Mächler 2012, "Accurately computing log(1 - exp(-|a|))")."""
+    """log(1 - exp(y)) for y < 0, accurate at both ends (Mächler 2012, "Accurately computing log(1 - exp(-|a|))")."""
     negative = negative.clamp(max=-torch.finfo(negative.dtype).tiny)
     near = negative > -math.log(2)
-    # each branch is given arguments that keep its own gradient finite
+    # torch.where differentiates both branches: each gets arguments with a finite gradient
     small = torch.log(-torch.expm1(torch.where(near, negative, -1.0)))
     large = torch.log1p(-torch.exp(torch.where(near, -1.0, negative)))
     return torch.where(near, small, large)

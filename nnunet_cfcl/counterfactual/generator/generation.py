@@ -1,4 +1,4 @@
-"""Fills a store with the counterfactuals that a generator makes of every case."""
+"""Generate the counterfactuals of all cases into a store."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.runs.watchdog import beat, watched
 
 FORMAT = 1
-#: Beside the manifest: {case: {intervention: {"before": {attribute: value}, "after": {attribute: value}}}}; an
-#: attribute whose value is not known is not there.
+#: File beside the manifest: {case: {intervention: {"before": {attribute: value}, "after": {attribute: value}}}};
+#: attributes of unknown value are left out.
 RECORD = "attributes.json"
 
-#: Chunks and blocks of a case's own file, for files that are read as fast.
+#: Case -> chunks and blocks of its own file, for counterfactuals that are read as fast.
 Layout = Callable[[str], tuple[Sequence[int] | None, Sequence[int] | None]]
 Values = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
 class Generation:
-    """All that decides about the counterfactuals in a store, beside the images and attributes of each case.
+    """Everything that determines the counterfactuals in a store, apart from the images and attributes of each case.
 
     Attributes:
-        generator: digest of its identity.
-        interventions: what is changed.
-        seed: of the new values, and of the posterior's samples.
+        generator: digest of the generator's identity.
+        interventions: interventions on every case.
+        seed: seed of the new values and of the posterior's samples.
         abduction: see `config.CounterfactualSettings`.
-        preprocessing: hash of the preprocessing that the cases went through.
+        preprocessing: hash of the preprocessing of the cases.
     """
 
     generator: str
@@ -57,55 +57,57 @@ class Generation:
 
     @property
     def source(self) -> str:
-        """For the store's manifest."""
+        """Entry ``source`` of the store's manifest."""
         return f"{GENERATED}{self.generator}, abduction: {self.abduction}, seed {self.seed}"
 
     def folder(self, preprocessed_folder: str | os.PathLike[str]) -> Path:
-        """The folder of the store, there or not: the order of the interventions does not matter."""
+        """Folder of the store, which need not exist; independent of the order of the interventions."""
         changed = sorted((one.name, [asdict(attribute) for attribute in one.attributes], one.targets)
                          for one in self.interventions)
         content = [FORMAT, self.generator, changed, self.seed, self.abduction, self.preprocessing]
         return default_store_root(preprocessed_folder) / digest(content)
 
     def values(self, case: str, cells: Cells, coding: AttributeCoding) -> dict[str, Values]:
-        """intervention -> the known attributes of a case "before" and "after" it; new values depend on the seed, the
-        names of case and intervention, and the case's own values of what is changed."""
+        """Map every intervention to the known attributes of a case "before" and "after" it.
+
+        New values depend on the seed, the names of case and intervention, and the changed attributes' own values.
+        """
         before = {one.name: cell for one in coding.attributes if not is_missing(cell := cells.get(one.name, ""))}
         drawn = {one.name: one.draw(generator_for(self.seed, _number(case), _number(one.name)), before)
                  for one in self.interventions}
         return {name: {"before": before, "after": {**before, **new}} for name, new in drawn.items()}
 
     def noise_seed(self, case: str) -> int | None:
-        """Depends on the seed and the name of the case alone; None where nothing is sampled."""
+        """Seed of the posterior's sample, from seed and name of the case only; None for the posterior's mean."""
         return generator_for(self.seed, _number(case)).initial_seed() if self.abduction == "sample" else None
 
 
 def generate_counterfactuals(
-    blender: SlidingWindowCounterfactuals,
+    counterfactuals: SlidingWindowCounterfactuals,
     cells: Mapping[str, Cells],
     wanted: Generation,
     preprocessed_folder: str | os.PathLike[str],
     log: Callable[[str], None],
     layout: Layout = lambda case: (None, None),
 ) -> CounterfactualStore:
-    """The store with every intervention on every case of the blender's reader; what is there already is kept.
+    """Generate every intervention on every case of the reader into a store; existing counterfactuals are kept.
 
-    A run that was stopped goes on where it stopped, cases that are new since then are added. A file is made again if
-    its case has another shape, or other attributes. Two runs at once: one waits, and finds everything there.
+    A stopped run is resumed, and new cases are added. A file is generated again if the shape or the attributes of its
+    case changed. Of two concurrent runs one waits for the other and finds its files.
 
     Args:
-        blender: makes them.
-        cells: case -> attribute -> value; a case that is not there has none, and may be given any new value.
-        wanted: what to make.
+        counterfactuals: computes the counterfactuals of the cases in sliding windows.
+        cells: case -> attribute -> value; a missing case has no attributes and may get any new value.
+        wanted: interventions, generator and seed.
         preprocessed_folder: nnUNet_preprocessed/DATASET/<data_identifier>; the store lies beside it.
-        log: told about another run that fills the store.
-        layout: case -> chunks and blocks of its own file; None lets blosc2 choose.
+        log: logger of a concurrent run that holds the store.
+        layout: chunks and blocks of a case's own file; None lets blosc2 choose.
 
     Raises:
-        UserError: a value that the generator does not know, a case or a counterfactual that is not finite, a store of
-            something else in the folder.
+        UserError: an attribute value is unknown to the generator, a case or counterfactual is not finite, or the folder
+            holds another store.
     """
-    coding, cases = blender.generator.coding, blender.reader.cases
+    coding, cases = counterfactuals.generator.coding, counterfactuals.reader.cases
     values = {case: wanted.values(case, cells.get(case, {}), coding) for case in cases}
     asked = {case: _case_change(case, values[case], wanted, coding) for case in cases}
     folder, names = wanted.folder(preprocessed_folder), [one.name for one in wanted.interventions]
@@ -113,7 +115,7 @@ def generate_counterfactuals(
         store = CounterfactualStore.create(
             folder, names, wanted.source, Path(preprocessed_folder).name, wanted.preprocessing)
         _record(store, values)
-        _generate(blender, store, asked, names, layout)
+        _generate(counterfactuals, store, asked, names, layout)
     return store
 
 
@@ -124,15 +126,14 @@ def _case_change(case: str, values: Mapping[str, Values], wanted: Generation, co
 
 
 def _generate(
-    blender: SlidingWindowCounterfactuals, store: CounterfactualStore, asked: Mapping[str, CaseChange],
-    names: Sequence[str],
-    layout: Layout,
+    counterfactuals: SlidingWindowCounterfactuals, store: CounterfactualStore, asked: Mapping[str, CaseChange],
+    names: Sequence[str], layout: Layout,
 ) -> None:
-    """Cases that lack the same interventions are made together."""
+    """Generate the missing counterfactuals; cases that lack the same interventions are processed together."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for case in asked:
         beat()
-        shape = blender.reader.shape(case)
+        shape = counterfactuals.reader.shape(case)
         lacking = tuple(k for k, name in enumerate(names) if not _is_current(store, case, name, shape))
         if lacking:
             groups.setdefault(lacking, []).append(case)
@@ -141,15 +142,15 @@ def _generate(
         for lacking, cases in groups.items():
             jobs = (CaseChange(case, asked[case].parents, asked[case].others[list(lacking)], asked[case].noise_seed)
                     for case in cases)
-            for case, slabs in groupby(_heard(blender.slabs(jobs)), attrgetter("case")):
+            for case, slabs in groupby(_with_heartbeat(counterfactuals.slabs(jobs)), attrgetter("case")):
                 images = (slab.images.numpy() for slab in slabs)
                 store.write_slabs(
-                    case, [names[k] for k in lacking], blender.reader.shape(case), images, *layout(case))
+                    case, [names[k] for k in lacking], counterfactuals.reader.shape(case), images, *layout(case))
                 bar.update()
 
 
-def _heard(slabs: Iterable[Slab]) -> Iterator[Slab]:
-    # not case by case: on a CPU a large one may take longer than the watchdog waits
+def _with_heartbeat(slabs: Iterable[Slab]) -> Iterator[Slab]:
+    # not case by case: on a CPU a large case may exceed the watchdog's limit
     for slab in slabs:
         beat()
         yield slab
@@ -163,14 +164,14 @@ def _is_current(store: CounterfactualStore, case: str, name: str, shape: Sequenc
 
 
 def _record(store: CounterfactualStore, values: Mapping[str, Mapping[str, Values]]) -> None:
-    """Writes down the attributes of every counterfactual, and deletes those that were made with others."""
+    """Record the attributes of every counterfactual and delete files generated with other attributes."""
     file = store.folder / RECORD
     found = _read_record(file)
     for case, interventions in values.items():
         for name, each in interventions.items():
             if found.get(case, {}).get(name) != each:
                 store.path(case, name).unlink(missing_ok=True)
-    # the record may name files that are still to be made, but never describes one wrongly
+    # the record may list files that do not exist yet, but never describes an existing file wrongly
     merged = {**found, **values}
     if merged != found:
         lines = ",\n".join(f"{json.dumps(case)}: {json.dumps(merged[case])}" for case in sorted(merged))
@@ -186,8 +187,8 @@ def _read_record(file: Path) -> dict[str, Any]:
             raise ValueError("expected an object of objects")
         return content
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} is not valid JSON ({error})", "delete it, and the counterfactuals beside it are made "
-                        "again") from error
+        raise UserError(f"{file} is not valid JSON ({error})",
+                        "delete it; the counterfactuals beside it are then generated again") from error
 
 
 def _number(text: str) -> int:

@@ -1,29 +1,28 @@
-"""What the HVAE's encoder and decoder are built of, in 2D and 3D."""
+"""Building blocks of the HVAE's encoder and decoder, in 2D and 3D."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    # for annotations alone: the model imports its blocks
-    from nnunet_cfcl.counterfactual.generator.hvae import HVAESizes, Resolution
+from nnunet_cfcl.counterfactual.generator.hvae_sizes import HVAESizes, Resolution
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm-SiLU-convolution to the inner width, GroupNorm-SiLU-dropout-convolution that starts as zero; a 1x1
-    convolution beside them where the widths differ.
+    """Bottleneck residual block: GroupNorm-SiLU-convolution, then GroupNorm-SiLU-dropout-convolution initialised to 0.
+
+    The skip connection is a 1x1 convolution where the widths differ, else the identity.
 
     Args:
-        sizes: of the model.
-        width: channels in.
-        out: channels out.
+        sizes: sizes of the model.
+        width: number of input channels.
+        out: number of output channels.
         base: inner width times ``sizes.bottleneck``.
-        kernel: 1 or 3 voxels.
+        kernel: kernel size, 1 or 3 voxels.
     """
 
     def __init__(self, sizes: HVAESizes, width: int, out: int, base: int, kernel: int = 3) -> None:
@@ -37,37 +36,37 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if width == out else conv(width, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, *S) -> (B, out, *S)."""
+        """Map (B, width, *S) to (B, out, *S)."""
         return cast(Tensor, self.skip(x) + self.layers(x))
 
 
 class BiasMap(nn.Module):
-    """Adds a learned map (width, *shape): where in the picture one is."""
+    """Add a learned map (width, *shape), which encodes the position in the image."""
 
     def __init__(self, resolution: Resolution) -> None:
         super().__init__()
         self.map = nn.Parameter(torch.zeros(resolution.width, *resolution.shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, *shape)."""
+        """Add the map to features (B, width, *shape)."""
         return x + self.map
 
 
 def layers_of(sizes: HVAESizes) -> tuple[Callable[..., nn.Module], Callable[..., Tensor]]:
-    """Convolution and average pooling of the model's dimension."""
+    """Convolution and average pooling for the model's number of spatial axes."""
     dim = len(sizes.resolutions[0].shape)
     return (nn.Conv2d, nn.functional.avg_pool2d) if dim == 2 else (nn.Conv3d, nn.functional.avg_pool3d)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
-    """The layer, giving zero until it is trained."""
+    """The layer with all parameters set to zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """At most 32 groups of at least 4 channels: on a single voxel smaller ones would hardly leave anything."""
+    """GroupNorm with at most 32 groups of at least 4 channels; smaller groups would erase a single voxel's features."""
     groups = math.gcd(channels, 32)
     while groups > 1 and channels // groups < 4:
         groups //= 2

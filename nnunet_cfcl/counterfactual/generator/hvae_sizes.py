@@ -1,129 +1,87 @@
-"""Sizes of an HVAE for a plan: resolutions from its pooling, widths and blocks from the memory at hand."""
+"""Sizes of an HVAE as plain data, with the published preset."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
-
-import torch
-from torch import Tensor
-
-from nnunet_cfcl.config import GeneratorSettings
-from nnunet_cfcl.counterfactual.generator.hvae import HVAE, HVAESizes, Resolution
-from nnunet_cfcl.errors import UserError
-
-#: (width of the finest resolution, blocks of a resolution in the middle), from the smallest model to the largest.
-MODELS = ((8, 1), (12, 1), (12, 2), (16, 2), (24, 2), (32, 2), (32, 3))
-#: A pass should hold so many images, or all of a step.
-IMAGES_PER_PASS = 4
-#: Channels of a code at the finest resolution with codes; every coarser one has twice as many, up to the second.
-FEWEST_CODE_CHANNELS, MOST_CODE_CHANNELS = 2, 16
-#: Bias maps say where in the picture one is; finer ones would draw an average picture.
-BIAS_MAPS_UP_TO = 64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 
-def plan_sizes(
-    patch_size: Sequence[int], strides: Sequence[Sequence[int]], channels: int, parents: int,
-    settings: GeneratorSettings,
-) -> tuple[HVAESizes, int]:
-    """The largest model of `MODELS` of which `IMAGES_PER_PASS` images fit into ``settings.memory_gb``, else the
-    smallest with one; and how many images fit.
+@dataclass(frozen=True)
+class Resolution:
+    """Sizes of an HVAE at one resolution.
 
-    Args:
-        patch_size: (D,) of nnU-Net's plan, in voxels; ``settings.patch_size`` goes first.
-        strides: of every stage of the plan's network, (D,) each; those of the first stage are 1.
-        channels: of the images.
+    Attributes:
+        shape: spatial shape (D,) in voxels; along every axis a multiple of the next coarser shape.
+        width: number of feature channels.
+        encoder_blocks: number of residual blocks before the downsampling block.
+        decoder_blocks: number of decoder blocks, each with a latent code.
+        latent: number of channels of each latent code.
+        stochastic: whether the codes are random; if False, a code is the mean of its prior.
+    """
+
+    shape: tuple[int, ...]
+    width: int
+    encoder_blocks: int
+    decoder_blocks: int
+    latent: int
+    stochastic: bool = True
+
+
+@dataclass(frozen=True)
+class HVAESizes:
+    """All sizes of an HVAE.
+
+    Attributes:
+        resolutions: the resolutions from the finest (the shape of the image) to the coarsest.
+        channels: number of image channels.
         parents: length of the encoded attributes.
-        settings: of the generator.
-
-    Raises:
-        UserError: a patch that the strides do not divide, a memory target that no model fits, or codes only at
-            resolutions that there are not.
+        embedding: width of the parents' embedding.
+        bottleneck: divisor of a resolution's width that gives the inner width of its blocks.
+        dropout: dropout probability in the residual blocks.
+        bias_maps_up_to: largest side length, in voxels, of a resolution with a learned bias map.
+        likelihood: likelihood of the intensities; "discretised" for intensities on a regular grid.
+        bin_width, low, high: step, first and last point of the grid; used by "discretised" only.
+        log_scale: natural logarithm of the fixed scale of the likelihood; None: a learned scale for every voxel.
+        prior: "conditional": the prior of every code depends on the parents, as in the paper; "exogenous": it does
+            not, so that the codes have the same distribution for all parents and cannot carry the attributes.
     """
-    shapes = resolutions_of(settings.patch_size or patch_size, strides)
-    memory, wanted = settings.memory_gb * 2**30, min(IMAGES_PER_PASS, settings.images_per_step)
-    chosen, fitting = None, 0
-    models = [model for model in MODELS if settings.width is None and settings.blocks is None]
-    for width, blocks in models or [(settings.width or MODELS[1][0], settings.blocks or MODELS[1][1])]:
-        candidate = _sizes(shapes, width, blocks, channels, parents, settings)
-        per_image = activation_bytes(candidate, 2) / 2
-        if (images := int(memory / per_image)) < (wanted if chosen else 1):
-            break
-        chosen, fitting = candidate, min(images, settings.images_per_step)
-    if chosen is None:
-        which = "the smallest generator" if models else f"a generator of width {width} and {blocks} blocks"
-        raise UserError(f"{which} needs {per_image / 2**30:.2g} GB for a patch of {list(shapes[0])} voxels, but "
-                        f"generator.memory_gb is {settings.memory_gb:g}", "raise it, or set a smaller "
-                        "generator.patch_size")
-    return chosen, fitting
+
+    resolutions: tuple[Resolution, ...]
+    channels: int = 1
+    parents: int = 3
+    embedding: int = 32
+    bottleneck: int = 4
+    dropout: float = 0.1
+    bias_maps_up_to: int = 64
+    likelihood: Literal["continuous", "discretised"] = "continuous"
+    bin_width: float = 2 / 255
+    low: float = -1.0
+    high: float = 1.0
+    log_scale: float | None = None
+    prior: Literal["conditional", "exogenous"] = "conditional"
+
+    def __post_init__(self) -> None:
+        for fine, coarse in zip(self.resolutions, self.resolutions[1:]):
+            if len(fine.shape) != len(coarse.shape) or any(n % m for n, m in zip(fine.shape, coarse.shape)):
+                raise ValueError(f"every resolution must be a multiple of the next coarser one, found {fine.shape} "
+                                 f"followed by {coarse.shape}")
 
 
-def resolutions_of(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """Spatial shapes from the patch down to one voxel: the plan's, then all that is left at once.
-
-    Raises:
-        UserError: the strides do not divide the patch.
-    """
-    shapes = [tuple(int(n) for n in patch_size)]
-    if len(shapes[0]) != len(strides[0]):
-        raise UserError(f"generator.patch_size must have {len(strides[0])} numbers, found {list(shapes[0])}")
-    for stride in strides:
-        if any(n % s for n, s in zip(shapes[-1], stride)):
-            total = [math.prod(stage[axis] for stage in strides) for axis in range(len(stride))]
-            raise UserError(f"a generator's patch must be divisible by {total}, the plan's pooling, found "
-                            f"{list(shapes[0])}", "set generator.patch_size")
-        if any(s > 1 for s in stride):
-            shapes.append(tuple(n // s for n, s in zip(shapes[-1], stride)))
-    return shapes if all(n == 1 for n in shapes[-1]) else [*shapes, (1,) * len(shapes[0])]
-
-
-def _sizes(
-    shapes: Sequence[tuple[int, ...]], width: int, blocks: int, channels: int, parents: int, settings: GeneratorSettings
-) -> HVAESizes:
-    coded = [max(n // m for n, m in zip(shapes[0], shape)) >= settings.finest_codes for shape in shapes]
-    if not any(coded):
-        raise UserError(f"generator.finest_codes must be at most {max(shapes[0])} for a patch of {list(shapes[0])} "
-                        f"voxels, found {settings.finest_codes}; else the generator has no codes at all")
-    finest_coded, last = coded.index(True), len(shapes) - 1
+def paper_sizes() -> HVAESizes:
+    """The sizes of arXiv 2603.17110 for 224 x 224 images."""
+    shapes, widths = (224, 112, 56, 28, 14, 7, 1), (32, 64, 96, 128, 160, 192, 512)
+    encoder, decoder = (2, 4, 9, 14, 14, 9, 5), (3, 5, 10, 15, 15, 10, 5)
+    latent = (1, 6, 12, 18, 24, 30, 48)
     resolutions = tuple(
-        Resolution(
-            shape=shape,
-            width=width * max(1, 2 * level),
-            # at the image's own resolution a block costs as much as all coarser ones together
-            encoder_blocks=blocks if 0 < level < last else int(level == last),
-            decoder_blocks=(blocks + 1) if 0 < level < last else 1,
-            latent=min(MOST_CODE_CHANNELS, FEWEST_CODE_CHANNELS * 2 ** max(0, level - finest_coded)),
-            stochastic=coded[level],
-        )
-        for level, shape in enumerate(shapes))
-    log_scale = None if settings.scale is None else math.log(settings.scale)
-    sizes = HVAESizes(
-        resolutions, channels, parents, bottleneck=2, dropout=settings.dropout, bias_maps_up_to=BIAS_MAPS_UP_TO,
-        likelihood=settings.likelihood, log_scale=log_scale, prior=settings.prior)
-    if settings.likelihood == "discretised":
-        # the grid of 8-bit images, over four standard deviations to either side
-        return replace(sizes, low=-4.0, high=4.0, bin_width=8 / 255)
-    return sizes
+        Resolution((shape, shape), width, *blocks, codes, shape <= 56)
+        for shape, width, blocks, codes in zip(shapes, widths, zip(encoder, decoder), latent))
+    # the paper does not report its fixed scale; this one is about one grey level
+    return HVAESizes(resolutions, likelihood="discretised", log_scale=-math.log(100))
 
 
-def activation_bytes(sizes: HVAESizes, images: int) -> int:
-    """Memory that the graph of the evidence of so many images holds, in float32; nothing is computed.
-
-    The counterfactuals decoded for the image adversary take half as much again, and bfloat16 saves about as much.
-    """
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault(id(tensor), tensor)
-        return tensor
-
-    with torch.device("meta"):
-        model = HVAE(sizes)
-        parameters = {id(parameter) for parameter in model.parameters()}
-        noise = [torch.empty((images, *shape)) for shape in model.decoder.code_shapes()]
-        inputs = torch.empty((images, sizes.channels, *sizes.resolutions[0].shape))
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            evidence = model(inputs, torch.empty((images, sizes.parents)), noise)
-    del evidence
-    return sum(tensor.numel() * tensor.element_size() for key, tensor in kept.items() if key not in parameters)
+def sizes_from_json(content: Mapping[str, Any]) -> HVAESizes:
+    """Inverse of `dataclasses.asdict`, also after a JSON round trip that turned tuples into lists."""
+    resolutions = tuple(Resolution(**{**one, "shape": tuple(one["shape"])}) for one in content["resolutions"])
+    return HVAESizes(**{**content, "resolutions": resolutions})

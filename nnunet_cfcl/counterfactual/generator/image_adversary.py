@@ -1,13 +1,13 @@
-"""An adversary that tells decoded counterfactuals from decoded images of the group they should belong to.
+"""Adversary that distinguishes decoded counterfactuals from decoded images of their target group.
 
-It learns the attributes of what is decoded from an image's codes and its own parents, and learns to see through what is
-decoded from the same codes and other parents: there it names the attributes of the original. The generator is taught to
-have its counterfactuals taken for what they should be. Both sides of the comparison come out of the decoder, so that
-noise and fine detail, which no decoder makes, give nothing away.
+It predicts the original's attributes both for images decoded from the codes with the original's parents and for
+counterfactuals decoded from the same codes with other parents. The generator is trained to have its counterfactuals
+classified as their new attributes. Both inputs come from the decoder, so that noise and fine detail, which no decoder
+reproduces, carry no information.
 
 This is counterfactual training against an attribute predictor (Ribeiro et al. 2023, arXiv 2306.15764, section 3.3) with
-a predictor that learns along, as the discriminator of StarGAN does (Choi et al. 2018, arXiv 1711.09020): a fixed one is
-soon pleased by changes that nobody sees.
+a predictor that is trained at the same time, like the discriminator of StarGAN (Choi et al. 2018, arXiv 1711.09020): a
+fixed predictor is soon fooled by invisible changes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ WIDTHS = (24, 48, 96, 96)
 
 
 class ImageAdversary(nn.Module):
-    """Strided convolutions without normalisation, for the intensities are what it is about. Spectral norms (Miyato et
-    al. 2018, arXiv 1802.05957) keep it from getting so sure of itself that nothing can be learned from it.
+    """Attribute classifier of strided convolutions, without normalisation layers, which would hide intensity changes.
+
+    Spectral normalisation (Miyato et al. 2018, arXiv 1802.05957) keeps its gradients informative.
 
     Args:
         patch_size: (D,) in voxels.
-        channels: of the images.
-        attributes: binary or categorical ones.
+        channels: number of image channels.
+        attributes: binary or categorical attributes to predict.
     """
 
     def __init__(self, patch_size: Sequence[int], channels: int, attributes: Sequence[Attribute]) -> None:
@@ -50,7 +51,7 @@ class ImageAdversary(nn.Module):
         self.whole = spectral_norm(nn.Linear(2 * before, sum(self.counts)))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Logits (B, K, M) at M places, and (B, K, 1) of the whole image, for `adversarial_cross_entropy`."""
+        """Logits (B, K, M) at M positions and (B, K, 1) of the whole image, for `adversarial_cross_entropy`."""
         features = self.layers(images)
         flat = features.flatten(2)
         return [self.local(features).flatten(2), self.whole(torch.cat([flat.mean(2), flat.amax(2)], 1)).unsqueeze(2)]

@@ -1,4 +1,4 @@
-"""Interventions: which attributes of a case are changed, and to what."""
+"""Interventions: which attributes of a case are changed, and to which values."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Generator
 from nnunet_cfcl.data.attributes import Attribute, AttributeCoding, is_missing
 from nnunet_cfcl.errors import UserError, listed
 
-#: An attribute is changed by default if at least two of its values have so many cases.
+#: Cases that at least two values of an attribute need for an intervention on it by default.
 ENOUGH_CASES = 10
-#: Parts of names that speak of the acquisition, which comes first.
+#: Parts of names of attributes of the acquisition, which come first.
 ACQUISITION = ("scanner", "site", "vendor", "manufacturer", "field", "protocol", "device", "hospital", "centre",
                "center", "kernel")
 
@@ -25,8 +25,8 @@ class Intervention:
     """Attributes that are changed together.
 
     Attributes:
-        attributes: binary or categorical ones.
-        targets: for each of them the values that it may be given; (): any.
+        attributes: binary or categorical attributes.
+        targets: possible new values of each attribute; (): all values of all attributes.
     """
 
     attributes: tuple[Attribute, ...]
@@ -34,15 +34,15 @@ class Intervention:
 
     @property
     def name(self) -> str:
-        """As users write it: ``scanner``, or ``scanner+disease``."""
+        """Name in settings and files: ``scanner``, or ``scanner+disease`` for a joint change."""
         return "+".join(attribute.name for attribute in self.attributes)
 
     def draw(self, generator: Generator, cells: Mapping[str, str]) -> dict[str, str]:
-        """New values of the changed attributes: for each one of its targets that the case has not, all equally likely.
+        """Draw new values of the changed attributes, uniformly from the targets other than the current value.
 
         Args:
-            generator: on the CPU.
-            cells: attribute -> value of the case; one that is missing may become any value.
+            generator: random generator on the CPU.
+            cells: attribute -> value of the case; a missing attribute may get any target.
         """
         targets = self.targets or tuple(attribute.values for attribute in self.attributes)
         return {attribute.name: _another(generator, values, cells.get(attribute.name, ""))
@@ -57,13 +57,15 @@ def _another(generator: Generator, values: Sequence[str], cell: str) -> str:
 def default_interventions(
     coding: AttributeCoding, columns: Mapping[str, Mapping[str, str]], cases: Sequence[str]
 ) -> tuple[Intervention, ...]:
-    """Every binary or categorical attribute with `ENOUGH_CASES` cases of at least two values, those of the acquisition
-    first: each alone, and all together (paper, section 3: scanner, disease, both).
+    """Interventions on every attribute with enough cases, each alone and all together, acquisition first.
+
+    An attribute qualifies if it is binary or categorical and `ENOUGH_CASES` cases have each of at least two of its
+    values (paper, section 3: scanner, disease, both).
 
     Args:
-        coding: the attributes.
+        coding: encoding of the attributes.
         columns: attribute -> case -> cell.
-        cases: those that are learned from.
+        cases: training cases of the generator.
     """
     chosen = [attribute for attribute in coding.attributes
               if attribute.kind != "continuous" and _has_enough(columns[attribute.name], cases)]
@@ -75,9 +77,9 @@ def default_interventions(
 def frequent_targets(
     intervention: Intervention, columns: Mapping[str, Mapping[str, str]], cases: Sequence[str]
 ) -> Intervention:
-    """The intervention with values that `ENOUGH_CASES` cases have as its targets; any where there are not two of them.
+    """Restrict an intervention's targets to values with `ENOUGH_CASES` cases, unless fewer than two values have them.
 
-    Nobody can learn, or judge, what a group of a few cases looks like.
+    The appearance of a group of a few cases can be neither learned nor judged.
     """
     targets = []
     for attribute in intervention.attributes:
@@ -93,32 +95,33 @@ def _has_enough(cells: Mapping[str, str], cases: Sequence[str]) -> bool:
 
 
 def named_interventions(names: Sequence[str], coding: AttributeCoding) -> tuple[Intervention, ...]:
-    """What users ask for: names of attributes, ``scanner+disease`` for a change of both.
+    """Parse names of interventions: names of attributes, ``scanner+disease`` for a change of both.
 
     Raises:
-        UserError: no such attribute, a continuous one, one twice, an intervention twice; all of them are named.
+        UserError: an attribute is unknown, continuous or repeated, or an intervention is; lists all faults.
     """
     known = {attribute.name: attribute for attribute in coding.attributes}
     faults, found = [], []
     for name in names:
         parts = [part.strip() for part in name.split("+")]
         wrong = [fault for part in parts if (fault := _fault(part, known))]
-        wrong += [f"'{part}' is in '{name}' more than once" for part, count in Counter(parts).items() if count > 1]
+        wrong += [f"'{part}' is repeated in '{name}'" for part, count in Counter(parts).items() if count > 1]
         faults += wrong
         if not wrong:
             found.append(Intervention(tuple(known[part] for part in parts)))
     repeated = Counter(frozenset(one.attributes) for one in found)
-    faults += [f"'{one.name}' is asked for more than once" for one in found if repeated[frozenset(one.attributes)] > 1]
+    faults += [f"'{one.name}' is listed more than once" for one in found if repeated[frozenset(one.attributes)] > 1]
     if faults:
-        raise UserError(f"{len(faults)} interventions cannot be made: {listed(faults)}", "change "
-                        "counterfactual.interventions in the settings, or attributes.csv")
+        raise UserError(f"{len(faults)} invalid interventions: {listed(faults)}",
+                        "change counterfactual.interventions in the settings, or attributes.csv")
     return tuple(found)
 
 
 def _fault(name: str, known: Mapping[str, Attribute]) -> str | None:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        return f"'{name}' is no attribute with at least two values" + (f" (the nearest is '{near[0]}')" if near else "")
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        return f"'{name}' is not an attribute with at least two values{hint}"
     if known[name].kind == "continuous":
-        return f"'{name}' is continuous and has no other value to be flipped to"
+        return f"'{name}' is continuous; only binary and categorical attributes can be changed"
     return None

@@ -1,11 +1,10 @@
-"""Pictures of how the training of a generator goes."""
+"""Pictures of the training of a generator: curves and samples."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,18 +13,16 @@ from matplotlib.figure import Figure
 from nnunet_cfcl.counterfactual.gate.contact_sheet import contact_sheet, sheet_of
 from nnunet_cfcl.counterfactual.generator.data import draw_patches
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator
+from nnunet_cfcl.counterfactual.generator.task import GeneratorTask
 
-if TYPE_CHECKING:
-    from nnunet_cfcl.counterfactual.generator.training import GeneratorTask
-
-#: Cases in a picture of samples.
+#: Number of cases in a picture of samples.
 SAMPLES = 4
 Lines = Sequence[Mapping[str, float]]
 #: Title of every panel -> the curves in it.
 PANELS: dict[str, Mapping[str, str]] = {
     "negative log likelihood, nats per voxel": {"nll": "training", "validation_nll": "validation"},
     "divergence of the codes, nats per voxel": {"kl": "training", "validation_kl": "validation"},
-    "adversaries' loss (1: they can only guess)": {"code_adversary": "codes", "image_adversary": "decoded images"},
+    "adversaries' loss (1: chance level)": {"code_adversary": "codes", "image_adversary": "decoded images"},
     "beta": {"beta": ""},
     "attribute predictor's loss on counterfactuals": {"predictor": ""},
     "learning rate": {"learning_rate": ""},
@@ -35,7 +32,7 @@ PANELS: dict[str, Mapping[str, str]] = {
 
 
 def plot_generator_progress(epochs: Lines, file: Path) -> None:
-    """Curves over the epochs, those of `PANELS` that there are and the divergence at every resolution, as PNG."""
+    """Plot the curves of `PANELS` that the log has, and the divergence at every resolution, over the epochs, as PNG."""
     shown = [title for title, curves in PANELS.items() if any(key in line for key in curves for line in epochs)]
     figure = Figure(figsize=(14, 7), layout="constrained")
     FigureCanvasAgg(figure)
@@ -52,7 +49,7 @@ def plot_generator_progress(epochs: Lines, file: Path) -> None:
 
 
 def draw_samples(generator: CounterfactualGenerator, task: GeneratorTask, file: Path) -> None:
-    """Original, reconstruction, every counterfactual and its difference of a few validation cases, as PNG."""
+    """Draw original, reconstruction, counterfactuals and their differences of a few validation cases, as PNG."""
     patches = draw_patches(task.reader, task.cells, task.validation, generator.patch_size, 4 * SAMPLES,
                            task.settings.seed)
     sheet = sheet_of(generator, patches, task.interventions, SAMPLES, task.settings.seed)

@@ -1,4 +1,4 @@
-"""Counterfactuals made while the network is trained: nothing is stored, every crop is given to the generator."""
+"""Counterfactuals generated on the fly during training, crop by crop, without a store."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class DrawnInterventions(NamedTuple):
     """Interventions on n images; ``default_collate`` stacks them to (B, n, ...).
 
     Attributes:
-        intervention: (n,) int64, number of the intervention.
+        intervention: (n,) int64, index of the intervention.
         parents: (n, P) encoded attributes of the image.
-        others: (n, P) those after the intervention.
-        noise_seed: (n,) int64, of the posterior's sample; drawn once for an image, by which its rows are known.
-        valid: (n, 2, D) int64, first voxel of the real image in the crop and first one after it; the rest is padding.
+        others: (n, P) encoded attributes after the intervention.
+        noise_seed: (n,) int64, seed of the posterior's sample; drawn once per image, it identifies the image's rows.
+        valid: (n, 2, D) int64, start and stop of the real image within the crop; the rest is padding.
     """
 
     intervention: Tensor
@@ -41,18 +41,18 @@ class DrawnInterventions(NamedTuple):
 
 
 class GeneratorSource:
-    """Counterfactuals by a generator, in the process that trains; which of its interventions, and to what, is drawn.
+    """Counterfactuals of a generator that runs in the training process; interventions and new values are drawn.
 
-    Copies in data loading processes draw, and have no generator.
+    Copies in data loading processes only draw and hold no generator.
 
     Args:
-        generator: of the counterfactuals; it works on its own device.
-        cells: case -> attribute -> value; a case that is not there has none.
-        interventions: to choose from.
-        windows: for the generator's patch.
-        patches_per_pass: windows that the generator takes at once.
+        generator: trained generator, on its own device.
+        cells: case -> attribute -> value; a missing case has no attributes.
+        interventions: interventions to draw from.
+        windows: windows of the generator's patch size.
+        patches_per_pass: number of windows in one pass of the generator.
         abduction: see `config.CounterfactualSettings`.
-        zero_is_outside: see `blended_change.SlidingWindowCounterfactuals`.
+        zero_is_outside: see `whole_cases.SlidingWindowCounterfactuals`.
     """
 
     name = "generator"
@@ -70,12 +70,12 @@ class GeneratorSource:
         return {**self.__dict__, "_generator": None}
 
     def identity(self) -> dict[str, Any]:
-        """The generator's hash and what is done with it."""
+        """Hash of the generator, abduction and interventions."""
         return {"source": self.name, "generator": self._hash, "abduction": self._abduction,
                 "interventions": [one.name for one in self._interventions]}
 
     def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> DrawnInterventions:
-        """``count`` interventions, which repeat only where there are fewer, and the new values of their attributes."""
+        """Draw ``count`` interventions, repeated only where there are fewer, and the attributes' new values."""
         available, cells = len(self._interventions), self._cells.get(case, {})
         rounds = [torch.randperm(available, generator=generator) for _ in range(-(-count // available))]
         chosen = torch.cat(rounds)[:count]
@@ -90,16 +90,16 @@ class GeneratorSource:
 
     @torch.no_grad()
     def apply(self, originals: Tensor, drawn: DrawnInterventions, spacing: Sequence[float]) -> Tensor:
-        """Counterfactuals of crops (N, C, *crop) larger or smaller than the generator's patch; same shape and type.
+        """Compute counterfactuals of crops (N, C, *crop) of any size; same shape and dtype.
 
-        Padding, and what masked normalisation set to zero, stay as they are. Every row depends on its own parameters
-        alone: in other batches it is the same but for the last digits of floating point numbers.
+        Padding and voxels outside of the normalisation mask are unchanged. A row depends on its own parameters only; in
+        another batch it differs by rounding errors.
 
         Raises:
             RuntimeError: called in a data loading process.
         """
         if self._generator is None:
-            raise RuntimeError("the generator stays in the process that made this source; draw here, apply there")
+            raise RuntimeError("this copy of the source has no generator: call apply in the process that built it")
         fields = [field.to(originals.device) for field in self._fields(self._generator, originals, drawn)]
         images = originals.float()
         changed = change_images(images, fields, self._generator.scale.to(originals.device)).to(originals.dtype)
@@ -108,7 +108,7 @@ class GeneratorSource:
     def _fields(
         self, generator: CounterfactualGenerator, originals: Tensor, drawn: DrawnInterventions
     ) -> tuple[Tensor, ...]:
-        """The blended fields, (N, C, *crop) each, on the generator's device."""
+        """Blended fields, (N, C, *crop) each, on the generator's device."""
         device, axes = generator.device, self._windows(originals.shape[2:])
         images, parents, others = (t.to(device) for t in (originals.float(), drawn.parents, drawn.others))
         noise = self._noise(generator, drawn)
@@ -133,7 +133,7 @@ class GeneratorSource:
         return [torch.cat(code) for code in zip(*rows, strict=True)]
 
     def _is_image(self, originals: Tensor, valid: Tensor) -> Tensor:
-        """(N, 1, *crop) bool, False in padding and where masked normalisation leaves zeros."""
+        """Mask (N, 1, *crop), False in padding and outside of the normalisation mask."""
         inside = torch.zeros_like(originals[:, :1], dtype=torch.bool)
         for row, (low, high) in zip(inside[:, 0], valid.tolist(), strict=True):
             row[tuple(map(slice, low, high))] = True
@@ -141,7 +141,7 @@ class GeneratorSource:
 
 
 class _Placed(NamedTuple):
-    """One window of one image: the rows of the batch that show it, number of the window along every axis."""
+    """One window of one image: the image's rows in the batch and the window's index along every axis."""
 
     rows: tuple[int, ...]
     place: tuple[int, ...]
@@ -154,7 +154,7 @@ class _Placed(NamedTuple):
 
 
 def _passes(seeds: Sequence[int], axes: Sequence[AxisWindows], per_pass: int) -> Iterator[list[_Placed]]:
-    """All windows of all images; in a pass every image has the same number of rows, its interventions."""
+    """Yield the windows of all images in passes whose images have equally many rows (interventions)."""
     rows: dict[int, list[int]] = {}
     for row, seed in enumerate(seeds):
         rows.setdefault(seed, []).append(row)
@@ -166,7 +166,7 @@ def _passes(seeds: Sequence[int], axes: Sequence[AxisWindows], per_pass: int) ->
 
 
 def _patch(image: Tensor, starts: Sequence[int], axes: Sequence[AxisWindows], valid: Tensor) -> Tensor:
-    """(C, *patch) of a crop (C, *crop); beyond the real image its border is repeated, as the generator learned it."""
+    """Window (C, *patch) of a crop (C, *crop), padded with the image's border values as in the generator's training."""
     patch = image
     for axis, (start, along) in enumerate(zip(starts, axes, strict=True)):
         low, high = valid[:, axis].tolist()
@@ -176,7 +176,7 @@ def _patch(image: Tensor, starts: Sequence[int], axes: Sequence[AxisWindows], va
 
 
 def _add(total: Tensor, part: Tensor, starts: Sequence[int]) -> None:
-    """Adds (F, C, *patch) to (F, C, *crop) where it lies; what is beyond the crop is left out."""
+    """Add a window (F, C, *patch) to (F, C, *crop) at ``starts``; voxels outside of the crop are dropped."""
     target: tuple[Any, ...] = (..., *(slice(max(0, s), s + n) for s, n in zip(starts, part.shape[2:], strict=True)))
     there = total[target]
     source: tuple[Any, ...] = (..., *(slice(max(0, -s), max(0, -s) + n)

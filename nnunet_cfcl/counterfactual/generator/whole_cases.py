@@ -1,8 +1,8 @@
-"""Counterfactuals of images of any size: what the generator changes in overlapping windows is blended.
+"""Sliding-window counterfactuals of whole cases: the generator's changes in overlapping windows are blended.
 
-An intervention is a field over the image (method, section 1), and fields alone are blended: the detail of the image
-itself is never averaged. A case is worked off along its first axis: its planes are done, and forgotten, as soon as no
-further window touches them, so that neither the case nor its counterfactuals are ever in memory as a whole.
+An intervention is a field over the image (method, section 1), and only fields are blended: the detail of the image
+itself is never averaged. A case is processed along its first axis: its planes are finished, and released, as soon as no
+further window overlaps them, so that neither the case nor its counterfactuals are ever in memory as a whole.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.views.blending import Windows, forget_planes, outer_shares
 from nnunet_cfcl.views.crop_box import CropBox
 
-#: Fields are bounded so before they go into half precision, whose largest number is 65504.
+#: Bound of the fields before they are converted to half precision, whose largest number is 65504.
 HALF_LIMIT = 6e4
-#: So many planes of a case are handed over at once.
+#: Planes of a case in one slab.
 PLANES = 16
 
 
@@ -34,11 +34,11 @@ class CaseChange:
     """Interventions on one case.
 
     Attributes:
-        case: its name.
-        parents: (P,) its encoded attributes.
-        others: (K, P) those after each of the K interventions.
-        noise_seed: of the sample of the posterior, the same in all windows, so that they agree where they overlap;
-            None: the posterior's mean.
+        case: name of the case.
+        parents: (P,) encoded attributes of the case.
+        others: (K, P) encoded attributes after each of the K interventions.
+        noise_seed: seed of the posterior's sample, shared by all windows so that they agree where they overlap; None:
+            the posterior's mean.
     """
 
     case: str
@@ -48,28 +48,31 @@ class CaseChange:
 
 
 class Slab(NamedTuple):
-    """The next planes of a case's counterfactuals: images (K, C, z, Y, X) float32 on the CPU, intensities as nnU-Net's
-    preprocessing leaves them."""
+    """Consecutive planes of a case's counterfactuals.
+
+    Attributes:
+        case: name of the case.
+        images: (K, C, z, Y, X) float32 on the CPU, preprocessed intensities.
+    """
 
     case: str
     images: Tensor
 
 
 class SlidingWindowCounterfactuals:
-    """Makes the counterfactuals of whole cases.
+    """Compute the counterfactuals of whole cases in overlapping windows.
 
-    Memory: on the device that of one pass of the generator, and of the fields it gave; on the CPU, for K interventions
-    and a patch of z planes, 2 K C z Y X bytes (twice that with a learned scale) and the windows of two passes.
+    Memory on the device: one pass of the generator and its output fields. On the CPU, for K interventions and a patch
+    of z planes: 2 K C z Y X bytes (twice that with a learned scale) and the windows of two passes.
 
     Args:
-        generator: of the changes.
-        reader: of the cases.
-        windows: for the generator's patch.
-        patches_per_pass: windows that the generator may take at once, of one case or of several; it takes the largest
-            power of two of them, the last ones filled up, so that a case's counterfactuals do not depend, on a CPU, on
-            the cases that are worked on with it.
-        zero_is_outside: voxels with zeros in all channels are outside of the mask in which the image was normalised,
-            and stay zero.
+        generator: trained generator.
+        reader: reader of the cases.
+        windows: windows of the generator's patch size.
+        patches_per_pass: upper limit of windows in one pass, of one or several cases. A pass has the largest power of
+            two of windows within it, and the last pass is filled up, so that on a CPU a case's counterfactuals do not
+            depend on the cases processed with it.
+        zero_is_outside: whether voxels with zeros in all channels lie outside of the normalisation mask and stay zero.
     """
 
     def __init__(
@@ -77,22 +80,22 @@ class SlidingWindowCounterfactuals:
         zero_is_outside: bool,
     ) -> None:
         self.generator, self.reader, self._windows = generator, reader, windows
-        # A CPU adds up in an order that depends on the size of a pass and, unless that is a power of two, on the place
-        # in it: a window would come out otherwise in its last digits among the cases that are left after a kill.
+        # On a CPU the order of summation depends on the size of a pass and, unless that is a power of two, on the
+        # position in it: after a resume the same window would differ in its last digits.
         self._per_pass, self._zero_is_outside = 1 << (patches_per_pass.bit_length() - 1), zero_is_outside
         self._scale = generator.scale.to(torch.device("cpu"))
         self._fields = 2 if generator.learned_scale else 1
 
     def slabs(self, cases: Iterable[CaseChange]) -> Iterator[Slab]:
-        """All planes of all cases, in order; every case has the same number of interventions.
+        """Yield all planes of all cases, in order; every case needs the same number of interventions.
 
         Raises:
-            UserError: a case, or what the generator makes of it, is not finite.
+            UserError: a case or one of its counterfactuals is not finite.
         """
         windows = chain.from_iterable(map(self._windows_of, cases))
         before = None
         while batch := list(islice(windows, self._per_pass)):
-            # a GPU works on this pass while the last one is added up here and the next one is read
+            # the GPU computes this pass while the previous one is blended here and the next one is read
             launched = self._launch(batch)
             if before is not None:
                 yield from self._collect(before)
@@ -114,13 +117,13 @@ class SlidingWindowCounterfactuals:
             part = self.reader.read(asked.case, box.inside)
             require_finite(part, f"case '{asked.case}'", box.inside)
             last = place == places[-1]
-            # of what is outside nothing is kept; the last window ends the case
+            # windows without image content change nothing, but the last window completes the case
             if last or not self._zero_is_outside or part.any():
                 shares = tuple(axis.shares[index] for axis, index in zip(axes, place))[-dim:]
                 yield _Window(case, box, box.extend(part), shares, last)
 
     def _launch(self, windows: list[_Window]) -> _Launched:
-        """Starts a pass; what comes of it may still be on its way from the device."""
+        """Start a pass; the transfer of its fields from the device may still be running on return."""
         filled = windows + windows[-1:] * (self._per_pass - len(windows))
         asked = [window.case.asked for window in filled]
         device, interventions = self.generator.device, len(asked[0].others)
@@ -143,7 +146,7 @@ class SlidingWindowCounterfactuals:
         return _Launched(windows, fields, done)
 
     def _collect(self, launched: _Launched) -> Iterator[Slab]:
-        """Adds the fields of a pass to their cases; the planes that are done by it."""
+        """Add the fields of a pass to their cases and yield the planes that are complete."""
         if launched.done is not None:
             launched.done.synchronize()
         for window, fields in zip(launched.windows, launched.fields, strict=True):
@@ -153,7 +156,7 @@ class SlidingWindowCounterfactuals:
                 yield from self._slabs(window.case, window.case.shape[1])
 
     def _slabs(self, case: _Case, end: int) -> Iterator[Slab]:
-        """The planes that come before plane ``end``."""
+        """Yield the planes before plane ``end``."""
         while case.first < end:
             first = case.first
             for fields in case.take(end - first).split(PLANES, 3):
@@ -161,26 +164,26 @@ class SlidingWindowCounterfactuals:
                 first += fields.shape[3]
 
     def _changed(self, case: _Case, first: int, fields: Tensor) -> Tensor:
-        """The counterfactuals (K, C, z, Y, X) from plane ``first`` on."""
+        """Counterfactuals (K, C, z, Y, X) from plane ``first`` on."""
         box = (slice(first, first + fields.shape[3]), *(slice(0, n) for n in case.shape[2:]))
         images = torch.from_numpy(self.reader.read(case.asked.case, box))[None]
         changed = change_images(images, fields.unbind(1), self._scale)
         if not changed.isfinite().all():
-            raise UserError(f"the generator gives intensities that are not finite for case '{case.asked.case}'",
-                            "train it again, with a lower generator.initial_lr")
+            raise UserError(f"the generator's counterfactuals of case '{case.asked.case}' are not finite",
+                            "train it again with a lower generator.initial_lr")
         if self._zero_is_outside:
             changed.masked_fill_((images == 0).all(1, keepdim=True), 0)
         return changed
 
 
 class _Case:
-    """A case at work: the fields of those of its planes that windows still add to.
+    """A case in progress: the blended fields of the planes that further windows overlap.
 
     Args:
-        asked: interventions on it.
-        shape: (C, Z, Y, X).
-        depth: planes of a window.
-        fields: that are blended for every intervention.
+        asked: interventions on the case.
+        shape: (C, Z, Y, X) of the case.
+        depth: number of planes of a window.
+        fields: number of fields per intervention.
     """
 
     def __init__(self, asked: CaseChange, shape: tuple[int, ...], depth: int, fields: int) -> None:
@@ -190,11 +193,11 @@ class _Case:
 
     @cached_property
     def _sums(self) -> Tensor:
-        # not before the first window is done: the windows of the next case are read while this one is at work
+        # allocated with the first field: windows of the next case are read while this case is in progress
         return torch.zeros(self._size, dtype=torch.float16)
 
     def add(self, box: CropBox, fields: Tensor) -> None:
-        """What one window says: (K, F, C, *patch), weighted, in half precision."""
+        """Add the weighted fields of one window, (K, F, C, *patch) in half precision."""
         low, high = box.valid_range
         inside: tuple[Any, ...] = (..., *(slice(*ends) for ends in zip(low, high, strict=True)))
         planes, *plane = box.inside
@@ -202,7 +205,7 @@ class _Case:
         self._sums[there] += fields[inside] if box.dim == 3 else fields[inside].unsqueeze(3)
 
     def take(self, count: int) -> Tensor:
-        """The fields (K, F, C, z, Y, X) of the next planes, at most ``count`` of them; they are forgotten here."""
+        """Remove and return the fields (K, F, C, z, Y, X) of the next planes, at most ``count``."""
         count = min(count, self._size[3])
         taken = self._sums[:, :, :, :count].clone()
         forget_planes(self._sums, 3, count)
@@ -211,7 +214,7 @@ class _Case:
 
 
 class _Window(NamedTuple):
-    """One window of a case: image (C, *patch), shares (size,) along each of the patch's axes."""
+    """One window of a case: image (C, *patch), blending weights (size,) along each axis of the patch."""
 
     case: _Case
     box: CropBox
@@ -221,7 +224,7 @@ class _Window(NamedTuple):
 
 
 class _Launched(NamedTuple):
-    """What comes out of a pass: fields (N, K, F, C, *patch) in half precision, there once ``done`` has happened."""
+    """Output of a pass: fields (N, K, F, C, *patch) in half precision, valid after ``done``."""
 
     windows: list[_Window]
     fields: Tensor
@@ -229,31 +232,34 @@ class _Launched(NamedTuple):
 
 
 def standardised(change: Change, scale: IntensityScale) -> list[Tensor]:
-    """The fields of a change that are blended, (N, C, *S) each, small where little is changed, whatever the unit of the
-    intensities: the offset at the centre of the intensities, in spreads, and the gain less 1."""
-    centre, spread = (per_channel(values, change.offset) for values in (scale.centre, scale.spread))
+    """Fields of a change for blending, (N, C, *S) each: the change of the mean intensity, in std, and gain - 1.
+
+    Both are close to 0 where little changes, independent of the unit of the intensities.
+    """
+    mean, std = (per_channel(values, change.offset) for values in (scale.mean, scale.std))
     more = change.gain - 1
-    offset = (change.offset + centre * more) / spread
+    offset = (change.offset + mean * more) / std
     return [offset, more]
 
 
 def change_images(images: Tensor, fields: Sequence[Tensor], scale: IntensityScale) -> Tensor:
-    """Counterfactuals of images (N, C, *S) from blended fields of the same shape, or one that N stretches to; float32.
+    """Apply blended fields to images (N, C, *S); float32, clipped.
 
     Args:
         images: preprocessed intensities, float32.
-        fields: as `standardised` gives them; the gain may be left out where it is 1.
-        scale: of the generator, which also bounds the counterfactuals.
+        fields: fields of `standardised`, of a shape that broadcasts with ``images``; the second may be omitted where
+            the gain is 1.
+        scale: intensity scale of the generator.
     """
-    centre, spread = (per_channel(values, images) for values in (scale.centre, scale.spread))
-    changed = torch.addcmul(images, fields[0].float(), spread)
+    mean, std = (per_channel(values, images) for values in (scale.mean, scale.std))
+    changed = torch.addcmul(images, fields[0].float(), std)
     if len(fields) > 1:
-        changed.addcmul_(fields[1].float(), images - centre)
+        changed.addcmul_(fields[1].float(), images - mean)
     return scale.clip(changed, images)
 
 
 def draw_noise(model: HVAE, seed: int, device: torch.device) -> list[Tensor]:
-    """The noise (1, channels, *S) of all codes of one image; the same for the same seed and kind of device."""
+    """Draw the noise (1, channels, *S) of all codes of one image; reproducible per seed and device type."""
     return model.draw_noise(torch.Generator(device).manual_seed(seed), 1)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nnunet_cfcl.data.pool.dataset import PoolDataset
 from nnunet_cfcl.data.pool.sources import RawCase, SilverSource
-from nnunet_cfcl.errors import with_fix
+from nnunet_cfcl.errors import foreign_errors_as, isolated, with_fix
 
 Read = TypeVar("Read")
 # tolerance for rounded headers, as a fraction of a voxel (of 1 for directions)
@@ -81,11 +81,11 @@ class CaseCheck:
     def _training_problems(self, case: RawCase, image: _Volume) -> Iterator[str]:
         """The preprocessed silver label of a training case must lie on the grid of the preprocessed image."""
         folder, named = str(self.dataset.preprocessed), _named(case.images)
-        try:
+        # missing folder, foreign files, missing or broken case: the same command corrects all of them
+        with isolated() as errors:
             storage = infer_dataset_class(folder)
             properties = storage(folder, [case.name]).load_case(case.name)[3]
-        # missing folder, foreign files, missing or damaged case: the same command corrects all of them
-        except Exception:
+        if errors:
             yield with_fix(f"{named}: there is no preprocessed training case {case.name} in {folder}",
                            f"run {self.dataset.preprocess_command}")
             return
@@ -173,13 +173,13 @@ def _position(properties: Mapping[str, Any]) -> dict[str, Any]:
 def _quietly(read: Callable[[], Read]) -> Read:
     """Call ``read``; nnU-Net's readers print their problems, which become the message of the exception."""
     printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            return read()
-    # readers raise whatever their libraries raise on arbitrary file contents
-    except Exception as error:
+
+    def translate(error: Exception) -> _Unreadable:
         lines = [line for line in (*str(error).splitlines()[-1:], *printed.getvalue().splitlines()[:1]) if line.strip()]
-        raise _Unreadable(lines[0] if lines else type(error).__name__) from error
+        return _Unreadable(lines[0] if lines else type(error).__name__)
+
+    with foreign_errors_as(translate), contextlib.redirect_stdout(printed):
+        return read()
 
 
 def _named(images: Sequence[Path]) -> str:

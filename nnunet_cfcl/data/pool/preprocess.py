@@ -19,7 +19,7 @@ from nnunet_cfcl.data.pool.dataset import PoolDataset
 from nnunet_cfcl.data.pool.manifest import CaseRecord, pool_folder, silver_folder
 from nnunet_cfcl.data.pool.silver_labels import silver_channels, to_preprocessed_grid, voxel_confidence
 from nnunet_cfcl.data.pool.sources import RawCase, SilverSource
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, foreign_errors_as
 from nnunet_cfcl.files.atomic import refusals_named
 from nnunet_cfcl.files.chunk_checksums import add_checksums
 from nnunet_cfcl.nnunet.versions import block_layout
@@ -49,13 +49,9 @@ class CasePreprocessing:
             RuntimeError: any other failure; the message names the case.
         """
         signature = case.signature()
-        try:
+        with foreign_errors_as(lambda error: RuntimeError(f"case {case.name} could not be preprocessed")):
             image, segmentation, properties = self._preprocessed(case)
             channels = self._silver_channels(case.silver, segmentation[0], properties)
-        except UserError:
-            raise
-        except Exception as error:
-            raise RuntimeError(f"case {case.name} could not be preprocessed") from error
         self._check(case, image, properties)
         files = self._write(case, image, channels, properties)
         silver = case.silver

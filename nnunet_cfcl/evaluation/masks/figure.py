@@ -1,4 +1,4 @@
-"""The picture of an evaluation: every case by group and method, and the paired differences with their intervals."""
+"""Plot of an evaluation: every case by group and method, and the paired differences with their intervals."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from nnunet_cfcl.files.atomic import replace_atomically
 from nnunet_cfcl.files.figure_text import names_as_they_are
 
 FIGURE = "metrics.png"
-#: Labels, and lines of differences, that are drawn; the tables have all.
+#: Most labels, and most differences, in the plot; the tables have all.
 LABELS_SHOWN, DIFFERENCES_SHOWN = 5, 30
-# Okabe and Ito's, which colour-blind people can tell apart
+# palette of Okabe and Ito, which is safe for colour blindness
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-#: Width of a column of points.
+#: Width of a column of points in inches.
 INCHES = 0.17
-#: Of a title in an inch of a panel's width, its axis' numbers included.
-LETTERS = 12
-#: With fewer cases the points alone say more than a box.
+#: Characters of a title per inch of a panel.
+CHARACTERS = 12
+#: Fewest cases with a box of quartiles.
 BOX_CASES = 5
 
 
 @names_as_they_are
 def draw(file: Path, evaluation: Evaluation, groupings: Groupings) -> None:
-    """Draw the picture, atomically: a row of panels per label, and one of differences where methods are compared.
+    """Draw a row of panels per label and one of paired differences, and write it atomically.
 
     Args:
         file: PNG.
-        evaluation: to be drawn.
-        groupings: of `CaseAttributes.groupings`; combinations of columns are left to the tables.
+        evaluation: results to plot.
+        groupings: groups from `CaseAttributes.groupings`; combinations of columns are not drawn.
     """
     labels = _shown_labels(evaluation)
     places = [(grouping, group) for grouping, groups in groupings.items() if CROSS not in grouping for group in groups]
@@ -59,18 +59,18 @@ def draw(file: Path, evaluation: Evaluation, groupings: Groupings) -> None:
         row[0].set_ylabel(f"label {evaluation.label_name(label)}", fontsize=10)
     if lines:
         for axes, metric in zip(rows[-1], METRICS):
-            _differences(axes, evaluation, lines, metric, int(LETTERS * width))
+            _differences(axes, evaluation, lines, metric, int(CHARACTERS * width))
         rows[-1][0].set_yticks(range(len(lines)), [_line_name(evaluation, *line) for line in lines], fontsize=8)
     figure.legend(handles=_handles(evaluation), loc="outside upper center", ncols=methods + 2, fontsize=9,
                   frameon=False)
     if len(labels) < (count := len(evaluation.measured.methods[0].labels)):
-        figure.supxlabel(f"the {len(labels)} of {count} labels with the lowest Dice; the tables have all", fontsize=9)
+        figure.supxlabel(f"the {len(labels)} of {count} labels with the lowest Dice; the tables list all", fontsize=9)
     replace_atomically(file, lambda temporary: figure.savefig(temporary, format="png"))
 
 
 def _shown_labels(evaluation: Evaluation) -> list[int]:
-    """The labels with the lowest mean Dice of the first method, in the order of their numbers."""
-    means = {one.label: one.mean for one in evaluation.findings.summaries
+    """Choose the labels with the lowest mean Dice of the first method, in ascending order."""
+    means = {one.label: one.mean for one in evaluation.records.summaries
              if one.grouping == ALL and one.metric == "dice" and one.method == evaluation.measured.methods[0].name}
     return sorted(sorted(means, key=lambda label: np.nan_to_num(means[label], nan=2.0))[:LABELS_SHOWN])
 
@@ -80,7 +80,7 @@ def _distributions(
     metric: str,
 ) -> None:
     methods = evaluation.measured.methods
-    means = {(one.method, one.grouping, one.group): one for one in evaluation.findings.summaries
+    means = {(one.method, one.grouping, one.group): one for one in evaluation.records.summaries
              if (one.label, one.metric) == (label, metric)}
     for number, (method, colour) in enumerate(zip(methods, _colours(len(methods)))):
         shift = (number - (len(methods) - 1) / 2) * 0.84 / len(methods)
@@ -96,7 +96,7 @@ def _distributions(
     names = [group if grouping == ALL else grouping + between + group for grouping, group in places]
     axes.set_xticks(range(len(places)), names, fontsize=8)
     if crowded:
-        # one line each: lines of neighbours would lie on each other
+        # rotated, since horizontal labels would overlap
         for name in axes.get_xticklabels():
             name.set(rotation=45, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.6, len(places) - 0.4)
@@ -111,17 +111,17 @@ def _cases_of_group(
 ) -> None:
     column = method.labels.index(label)
     values = method.values[members, column, METRICS.index(metric)]
-    # points side by side, the same way every time
-    spread = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * width
+    # jitter by the golden ratio: reproducible, and neighbours do not overlap
+    jitter = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * width
     known = np.isfinite(values)
     if known.sum() >= BOX_CASES:
         low, middle, high = np.quantile(values[known], [0.25, 0.5, 0.75])
         axes.fill_between([place - width / 2, place + width / 2], low, high, color=colour, alpha=0.18, linewidth=0)
         axes.hlines(middle, place - width / 2, place + width / 2, color=colour, linewidth=1.2)
-    axes.scatter(place + spread[known], values[known], s=10, color=colour, alpha=0.7, linewidth=0)
+    axes.scatter(place + jitter[known], values[known], s=10, color=colour, alpha=0.7, linewidth=0)
     missed = method.missed[members, column] & ~known
-    # those have no distance: at the upper edge, whatever the scale is
-    axes.scatter(place + spread[missed], np.full(int(missed.sum()), 0.98), s=26, marker="^", color=colour,
+    # missed labels have no distance: drawn at the upper edge of the panel
+    axes.scatter(place + jitter[missed], np.full(int(missed.sum()), 0.98), s=26, marker="^", color=colour,
                  edgecolor="black", linewidth=0.5, transform=axes.get_xaxis_transform(), clip_on=False, zorder=4)
 
 
@@ -133,9 +133,11 @@ def _mean(axes: Axes, one: Summary, place: float) -> None:
 
 
 def _shown_differences(evaluation: Evaluation, labels: Sequence[int]) -> list[tuple[str, int, str, str]]:
-    """(other method, label, grouping, group) of the lines to draw, the last at the top; without groups where there are
-    too many."""
-    shown = [(one.against, one.label, one.grouping, one.group) for one in evaluation.findings.differences
+    """Choose the differences to draw as (other method, label, grouping, group), from bottom to top.
+
+    Groups are left out where there are more than `DIFFERENCES_SHOWN`.
+    """
+    shown = [(one.against, one.label, one.grouping, one.group) for one in evaluation.records.differences
              if one.metric == METRICS[0] and one.label in labels and CROSS not in one.grouping]
     if len(shown) > DIFFERENCES_SHOWN:
         shown = [line for line in shown if line[2] == ALL][:DIFFERENCES_SHOWN]
@@ -148,11 +150,11 @@ def _line_name(evaluation: Evaluation, against: str, label: int, grouping: str, 
 
 
 def _differences(
-    axes: Axes, evaluation: Evaluation, lines: Sequence[tuple[str, int, str, str]], metric: str, letters: int,
+    axes: Axes, evaluation: Evaluation, lines: Sequence[tuple[str, int, str, str]], metric: str, characters: int,
 ) -> None:
     known: Mapping[tuple[str, int, str, str], Difference] = {
         (one.against, one.label, one.grouping, one.group): one
-        for one in evaluation.findings.differences if one.metric == metric}
+        for one in evaluation.records.differences if one.metric == metric}
     others = [method.name for method in evaluation.measured.methods]
     colours = dict(zip(others, _colours(len(others))))
     for place, line in enumerate(lines):
@@ -165,7 +167,7 @@ def _differences(
     first = evaluation.measured.methods[0].name
     side = "left" if less_is_better(metric) else "right"
     title = (f"{metric_title(metric, evaluation.unit)}: paired difference", f"{side} of 0: {first} is better")
-    axes.set_title("\n".join(fill(line, letters) for line in title), fontsize=9)
+    axes.set_title("\n".join(fill(line, characters) for line in title), fontsize=9)
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", alpha=0.3)
 

@@ -1,4 +1,4 @@
-"""Metrics of all cases of one or several methods, read once and in several processes."""
+"""Metrics of all cases of one or several methods; every file is read once, in parallel processes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from nnunet_cfcl.runs.workers import with_each
 
 @dataclass(frozen=True)
 class MethodMetrics:
-    """The figures of one method.
+    """Metrics of one method.
 
     Attributes:
-        name: of the method.
-        folder: of its predictions.
-        cases: that have both a prediction and a truth, sorted.
-        labels: sorted; the same for all methods.
-        values: (cases, labels, metrics) in the order of `METRICS`; NaN where there is none.
+        name: name of the method.
+        folder: folder of its predictions.
+        cases: cases with both a prediction and a truth, sorted.
+        labels: evaluated labels, sorted; the same for all methods.
+        values: (cases, labels, metrics) in the order of `METRICS`; NaN where a metric is undefined.
         missed: (cases, labels) whether the label is in exactly one of truth and prediction.
-        diagonals: (cases,) of the images, in mm or pixels.
-        without_prediction, without_truth: cases that are on one side only.
+        diagonals: (cases,) image diagonals in mm or pixels.
+        without_prediction: cases with a truth but no prediction.
+        without_truth: cases with a prediction but no truth.
     """
 
     name: str
@@ -44,13 +45,13 @@ class MethodMetrics:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What `measure` found.
+class Measurements:
+    """Metrics of all methods.
 
     Attributes:
-        methods: the one that is evaluated first, then those it is compared with.
-        in_pixels: whether the files have no millimetres.
-        undeclared: labels of the masks that dataset.json does not have, and that are not evaluated.
+        methods: the evaluated method, then the methods it is compared with.
+        in_pixels: whether distances are in pixels, for files without a physical size.
+        undeclared: labels in the masks that are not in dataset.json and not evaluated.
     """
 
     methods: tuple[MethodMetrics, ...]
@@ -60,7 +61,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Job:
-    """One case: its truth, and the predictions of the methods that have one."""
+    """Files of one case: the truth and the available predictions."""
 
     case: str
     truth: Path
@@ -80,43 +81,43 @@ class _Result:
 
 
 def measure(truth: MaskFolder, methods: Sequence[MaskFolder], scheme: LabelScheme, tolerance: float, processes: int
-            ) -> Measured:
+            ) -> Measurements:
     """Compare the predictions of every method with the truth.
 
     Args:
-        truth: the masks that are held to be right.
-        methods: one or more.
-        scheme: which labels count.
-        tolerance: of the normalised surface Dice, in mm or pixels.
-        processes: cases at the same time; 1 works in this process.
+        truth: true masks.
+        methods: predicted masks of one or more methods.
+        scheme: labels to evaluate.
+        tolerance: tolerance of the normalised surface Dice in mm or pixels.
+        processes: number of worker processes; 1 works in this process.
 
     Raises:
-        UserError: a method has no case of the truth's (or none of the first method's), a file cannot be read, the grids
-            of two files differ, or a process was killed.
+        UserError: a method has no case in common with the truth or with the first method, a file cannot be read, two
+            files have different grids, or a process was killed.
     """
     jobs = _jobs(truth, methods, scheme, tolerance)
-    # in the order of the cases, not in that in which they were done
+    # workers finish in any order
     results = sorted((result for _, result in with_each(_run, jobs, processes, "evaluating")), key=attrgetter("case"))
     if len({result.in_pixels for result in results}) > 1:
         odd = next(result.case for result in results if result.in_pixels != results[0].in_pixels)
-        raise UserError(f"{truth.folder} has files with millimetres and files with only pixels, such as "
-                        f"{results[0].case} and {odd}", "evaluate them one by one")
+        raise UserError(f"{truth.folder} mixes files in millimetres and files in pixels, such as {results[0].case} and "
+                        f"{odd}", "evaluate them separately")
     present = frozenset().union(*(result.present for result in results)) - {0, scheme.ignore}
     labels = tuple(sorted(present if scheme.names is None else scheme.names))
     if not labels:
-        raise UserError(f"{truth.folder} and the predictions have nothing but background (0), expected labels from 1")
+        raise UserError(f"{truth.folder} and the predictions contain only background (0), expected labels of 1 or more")
     found = tuple(_method_metrics(method, truth, results, labels) for method in methods)
-    return Measured(found, results[0].in_pixels, tuple(sorted(present - set(labels))))
+    return Measurements(found, results[0].in_pixels, tuple(sorted(present - set(labels))))
 
 
 def _jobs(truth: MaskFolder, methods: Sequence[MaskFolder], scheme: LabelScheme, tolerance: float) -> list[_Job]:
     for method in methods:
-        # the first method is what the others are compared with
+        # differences need cases in common with the first method
         for wanted in (truth, methods[0]):
             if not set(method.files) & set(wanted.files) & set(truth.files):
                 names = [listed(sorted(folder.files), 3) for folder in (method, wanted)]
                 raise UserError(f"{method.folder} and {wanted.folder} have no case in common: found {names[0]}, "
-                                f"expected {names[1]}", "give the files of a case the same name")
+                                f"expected {names[1]}", "name the files of a case alike")
     labels = None if scheme.names is None else tuple(scheme.names)
     jobs = [_Job(case, file, {method.name: method.files[case] for method in methods if case in method.files},
                  labels, scheme.ignore, tolerance) for case, file in sorted(truth.files.items())]
@@ -138,14 +139,14 @@ def _run(job: _Job) -> _Result:
 
 def _check_grids(truth: LabelFile, prediction: LabelFile) -> None:
     if different := geometry_difference(truth, prediction):
-        raise UserError(f"{truth.file} and {prediction.file} must lie on the same voxels, found {different}", "predict "
-                        "again from the image of this truth, or resample one of them")
+        raise UserError(f"{truth.file} and {prediction.file} have {different}, expected the same voxel grid",
+                        "predict the image of this truth again, or resample one of the files")
 
 
 def _method_metrics(method: MaskFolder, truth: MaskFolder, results: Sequence[_Result], labels: tuple[int, ...]
                     ) -> MethodMetrics:
     mine = [result for result in results if method.name in result.metrics]
-    # a label that a case has in neither mask was not looked for there
+    # without a dataset.json, a label in neither mask of a case is not measured
     rows = [[result.metrics[method.name].get(label, LabelMetrics()) for label in labels] for result in mine]
     values = np.array([[one.values for one in row] for row in rows]).reshape(len(mine), len(labels), len(METRICS))
     return MethodMetrics(

@@ -1,9 +1,8 @@
 """Dice, HD95, average symmetric surface distance and normalised surface Dice of one case, label by label.
 
-Surface voxels and their distances are MONAI's (``monai.metrics.get_mask_edges`` and ``get_surface_distance``); the
-figures are those of its ``compute_hausdorff_distance``, ``compute_average_surface_distance`` and
-``compute_surface_dice``, from one look for the nearest surface instead of three. Empty masks, which these functions
-answer differently from each other, are decided here.
+Surface voxels and their distances come from MONAI (``monai.metrics.get_mask_edges`` and ``get_surface_distance``). The
+metrics equal its ``compute_hausdorff_distance``, ``compute_average_surface_distance`` and ``compute_surface_dice``, but
+share one distance computation. Empty masks, which these functions treat differently from each other, are handled here.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from monai.metrics import get_mask_edges, get_surface_distance
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
-#: In the order of `LabelMetrics`.
+#: Metrics in the order of the fields of `LabelMetrics`.
 METRICS = ("dice", "hd95_mm", "assd_mm", "nsd")
-#: Metrics of which less is better.
+#: Metrics for which less is better.
 DISTANCES = ("hd95_mm", "assd_mm")
 
 Box = tuple[slice, ...]
@@ -27,15 +26,16 @@ Box = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class LabelMetrics:
-    """The figures of one label in one case; the defaults are those of a label that is in neither mask.
+    """Metrics of one label in one case; the defaults are the values of a label in neither mask.
 
     Attributes:
-        dice: 0 to 1; NaN in neither mask (as nnU-Net has it), 0 in only one.
+        dice: 0 to 1; NaN if the label is in neither mask (as in nnU-Net), 0 if it is in exactly one.
         hd95_mm: larger of the two directed 95th percentiles of surface distances, 0 or more; NaN unless in both masks.
-        assd_mm: mean distance of all surface voxels of both to the other surface, 0 or more; NaN unless in both masks.
-        nsd: share of all surface voxels of both that are within the tolerance of the other surface, 0 to 1; NaN in
-            neither mask, 0 in only one.
-        in_truth, in_prediction: whether the label is there at all.
+        assd_mm: mean distance of all surface voxels to the other surface, 0 or more; NaN unless in both masks.
+        nsd: share of all surface voxels within the tolerance of the other surface, 0 to 1; NaN if the label is in
+            neither mask, 0 if it is in exactly one.
+        in_truth: whether the label is in the true mask.
+        in_prediction: whether the label is in the predicted mask.
     """
 
     dice: float = math.nan
@@ -47,12 +47,12 @@ class LabelMetrics:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """In the order of `METRICS`."""
+        """Values in the order of `METRICS`."""
         return tuple(float(value) for value in astuple(self)[: len(METRICS)])
 
     @property
     def missed(self) -> bool:
-        """Whether the label is in exactly one of the masks, so that no distance exists."""
+        """Whether the label is in exactly one of the masks, so that no surface distance exists."""
         return self.in_truth != self.in_prediction
 
 
@@ -60,25 +60,26 @@ def case_metrics(
     truth: NDArray[np.integer], prediction: NDArray[np.integer], spacing: Sequence[float], tolerance: float,
     labels: Iterable[int] | None = None, ignore: int | None = None,
 ) -> dict[int, LabelMetrics]:
-    """The figures of a case.
+    """Compute the metrics of a case.
 
-    Axes of one voxel are left out: the surface of a 2D image, or of a single slice, is a contour.
+    Axes of one voxel are dropped: the surface of a 2D image, or of a single slice, is a contour.
 
     Args:
-        truth, prediction: (Z, Y, X) or (Y, X), whole numbers from 0, of the same shape.
-        spacing: one per axis in mm (for images without millimetres: 1, and all distances are in pixels).
-        tolerance: of the normalised surface Dice, in the unit of the spacing.
-        labels: those to evaluate; None: all in either mask except 0.
-        ignore: label of the truth that marks voxels without a truth; they count as background in both masks.
+        truth: (Z, Y, X) or (Y, X), labels of 0 or more.
+        prediction: labels of the same shape.
+        spacing: voxel size per axis in mm (1 for images without a physical size, whose distances are in pixels).
+        tolerance: tolerance of the normalised surface Dice, in the unit of the spacing.
+        labels: labels to evaluate; None: all labels in either mask except 0.
+        ignore: label of voxels without ground truth, which count as background in both masks.
 
     Returns:
-        Label -> figures.
+        Label -> metrics.
 
     Raises:
-        ValueError: shapes or spacing do not fit each other.
+        ValueError: shapes or spacing do not match.
     """
     if truth.shape != prediction.shape or len(spacing) != truth.ndim:
-        raise ValueError(f"truth {truth.shape}, prediction {prediction.shape} and spacing {tuple(spacing)} must fit")
+        raise ValueError(f"truth {truth.shape}, prediction {prediction.shape} and spacing {tuple(spacing)} must match")
     if ignore is not None:
         known = truth != ignore
         truth, prediction = np.where(known, truth, 0), np.where(known, prediction, 0)
@@ -90,7 +91,7 @@ def case_metrics(
 
 
 def diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
-    """Length of the image's diagonal in the unit of its spacing, without axes of one voxel; no distance is longer."""
+    """Length of the image diagonal, without axes of one voxel: the longest possible distance."""
     return math.hypot(*(count * size for count, size in zip(shape, spacing) if count > 1))
 
 
@@ -105,7 +106,7 @@ def _without_flat_axes(
 
 
 def _boxes(mask: NDArray[np.integer]) -> dict[int, Box]:
-    """Label -> the box around it, for the labels that are there."""
+    """Bounding box of every label in a mask."""
     return {label: box for label, box in enumerate(find_objects(mask), start=1) if box is not None}
 
 
@@ -113,18 +114,18 @@ def _label_metrics(
     truth: NDArray[np.integer], prediction: NDArray[np.integer], label: int, boxes: Sequence[Box | None],
     spacing: Sequence[float], tolerance: float,
 ) -> LabelMetrics:
-    there = [box is not None for box in boxes]
-    if not all(there):
-        figure = 0.0 if any(there) else math.nan
-        return LabelMetrics(figure, math.nan, math.nan, figure, *there)
+    present = [box is not None for box in boxes]
+    if not all(present):
+        overlap = 0.0 if any(present) else math.nan
+        return LabelMetrics(overlap, math.nan, math.nan, overlap, *present)
     pairs = zip(*(box for box in boxes if box is not None))
-    # whatever is outside the box of both is background in both: surfaces and counts are the same inside it
+    # outside the joint bounding box both masks are background: surfaces and counts do not change
     joint = tuple(slice(min(one.start, other.start), max(one.stop, other.stop)) for one, other in pairs)
     masks = truth[joint] == label, prediction[joint] == label
     dice = 2 * np.count_nonzero(masks[0] & masks[1]) / (np.count_nonzero(masks[0]) + np.count_nonzero(masks[1]))
     surfaces = get_mask_edges(*masks, crop=False)
-    there_and_back = [np.asarray(get_surface_distance(one, other, spacing=list(spacing)), np.float64)
-                      for one, other in (surfaces, surfaces[::-1])]
-    distances = np.concatenate(there_and_back)
-    return LabelMetrics(dice, max(float(np.quantile(one, 0.95)) for one in there_and_back), float(distances.mean()),
+    directed = [np.asarray(get_surface_distance(one, other, spacing=list(spacing)), np.float64)
+                for one, other in (surfaces, surfaces[::-1])]
+    distances = np.concatenate(directed)
+    return LabelMetrics(dice, max(float(np.quantile(one, 0.95)) for one in directed), float(distances.mean()),
                         float(np.mean(distances <= tolerance)), True, True)

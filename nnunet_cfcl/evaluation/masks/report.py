@@ -1,4 +1,4 @@
-"""An evaluation as files: a table per method, all records as JSON, and a page to read first."""
+"""Results of an evaluation as files: a CSV table per method, all records as JSON, and a Markdown page."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 import monai
 
 import nnunet_cfcl
-from nnunet_cfcl.evaluation.masks.measure import Measured, MethodMetrics
+from nnunet_cfcl.evaluation.masks.measure import Measurements, MethodMetrics
 from nnunet_cfcl.evaluation.masks.metrics import METRICS
-from nnunet_cfcl.evaluation.masks.summary import PENALISED, SUMMARISED, Difference, Findings, Gap, Summary
+from nnunet_cfcl.evaluation.masks.summary import PENALISED, SUMMARISED, Difference, Gap, Records, Summary
 from nnunet_cfcl.evaluation.masks.tables import ALL, CaseAttributes, LabelScheme
 from nnunet_cfcl.evaluation.plain_tables import escaped, markdown_table, without_nan
 from nnunet_cfcl.evaluation.statistics import EXACT_PATIENTS, FLIPS, LEVEL, RESAMPLES
@@ -24,43 +24,46 @@ from nnunet_cfcl.files.atomic import write_text_atomically
 
 TABLE, NUMBERS, PAGE = "metrics.csv", "metrics.json", "metrics.md"
 FORMAT = 1
-#: With fewer patients an interval is hardly more than a guess.
+#: Fewest patients for a reliable interval.
 FEW_PATIENTS = 8
 DIGITS = {"dice": 3, "nsd": 3}
 
 LEGEND = """\
-- Every figure is a mean over cases, in brackets its 95 % interval: BCa bootstrap over patients, who are drawn with all
+- Every value is a mean over cases with its 95 % interval in brackets: BCa bootstrap over patients, resampled with all
   their cases.
-- **Dice**: overlap, 1 is perfect. **NSD**: share of the two surfaces that is within {tolerance:g} {unit} of the other,
-  1 is perfect. **HD95**: distance that 95 % of the surface stays below, **ASSD**: mean distance between the surfaces,
-  both in {unit}, 0 is perfect.
-- **missed**: cases with the label in exactly one of truth and prediction; Dice and NSD are 0, and *there is no
-  distance: HD95 and ASSD leave these cases out*. **with misses**: the same with the image's diagonal in their place,
-  the greatest distance there can be. **in neither**: cases with the label in neither mask, which count nowhere.
-- **gap**: between the means of the worst and the best group ("unknown" takes no part). Both were chosen by looking,
-  which makes gaps between small groups too large; its interval does not know of that."""
+- **Dice**: overlap, 1 is perfect. **NSD**: share of the two surfaces within {tolerance:g} {unit} of each other, 1 is
+  perfect. **HD95**: 95th percentile of the surface distances, **ASSD**: average symmetric surface distance, both in
+  {unit}, 0 is perfect.
+- **missed**: cases with the label in exactly one of truth and prediction. Their Dice and NSD are 0; *they have no
+  surface distance, and HD95 and ASSD leave them out*. **with misses**: the same metric with the image diagonal, the
+  longest possible distance, for these cases. **in neither**: cases with the label in neither mask, which are left out.
+- **gap**: difference between the means of the worst and the best group (without "unknown"). The two groups are chosen
+  by their results, which overestimates gaps between small groups; the interval does not account for this."""
 PAIRED = """\
-- **differences**: {first} minus the other method, case by case, over the cases with a figure of both; **left out**:
-  common cases without a figure of one or both. **p**: sign-flip test over patients (exact up to {exact} patients who
-  differ, else with {flips} random flips). {count} comparisons are listed and none is corrected for the others: decide
-  beforehand which one counts."""
+- **differences**: {first} minus the other method, case by case, over the cases with values of both; **left out**:
+  common cases without a value of one or both. **p**: sign-flip test over patients (exact for up to {exact} patients
+  with a difference, else {flips} random flips). {count} comparisons are listed, without correction for multiple
+  comparisons: choose the primary comparison in advance."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All there is to report.
+    """Everything that a report needs.
 
     Attributes:
-        truth: folder.
-        measured, findings, scheme, attributes: what was found.
-        by: columns that cases were grouped by.
-        tolerance: in mm or pixels.
-        seed: of resamples and flips.
+        truth: folder of the true masks.
+        measured: metrics of all methods.
+        records: their statistics.
+        scheme: evaluated labels.
+        attributes: attributes of the cases.
+        by: columns to group by.
+        tolerance: tolerance of the normalised surface Dice in mm or pixels.
+        seed: seed of resamples and permutations.
     """
 
     truth: Path
-    measured: Measured
-    findings: Findings
+    measured: Measurements
+    records: Records
     scheme: LabelScheme
     attributes: CaseAttributes
     by: tuple[str, ...]
@@ -69,11 +72,11 @@ class Evaluation:
 
     @property
     def unit(self) -> str:
-        """Of all distances."""
+        """Unit of all distances."""
         return "pixels" if self.measured.in_pixels else "mm"
 
     def label_name(self, label: int) -> str:
-        """The label's number, and its name where dataset.json has one."""
+        """Number of a label, with its name where dataset.json has one."""
         name = (self.scheme.names or {}).get(label)
         return f"{label} ({name})" if name else str(label)
 
@@ -82,8 +85,8 @@ def write_tables(folder: Path, evaluation: Evaluation) -> None:
     """Write `TABLE`, ``metrics_NAME.csv`` of every other method, `NUMBERS` and `PAGE`, each atomically.
 
     Args:
-        folder: exists.
-        evaluation: to be written.
+        folder: existing folder.
+        evaluation: results to write.
     """
     first, *others = evaluation.measured.methods
     for file, method in [(TABLE, first), *((f"metrics_{other.name}.csv", other) for other in others)]:
@@ -94,7 +97,7 @@ def write_tables(folder: Path, evaluation: Evaluation) -> None:
 
 
 def csv_text(method: MethodMetrics, attributes: CaseAttributes) -> str:
-    """One row per case and label: case, label, metrics ("nan" where there is none), the attributes' columns."""
+    """Format one row per case and label: case, label, metrics ("nan" where undefined), attributes."""
     handle = io.StringIO()
     writer = csv.writer(handle, lineterminator="\n")
     writer.writerow(["case", "label", *METRICS, *attributes.columns])
@@ -106,7 +109,7 @@ def csv_text(method: MethodMetrics, attributes: CaseAttributes) -> str:
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Settings, missing cases and all records; see docs/how-to/evaluate.md."""
+    """Convert an evaluation to the JSON format that docs/how-to/evaluate.md documents."""
     first, *others = evaluation.measured.methods
     names = evaluation.scheme.names or {}
     return {
@@ -125,9 +128,9 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
                                   "without_truth": list(method.without_truth)}
                     for method in evaluation.measured.methods},
         "without_attributes": list(evaluation.attributes.without_row),
-        "summaries": [asdict(one) for one in evaluation.findings.summaries],
-        "gaps": [asdict(one) for one in evaluation.findings.gaps],
-        "differences": [asdict(one) for one in evaluation.findings.differences]}
+        "summaries": [asdict(one) for one in evaluation.records.summaries],
+        "gaps": [asdict(one) for one in evaluation.records.gaps],
+        "differences": [asdict(one) for one in evaluation.records.differences]}
 
 
 def _text_or_none(file: Path | None) -> str | None:
@@ -135,26 +138,25 @@ def _text_or_none(file: Path | None) -> str | None:
 
 
 def remarks(evaluation: Evaluation) -> list[str]:
-    """What a reader must know before the figures: cases that are missing, labels and groups that say little."""
+    """List caveats that a reader must know before the metrics: missing cases, labels left out, small groups."""
     lines = []
     for method in evaluation.measured.methods:
-        sides = {"a truth but no prediction": method.without_prediction,
-                 "a prediction but no truth": method.without_truth}
+        missing = {"a truth but no prediction": method.without_prediction,
+                   "a prediction but no truth": method.without_truth}
         lines += [f"{method.name}: {_cases(cases)} with {what}, not evaluated: {', '.join(cases)}"
-                  for what, cases in sides.items() if cases]
+                  for what, cases in missing.items() if cases]
     if cases := evaluation.attributes.without_row:
         lines.append(f"{_cases(cases)} without a row in {evaluation.attributes.file}, in the group \"unknown\": "
                      f"{', '.join(cases)}")
     if evaluation.measured.undeclared:
-        lines.append(f"labels that are in the masks but not in {evaluation.scheme.source}, not evaluated: "
+        lines.append(f"labels in the masks but not in {evaluation.scheme.source}, not evaluated: "
                      f"{', '.join(map(str, evaluation.measured.undeclared))}")
     if evaluation.scheme.regions:
-        lines.append(f"{evaluation.scheme.source} has regions; the plain labels of which they consist are evaluated")
-    small = {f"{one.group} ({one.grouping})": None for one in evaluation.findings.summaries
+        lines.append(f"{evaluation.scheme.source} defines regions; their plain labels are evaluated")
+    small = {f"{one.group} ({one.grouping})": None for one in evaluation.records.summaries
              if one.metric == METRICS[0] and 0 < one.patients < FEW_PATIENTS}
     if small:
-        lines.append(f"fewer than {FEW_PATIENTS} patients, whose intervals are hardly more than a guess: "
-                     f"{', '.join(small)}")
+        lines.append(f"groups of fewer than {FEW_PATIENTS} patients, with unreliable intervals: {', '.join(small)}")
     return lines
 
 
@@ -163,40 +165,40 @@ def _cases(cases: Sequence[str]) -> str:
 
 
 def page(evaluation: Evaluation) -> str:
-    """The evaluation as Markdown."""
+    """Format an evaluation as Markdown."""
     first, *others = evaluation.measured.methods
-    findings = evaluation.findings
+    records = evaluation.records
     patients = len({evaluation.attributes.patient(case) for case in first.cases})
     against = f", compared with {', '.join(other.name for other in others)}" if others else ""
     parts = [f"# Evaluation of {first.name}", f"{_cases(first.cases)} of {patients} patients{against}. "
              f"Predictions: `{first.folder}`. Truth: `{evaluation.truth}`."]
     if lines := remarks(evaluation):
-        parts += ["## Mind", "\n".join(f"- {escaped(line)}" for line in lines)]
-    parts += ["## All cases", _summary_table(evaluation, [one for one in findings.summaries if one.grouping == ALL])]
-    groupings = dict.fromkeys(one.grouping for one in findings.summaries if one.grouping != ALL)
+        parts += ["## Caveats", "\n".join(f"- {escaped(line)}" for line in lines)]
+    parts += ["## All cases", _summary_table(evaluation, [one for one in records.summaries if one.grouping == ALL])]
+    groupings = dict.fromkeys(one.grouping for one in records.summaries if one.grouping != ALL)
     for grouping in groupings:
         parts += [f"## By {escaped(grouping)}",
-                  _summary_table(evaluation, [one for one in findings.summaries if one.grouping == grouping]),
-                  _gap_table(evaluation, [one for one in findings.gaps if one.grouping == grouping])]
+                  _summary_table(evaluation, [one for one in records.summaries if one.grouping == grouping]),
+                  _gap_table(evaluation, [one for one in records.gaps if one.grouping == grouping])]
     for other in others:
         parts += [f"## {escaped(first.name)} minus {escaped(other.name)}",
-                  _difference_table(evaluation, [one for one in findings.differences if one.against == other.name])]
-    parts += ["## What the figures mean", LEGEND.format(tolerance=evaluation.tolerance, unit=evaluation.unit)]
+                  _difference_table(evaluation, [one for one in records.differences if one.against == other.name])]
+    parts += ["## Definitions", LEGEND.format(tolerance=evaluation.tolerance, unit=evaluation.unit)]
     if others:
-        count = sum(_is_shown(one.metric, evaluation) for one in findings.differences)
+        count = sum(_is_shown(one.metric, evaluation) for one in records.differences)
         parts[-1] += "\n" + PAIRED.format(first=first.name, exact=EXACT_PATIENTS, flips=FLIPS, count=count)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def metric_title(metric: str, unit: str) -> str:
-    """A metric of `SUMMARISED` for people, with its unit."""
+    """Format the name of a metric of `SUMMARISED`, with its unit."""
     plain = PENALISED.get(metric, metric)
     words = {"dice": "Dice", "hd95_mm": f"HD95 ({unit})", "assd_mm": f"ASSD ({unit})", "nsd": "NSD"}[plain]
     return f"{words} with misses" if metric in PENALISED else words
 
 
 def _is_shown(metric: str, evaluation: Evaluation) -> bool:
-    """Distances with misses are of use only where there are misses."""
+    """Whether a metric is reported: distances with misses only where a label is missed."""
     return metric in METRICS or any(bool(method.missed.any()) for method in evaluation.measured.methods)
 
 
@@ -210,21 +212,21 @@ def _summary_table(evaluation: Evaluation, summaries: Sequence[Summary]) -> str:
         for method, cells in by_method.items():
             some = cells["dice"]
             rows.append([evaluation.label_name(label), group, method, f"{some.cases} ({some.patients})",
-                         *(_figure(metric, cells[metric].mean, cells[metric]) for metric in metrics),
+                         *(_with_interval(metric, cells[metric].mean, cells[metric]) for metric in metrics),
                          str(some.one_empty), str(some.both_empty)])
     titles = [metric_title(metric, evaluation.unit) for metric in metrics]
     return markdown_table(["label", "group", "method", "cases (patients)", *titles, "missed", "in neither"], rows)
 
 
 def _gap_table(evaluation: Evaluation, gaps: Sequence[Gap]) -> str:
-    """A row per label and method: worst group and its mean, best group and its mean, gap."""
+    """Format one row per label and method: gap, worst group and its mean, best group and its mean."""
     metrics = [metric for metric in SUMMARISED if _is_shown(metric, evaluation)]
     by_row: dict[tuple[int, str], dict[str, str]] = {}
     for one in gaps:
         worst, best = (f"{group} {_number(one.metric, mean)}"
                        for group, mean in ((one.worst, one.worst_mean), (one.best, one.best_mean)))
         by_row.setdefault((one.label, one.method), {})[one.metric] = (
-            f"{_figure(one.metric, one.gap, one)}: worst {worst}, best {best}")
+            f"{_with_interval(one.metric, one.gap, one)}: worst {worst}, best {best}")
     rows = [[evaluation.label_name(label), method, *(cells.get(metric, "none") for metric in metrics)]
             for (label, method), cells in sorted(by_row.items(), key=lambda item: item[0][0])]
     titles = [f"gap in {metric_title(metric, evaluation.unit)}" for metric in metrics]
@@ -246,16 +248,16 @@ def _difference_table(evaluation: Evaluation, differences: Sequence[Difference])
 
 
 def _difference(one: Difference) -> str:
-    figure = _figure(one.metric, one.difference, one, signed=True)
-    # with one patient every difference is as good as its opposite
-    return figure if math.isnan(one.low) else f"{figure}, p {one.p_value:.2g}"
+    text = _with_interval(one.metric, one.difference, one, signed=True)
+    # with one patient the p value is always 1
+    return text if math.isnan(one.low) else f"{text}, p {one.p_value:.2g}"
 
 
 def _group(one: Difference) -> str:
     return one.group if one.grouping == ALL else f"{one.grouping}: {one.group}"
 
 
-def _figure(metric: str, value: float, one: Summary | Gap | Difference, signed: bool = False) -> str:
+def _with_interval(metric: str, value: float, one: Summary | Gap | Difference, signed: bool = False) -> str:
     if math.isnan(value):
         return "none"
     if math.isnan(one.low):
@@ -268,12 +270,12 @@ def _number(metric: str, value: float, signed: bool = False) -> str:
 
 
 def short_summary(evaluation: Evaluation) -> list[str]:
-    """Lines for the terminal: means of all cases per method and label."""
+    """One line per method and label for the terminal: means over all cases."""
     means: dict[tuple[str, int], Mapping[str, float]] = {}
-    for one in evaluation.findings.summaries:
+    for one in evaluation.records.summaries:
         if one.grouping == ALL:
             means[one.method, one.label] = {**means.get((one.method, one.label), {}), one.metric: one.mean}
     return [f"{method}, label {evaluation.label_name(label)}: "
-            + ", ".join(f"{metric_title(metric, evaluation.unit)} {_number(metric, figures[metric])}"
+            + ", ".join(f"{metric_title(metric, evaluation.unit)} {_number(metric, values[metric])}"
                         for metric in METRICS)
-            for (method, label), figures in means.items()]
+            for (method, label), values in means.items()]

@@ -1,8 +1,8 @@
 """Summaries per label and group, gaps between groups, and paired differences between methods, as flat records.
 
-Every figure is a mean over cases with a bootstrap interval over patients. A case in which a label is in exactly one of
-the masks has no distance; leaving it out would reward a method for missing a structure, so each distance has a second
-figure with the image's diagonal in its place.
+Every value is a mean over cases with a bootstrap interval over patients. A case with a label in exactly one of the
+masks has no surface distance. Leaving it out would reward a method for missing a structure, so each distance also has
+a penalised variant, which uses the image diagonal for these cases.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nnunet_cfcl.evaluation.masks.measure import Measured, MethodMetrics
+from nnunet_cfcl.evaluation.masks.measure import Measurements, MethodMetrics
 from nnunet_cfcl.evaluation.masks.metrics import DISTANCES, METRICS
 from nnunet_cfcl.evaluation.masks.tables import UNKNOWN
 from nnunet_cfcl.evaluation.statistics import Draws, PatientSums, patient_sums
 
-#: Distances with the image's diagonal where the label is in exactly one mask, and what they are made of.
+#: Penalised distance -> plain distance.
 PENALISED = {f"{name}_penalised": name for name in DISTANCES}
 SUMMARISED = (*METRICS, *PENALISED)
 
@@ -35,11 +35,20 @@ class Summary:
     """One metric of one method and label in a group of cases.
 
     Attributes:
-        cases, patients: that have a value.
-        both_empty: cases with the label in neither mask, without any value.
-        one_empty: cases with it in exactly one: Dice and surface Dice 0, distances without a value.
-        mean, std, median: over the cases; NaN where there are none (std: fewer than two).
-        low, high: 95 % interval of the mean; NaN with fewer than two patients.
+        method: name of the method.
+        label: number of the label.
+        grouping: column, or `ALL`.
+        group: value of the column.
+        metric: one of `SUMMARISED`.
+        cases: number of cases with a value.
+        patients: number of patients with a value.
+        both_empty: number of cases with the label in neither mask, which have no value.
+        one_empty: number of cases with the label in exactly one mask: Dice and surface Dice are 0, distances undefined.
+        mean: mean over the cases; NaN without cases.
+        std: standard deviation over the cases; NaN with fewer than two.
+        median: median over the cases; NaN without cases.
+        low: lower end of the 95 % interval of the mean; NaN with fewer than two patients.
+        high: upper end.
     """
 
     method: str
@@ -60,12 +69,20 @@ class Summary:
 
 @dataclass(frozen=True)
 class Gap:
-    """How far the worst group of a grouping is from the best.
+    """Gap between the worst and the best group of a grouping; the group `UNKNOWN` is left out.
 
     Attributes:
-        worst, best: groups by their mean; the group of cases about which nothing is known takes no part.
-        gap: distance of the two means, 0 or more.
-        low, high: 95 % interval for these two groups as if they had been chosen beforehand.
+        method: name of the method.
+        label: number of the label.
+        grouping: column.
+        metric: one of `SUMMARISED`.
+        worst: group with the worst mean.
+        worst_mean: its mean.
+        best: group with the best mean.
+        best_mean: its mean.
+        gap: distance between the two means, 0 or more.
+        low: lower end of the 95 % interval for these two groups as if they had been chosen in advance.
+        high: upper end.
     """
 
     method: str
@@ -86,10 +103,19 @@ class Difference:
     """Paired difference of two methods in a group: mean of (method - against) over the cases with a value of both.
 
     Attributes:
-        cases, patients: with a value of both methods.
-        left_out: other common cases, unless the label is in none of their masks.
-        low, high: 95 % interval; NaN with fewer than two patients.
-        p_value: of the sign-flip test over patients, two-sided, of no other comparison; NaN without cases.
+        method: name of the evaluated method.
+        against: name of the other method.
+        label: number of the label.
+        grouping: column, or `ALL`.
+        group: value of the column.
+        metric: one of `SUMMARISED`.
+        cases: number of cases with a value of both methods.
+        patients: number of patients with a value of both methods.
+        left_out: number of other common cases, except those without the label in any mask.
+        difference: mean difference.
+        low: lower end of the 95 % interval; NaN with fewer than two patients.
+        high: upper end.
+        p_value: two-sided sign-flip test over patients, not corrected for multiple comparisons; NaN without cases.
     """
 
     method: str
@@ -108,33 +134,33 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Findings:
-    """All records."""
+class Records:
+    """Statistics of an evaluation."""
 
     summaries: tuple[Summary, ...]
     gaps: tuple[Gap, ...]
     differences: tuple[Difference, ...]
 
 
-def summarise(measured: Measured, groupings: Groupings, patient: Callable[[str], str], seed: int) -> Findings:
-    """Summaries, gaps and paired differences.
+def summarise(measured: Measurements, groupings: Groupings, patient: Callable[[str], str], seed: int) -> Records:
+    """Compute summaries, gaps and paired differences.
 
     Args:
-        measured: of `measure`.
-        groupings: grouping -> group -> its cases, of any method.
+        measured: metrics of all methods.
+        groupings: grouping -> group -> cases, of any method.
         patient: gives the patient of a case.
-        seed: of what is drawn.
+        seed: seed of resamples and permutations.
     """
     draws = Draws(seed)
     views = [_MethodView(method, patient) for method in measured.methods]
     summaries = [record for view in views for record in _summaries(view, groupings, draws)]
     gaps = [record for view in views for record in _gaps(view, groupings, summaries, draws)]
     differences = [record for other in views[1:] for record in _differences(views[0], other, groupings, draws)]
-    return Findings(tuple(summaries), tuple(gaps), tuple(differences))
+    return Records(tuple(summaries), tuple(gaps), tuple(differences))
 
 
 class _MethodView:
-    """A method's figures with the penalised ones beside them, by label and metric."""
+    """Access to the plain and penalised metrics of a method by label and metric."""
 
     def __init__(self, method: MethodMetrics, patient: Callable[[str], str]) -> None:
         self.method = method
@@ -142,13 +168,13 @@ class _MethodView:
         self.rows = {case: row for row, case in enumerate(method.cases)}
 
     def values(self, label: int, metric: str) -> NDArray[np.float64]:
-        """(cases,) with NaN where there is none."""
+        """Values (cases,); NaN where the metric is undefined."""
         column = self.method.labels.index(label)
         found = self.method.values[:, column, METRICS.index(PENALISED.get(metric, metric))]
         return np.where(self.method.missed[:, column], self.method.diagonals, found) if metric in PENALISED else found
 
     def members(self, cases: tuple[str, ...]) -> NDArray[np.bool_]:
-        """(cases,) which of the method's cases are among these."""
+        """Mask (cases,) of the method's cases that are among ``cases``."""
         wanted = set(cases)
         return np.array([case in wanted for case in self.method.cases], bool)
 
@@ -208,7 +234,7 @@ def _differences(first: _MethodView, other: _MethodView, groupings: Groupings, d
                 for metric in SUMMARISED:
                     both = [view.values(label, metric)[rows] for view, rows in zip((first, other), places)]
                     values = np.where(members, both[0] - both[1], np.nan)
-                    # a label that is in none of the masks has no Dice either, and is no loss
+                    # a label in none of the masks has no Dice either, and is not left out
                     lost = members & np.isnan(values) & ~absent[label]
                     data, count = patient_sums(values, patients), int(np.isfinite(values).sum())
                     records.append(Difference(

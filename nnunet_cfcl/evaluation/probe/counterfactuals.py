@@ -1,5 +1,4 @@
-"""Which counterfactuals a probe looks at: those that the settings name where they are there already, else analytic
-acquisitions."""
+"""Choice of a probe's counterfactuals: those of the settings where they exist already, else analytic acquisitions."""
 
 from __future__ import annotations
 
@@ -19,20 +18,20 @@ from nnunet_cfcl.phases.generator_phase import GeneratorPhase
 from nnunet_cfcl.phases.generator_task import has_attributes
 from nnunet_cfcl.runs.ranks import Ranks
 
-#: Windows that a generator takes at once.
+#: Windows in one forward pass of a generator.
 PER_PASS = 4
 
 
 def probe_source(
     fold: FoldContext, reader: PreprocessedCases, validation: Sequence[str], log: Callable[[str], object]
 ) -> CounterfactualSource:
-    """The counterfactuals of a probe; nothing is trained for it.
+    """Choose the counterfactuals of a probe; nothing is trained.
 
     Args:
-        fold: the fold that is probed; its settings decide.
-        reader: of all cases of the probe; acquisitions aim at their intensities.
-        validation: the cases whose counterfactuals are wanted.
-        log: is told why others than the settings' are taken.
+        fold: fold to probe, with its settings.
+        reader: reader of all cases of the probe, whose intensities are the targets of acquisitions.
+        validation: cases whose counterfactuals are needed.
+        log: receives the reason where the counterfactuals of the settings cannot be used.
     """
     settings, folder, schemes = fold.settings, fold.preprocessed, fold.schemes
     dim = len(fold.configuration.patch_size)
@@ -46,21 +45,21 @@ def probe_source(
         if not isinstance(found, AcquisitionSource):
             return found
     except UserError as error:
-        log(f"counterfactuals of the probe are analytic acquisitions: {error}")
+        log(f"the probe uses analytic acquisitions as counterfactuals: {error}")
     cases = PretrainingCases([reader], reader.known, Labels())
     return AcquisitionSource(cases, settings.acquisition, schemes, dim)
 
 
 def _generated(fold: FoldContext, validation: Sequence[str]) -> CounterfactualSource:
-    """Of the fold's generator and the interventions that passed its gate.
+    """Source of the fold's generator with the interventions that passed the gate.
 
     Raises:
-        UserError: there is none yet, or no intervention passed.
+        UserError: the generator is not trained and judged yet, or no intervention passed.
     """
     phase = GeneratorPhase(fold, Ranks(), logs_cases=False)
     if not phase.is_judged():
-        raise NothingToChange("the generator that the settings ask for is not trained and judged yet (`nnunet_cfcl "
-                              "generator report` does both)")
+        raise NothingToChange("the generator of the settings is not trained and judged yet",
+                              "run nnunet_cfcl generator report, which does both")
     judged = phase.judged()
     if not judged.passed:
         raise NothingToChange("no intervention of the generator passed the gate")

@@ -1,4 +1,4 @@
-"""Frozen features of a network's last decoder map at drawn voxels, and a linear probe's label map of a whole image."""
+"""Frozen features of the last decoder map at drawn voxels, and label maps of a linear probe for whole images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nnunet_cfcl.evaluation.probe.set import ProbePatch
 from nnunet_cfcl.nnunet.decoder_tap import last_decoder_map
 from nnunet_cfcl.runs.seeds import generator_for
 
-#: Log-probabilities are cut off below, so that their weighted sums fit in nnU-Net's half precision.
+#: Lower bound of log-probabilities, so that their weighted sums fit in nnU-Net's half precision.
 LOWEST = -100.0
 #: Part of the seed: counterfactuals.
 COUNTERFACTUALS = 3
@@ -31,12 +31,12 @@ COUNTERFACTUALS = 3
 
 @dataclass(frozen=True)
 class Counterfactuals:
-    """One counterfactual of every patch, the same whatever was asked before.
+    """One counterfactual per patch, independent of the order of the calls.
 
     Attributes:
-        source: what makes them.
-        spacing: (D,) of the plan in mm.
-        seed: of what is drawn.
+        source: source of the counterfactuals.
+        spacing: (D,) spacing of the plan in mm.
+        seed: seed of the interventions.
     """
 
     source: CounterfactualSource
@@ -44,7 +44,7 @@ class Counterfactuals:
     seed: int
 
     def __call__(self, patch: ProbePatch, image: Tensor) -> Tensor:
-        """The counterfactual of a patch (C, *patch)."""
+        """Generate the counterfactual of a patch (C, *patch)."""
         random = generator_for(self.seed, COUNTERFACTUALS, patch.number)
         drawn = self.source.draw(random, patch.case, patch.box, 1)
         return self.source.apply(image[None], drawn, self.spacing)[0]
@@ -56,9 +56,9 @@ class SampledFeatures:
 
     Attributes:
         features: (N, F) float64.
-        moved: (N, F) of the same voxels in the counterfactual; empty where none was asked for.
+        moved: (N, F) features of the same voxels in the counterfactual; empty without counterfactuals.
         labels: (N,).
-        cases: (N,) names.
+        cases: (N,) names of the cases.
     """
 
     features: NDArray[np.float64]
@@ -71,21 +71,21 @@ def read_features(
     network: nn.Module, reader: PreprocessedCases, patches: Sequence[ProbePatch], device: torch.device,
     change: Callable[[ProbePatch, Tensor], Tensor] | None = None, what: str = "features",
 ) -> SampledFeatures:
-    """Features at the voxels of patches, read one patch at a time.
+    """Compute the features at the voxels of patches, one patch at a time.
 
     Args:
-        network: nnU-Net's, on ``device``; it is left as it was.
-        reader: of the cases.
-        patches: with their voxels.
+        network: network of nnU-Net on ``device``; its state is restored afterwards.
+        reader: reader of the cases.
+        patches: patches with their drawn voxels.
         device: cpu, cuda or mps.
-        change: gives a patch's counterfactual, whose features are read too.
-        what: title of the bar.
+        change: generates the counterfactual of a patch, whose features are computed too.
+        what: title of the progress bar.
 
     Raises:
-        UserError: the network has no decoder of nnU-Net's kind.
+        UserError: the network has no decoder that can be tapped.
     """
     found = []
-    with _at_rest(network), last_decoder_map(network) as features, torch.inference_mode():
+    with _evaluation_mode(network), last_decoder_map(network) as features, torch.inference_mode():
         for patch in tqdm(patches, desc=what, unit="patch", disable=None):
             image = patch.box.pad(reader.read(patch.case, patch.box.inside))
             images = torch.stack([image] if change is None else [image, change(patch, image)])
@@ -98,15 +98,15 @@ def read_features(
 
 
 class ProbeLayer(nn.Module):
-    """A linear probe as a segmentation layer: (N, F, *patch) -> log-probabilities (N, K, *patch), in single precision.
+    """Linear probe as a segmentation layer: (N, F, *patch) -> log-probabilities (N, K, *patch) in single precision.
+
+    Normalisation shifts all classes of a voxel by the same value, so that blending windows of log-probabilities gives
+    the same class as blending features.
 
     Args:
         weight: (K, F).
         bias: (K,).
-        dim: 2 or 3.
-
-    The normalisation is the same for all classes of a voxel, so that blended windows have the same largest class as
-    blended features would have.
+        dim: number of image axes, 2 or 3.
     """
 
     def __init__(self, weight: NDArray[np.float64], bias: NDArray[np.float64], dim: int) -> None:
@@ -117,8 +117,8 @@ class ProbeLayer(nn.Module):
                                     "bias": torch.from_numpy(bias)})
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, K, *patch)."""
-        # a quiet channel has a weight beyond half precision
+        """Compute log-probabilities (N, K, *patch)."""
+        # a channel of low variance has weights beyond half precision
         with torch.autocast("cuda", enabled=False):
             scores: Tensor = self.layer(features.float())
         return scores.log_softmax(1).clamp_min(LOWEST)
@@ -129,26 +129,29 @@ def dense_probe(
     network: nn.Module, weight: NDArray[np.float64], bias: NDArray[np.float64], configuration: Any,
     device: torch.device, step: float = 0.5,
 ) -> Iterator[Callable[[NDArray[np.float32]], NDArray[np.integer]]]:
-    """Within the block: a function from a preprocessed image (C, Z, Y, X) to the number of the class (Z, Y, X) that a
-    linear probe finds in every voxel, by nnU-Net's own sliding window without mirroring.
+    """Put a linear probe in the place of the segmentation layer and predict with nnU-Net's sliding window.
 
-    Memory and time are those of one of nnU-Net's predictions without mirroring.
+    Memory and time are those of a prediction of nnU-Net without mirroring.
 
     Args:
-        network: nnU-Net's; it is left as it was.
-        weight, bias: (K, F) and (K,) of the probe.
-        configuration: of the plan.
+        network: network of nnU-Net; its state is restored afterwards.
+        weight: (K, F) weights of the probe.
+        bias: (K,) biases of the probe.
+        configuration: configuration of the plan.
         device: cpu, cuda or mps.
-        step: distance of windows relative to the patch.
+        step: step of the sliding window relative to the patch.
+
+    Yields:
+        A function from a preprocessed image (C, Z, Y, X) to the index of the predicted class (Z, Y, X).
     """
-    with redirect_stdout(io.StringIO()):  # it explains itself on a CPU
+    with redirect_stdout(io.StringIO()):  # on a CPU the predictor prints an explanation
         predictor = nnUNetPredictor(tile_step_size=step, use_mirroring=False, device=device, allow_tqdm=False,
                                     perform_everything_on_device=device.type == "cuda")
     predictor.configuration_manager = configuration
-    # all that the sliding window asks of it
+    # the only attribute that the sliding window reads
     predictor.label_manager = SimpleNamespace(num_segmentation_heads=len(bias))
     layer = ProbeLayer(weight, bias, len(configuration.patch_size)).to(device)
-    with _at_rest(network), last_decoder_map(network, layer) as predictor.network:
+    with _evaluation_mode(network), last_decoder_map(network, layer) as predictor.network:
 
         def predict(image: NDArray[np.float32]) -> NDArray[np.integer]:
             scores = predictor.predict_sliding_window_return_logits(torch.from_numpy(image))
@@ -158,8 +161,8 @@ def dense_probe(
 
 
 @contextmanager
-def _at_rest(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode, afterwards as before."""
+def _evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode and restore the previous mode."""
     was_training = network.training
     network.eval()
     try:

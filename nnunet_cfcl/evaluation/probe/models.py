@@ -1,4 +1,4 @@
-"""Weights that are probed: of a trained fold, of any checkpoint with ``network_weights``, or of no training at all."""
+"""Weights to probe: of a trained fold, of any checkpoint with ``network_weights``, or untrained."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from nnunet_cfcl.runs.checkpoint import load_body, read_plain
 from nnunet_cfcl.trainers.lookup import check_trainer, known_trainer
 
 UNTRAINED, WEIGHTS = "untrained", "network_weights"
-#: Whose network is built where no trainer is named.
+#: Trainer whose network is built by default.
 TRAINER = "nnUNetTrainerDVDCL"
 
 
 @dataclass(frozen=True)
 class ProbedModel:
-    """What is probed.
+    """Model to probe.
 
     Attributes:
-        name: in tables.
-        file: checkpoint; None: the weights that a training begins with.
+        name: name in tables.
+        file: checkpoint; None: the initial weights of a training.
     """
 
     name: str
@@ -33,58 +33,57 @@ class ProbedModel:
 
 
 def find_any_trainer(name: str | None) -> Any:
-    """The class of any trainer that nnU-Net finds; `TRAINER`'s where none is named.
+    """Look up the class of any trainer that nnU-Net finds; `TRAINER` where no name is given.
 
     Raises:
-        UserError: there is none; the nearest name is given.
+        UserError: there is no such trainer; the message suggests the nearest name.
     """
     found = known_trainer(name or TRAINER)
     if found is None:
         check_trainer(name or TRAINER).raise_on_failure()
-        raise UserError(f"{name} cannot be used", "`nnunet_cfcl doctor` looks for the reason")
+        raise UserError(f"the trainer {name} cannot be used", "run nnunet_cfcl doctor, which finds the reason")
     return found
 
 
 def fold_checkpoint(fold_folder: Path, checkpoint: str) -> Path:
-    """The checkpoint of a trained fold.
+    """Locate a checkpoint of a trained fold.
 
     Raises:
-        UserError: it is not there; what is there, and how to train.
+        UserError: it does not exist; the message lists the checkpoints of the fold, or the command that trains it.
     """
     file = fold_folder / checkpoint
     if not file.is_file():
-        there = sorted(one.name for one in fold_folder.glob("*.pth"))
+        found = sorted(one.name for one in fold_folder.glob("*.pth"))
         trainer, plans, configuration = fold_folder.parent.name.split("__")
-        fix = f"name one of them with -chk ({listed(there)})" if there else (
-            f"train it: nnUNetv2_train {fold_folder.parent.parent.name} {configuration} "
+        fix = f"name one of {listed(found)} with -chk" if found else (
+            f"run nnUNetv2_train {fold_folder.parent.parent.name} {configuration} "
             f"{fold_folder.name.removeprefix('fold_')} -tr {trainer} -p {plans}")
-        raise UserError(f"there is no {checkpoint} in {fold_folder}, which is written at the end of a training",
-                        f"{fix}")
+        raise UserError(f"there is no {checkpoint} in {fold_folder}, expected the checkpoint of a training", fix)
     return file
 
 
 def named_files(texts: Sequence[str]) -> list[ProbedModel]:
-    """Checkpoints as they are typed: ``NAME=FILE``, or ``FILE``, called by as much of the end of its path as tells it
-    from the others.
+    """Parse the arguments of ``--weights``: ``NAME=FILE``, or ``FILE``, named by the shortest unique end of its path.
 
     Raises:
-        UserError: a file is not there.
+        UserError: a file does not exist.
     """
     models = []
     paths = [Path(text) for text in texts]
     for text, path in zip(texts, paths):
         before, equals, after = text.partition("=")
-        # a path of its own may have an equals sign
+        # a path may contain an equals sign itself
         is_named = bool(before and equals and after) and not path.exists()
         file = Path(after) if is_named else path
         if not file.is_file():
-            raise UserError(f"there is no file {file}, expected a checkpoint with {WEIGHTS} (.pth)", "fix --weights")
+            raise UserError(f"there is no file {file}, expected a checkpoint with {WEIGHTS} (.pth)",
+                            "correct the path after --weights")
         models.append(ProbedModel(before if is_named else _short_name(file, paths), file))
     return models
 
 
 def _short_name(file: Path, others: Sequence[Path]) -> str:
-    """The end of a path, without its ending, as long as another file's is the same."""
+    """Shorten a path without its suffix to the fewest last parts that no other file shares."""
     parts = file.resolve().with_suffix("").parts
     ends = [one.resolve().with_suffix("").parts for one in others]
     for count in range(1, len(parts)):
@@ -94,42 +93,43 @@ def _short_name(file: Path, others: Sequence[Path]) -> str:
 
 
 def check_names(models: Sequence[ProbedModel]) -> None:
-    """Refuse two models of one name.
+    """Check that the names of the models are unique.
 
     Raises:
-        UserError: says which.
+        UserError: two models have the same name.
     """
     names = [model.name for model in models]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two models are called {twice[0]}, expected a name for each: write --weights NAME=FILE")
+        raise UserError(f"two models are named {twice[0]}, expected unique names", "write --weights NAME=FILE")
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The network's weights in a checkpoint, on the CPU.
+    """Read the network's weights from a checkpoint, onto the CPU.
 
     Raises:
-        UserError: it cannot be read, has no ``network_weights``, or holds what could run code (see `read_plain`).
+        UserError: the file cannot be read, has no ``network_weights``, or contains objects that could run code (see
+            `read_plain`).
     """
     content = read_plain(file, "checkpoint of nnU-Net or of a pretraining",
-                         "name another, or, if you trust it, save its "
-                         f"{{'{WEIGHTS}': ...}} alone with torch.save")
+                         f"name another file or, if you trust this one, save {{'{WEIGHTS}': ...}} alone with "
+                         "torch.save")
     weights = content.get(WEIGHTS)
     if not isinstance(weights, Mapping) or not all(isinstance(one, Tensor) for one in weights.values()):
         raise UserError(f"{file} has no {WEIGHTS} (found: {listed(content, 5)}), expected a checkpoint of nnU-Net or "
-                        "of a pretraining", "name another")
+                        "of a pretraining", "name another file")
     return dict(weights)
 
 
 def check_fit(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Refuse weights of another architecture; segmentation layers, at which a probe does not look, may be any.
+    """Check that weights fit a network; segmentation layers, which a probe does not use, may differ.
 
     Args:
-        network: that is to have them.
-        weights: by key.
-        what: where they are from, for messages.
+        network: network to load the weights into.
+        weights: weights by key.
+        what: origin of the weights, for messages.
 
     Raises:
-        UserError: which keys and shapes differ.
+        UserError: keys or shapes differ; the message lists them.
     """
     own, others = body(network.state_dict()), body(weights)
     faults = [f"{len(keys)} keys {words}: {listed(sorted(keys), 3)}" for keys, words in (
@@ -137,24 +137,24 @@ def check_fit(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> N
     faults += [f"{key} has shape {list(others[key].shape)}, expected {list(own[key].shape)}"
                for key in own if key in others and own[key].shape != others[key].shape][:3]
     if faults:
-        raise UserError(f"{what} holds weights of another network than the plan's: {'; '.join(faults)}. Name the plan "
-                        "and the configuration they were trained with (-p, -c)")
+        raise UserError(f"{what} does not fit the network of the plan: {', '.join(faults)}",
+                        "name the plan and the configuration of its training with -p and -c")
 
 
 def use_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """Load all that a probe looks at: everything but the segmentation layers.
+    """Load all weights except the segmentation layers.
 
     Args:
-        network: whose weights are replaced.
-        weights: that passed `check_fit`.
+        network: network whose weights are replaced.
+        weights: weights that passed `check_fit`.
 
     Returns:
-        Digest of what was loaded.
+        Digest of the loaded weights.
     """
     load_body(network, dict(weights))
     return weights_digest(body(network.state_dict()))
 
 
 def body(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the segmentation layers."""
+    """Drop the segmentation layers."""
     return {key: value for key, value in weights.items() if ".seg_layers." not in key}

@@ -1,4 +1,4 @@
-"""The images of a probe and the voxels drawn in them: the same for every network, by seed, dataset and fold alone."""
+"""Images of a probe and the voxels drawn in them, determined by seed, dataset and fold, never by the network."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from nnunet_cfcl.nnunet.lookup import preprocess_command
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.views.crop_box import CropBox
 
-#: Voxels drawn of the training cases, and of the validation cases, in all.
+#: Number of voxels drawn from the training cases, and from the validation cases.
 VOXELS = 20_000
-#: Patches of a case: whether one is around a voxel of a class that is drawn evenly from those of the case.
+#: Patches of a case: whether a patch is centred on a voxel of a class drawn uniformly from the classes of the case.
 PATCHES = (True, True, True, False)
-#: Parts of the seed: which cases, voxels of the training cases, of the validation cases.
+#: Parts of the seed: cases, voxels of the training cases, voxels of the validation cases.
 CASES, TRAINING, VALIDATION = range(3)
 
 
@@ -38,11 +38,11 @@ class ProbePatch:
     """Voxels drawn in a patch of a case.
 
     Attributes:
-        case: its name.
-        number: of the patch among those of its part of the set.
-        box: where it lies.
-        voxels: (P,) flat indices in the part of the patch that is in the image.
-        labels: (P,) of the voxels.
+        case: name of the case.
+        number: index of the patch among the training or validation patches.
+        box: position and size of the patch in the case.
+        voxels: (P,) flat indices in the part of the patch that is inside the image.
+        labels: (P,) labels of the voxels.
     """
 
     case: str
@@ -53,24 +53,26 @@ class ProbePatch:
 
     @property
     def inside(self) -> tuple[slice, ...]:
-        """The part of the patch that is in the image."""
+        """Part of the patch that is inside the image."""
         return part_inside(self.box)
 
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """What every network is probed on.
+    """Images and voxels on which every network is probed.
 
     Attributes:
-        reader: of all cases of the set.
-        training, validation: cases the linear probe learns from, and those that all figures are of.
-        patients: which cases are of one patient.
-        training_patches, validation_patches: the voxels drawn in them.
-        shares: label -> how much of all voxels of the training cases' label maps it is; what has no label counts as
-            background, as nnU-Net trains with it, the ignore label does not count.
-        ignore_label: of voxels without a truth.
-        patch_size: (D,) of the plan.
-        identity: all that the set depends on, JSON.
+        reader: reader of all cases of the set.
+        training: cases on which the linear probe is trained.
+        validation: cases on which all metrics are computed.
+        patients: patient of each case.
+        training_patches: patches with drawn voxels of the training cases.
+        validation_patches: patches with drawn voxels of the validation cases.
+        shares: label -> share of the voxels in the training cases' label maps; voxels without a label count as
+            background, as in nnU-Net's training, the ignore label is left out.
+        ignore_label: label of voxels without ground truth.
+        patch_size: (D,) patch size of the plan.
+        identity: everything the set depends on, as JSON.
     """
 
     reader: PreprocessedCases
@@ -86,7 +88,7 @@ class ProbeSet:
 
     @property
     def digest(self) -> str:
-        """Of what the set depends on, and of every drawn voxel: figures of another set cannot be compared."""
+        """Digest of `identity` and every drawn voxel; metrics of different sets are not comparable."""
         content = hashlib.sha256()
         for patch in (*self.training_patches, *self.validation_patches):
             content.update(f"{patch.case} {patch.box.start} {patch.box.size}".encode())
@@ -97,16 +99,16 @@ class ProbeSet:
 def draw_probe_set(fold: FoldContext, seed: int, count: int) -> ProbeSet:
     """Choose cases of a fold and draw voxels in them.
 
-    A training case whose patient is in the validation has no part in it (see `known_patients`), as in the pretraining.
+    Training cases of validation patients are left out (see `known_patients`), as in the pretraining.
 
     Args:
-        fold: the fold that is probed.
-        seed: of all that is drawn.
-        count: of cases, at most, in each part.
+        fold: fold to probe.
+        seed: seed of cases and voxels.
+        count: most training cases, and most validation cases.
 
     Raises:
-        UserError: the fold has no validation cases of its own, cases are not preprocessed, all training cases are of
-            patients of the validation, or there are fewer than two classes.
+        UserError: the fold has no validation cases, cases are not preprocessed, all training cases are of validation
+            patients, or there are fewer than two classes.
     """
     folder = fold.preprocessed
     patients = known_patients(raw_folder(folder.parent.name), folder.parent)
@@ -120,7 +122,7 @@ def draw_probe_set(fold: FoldContext, seed: int, count: int) -> ProbeSet:
         found = sorted({int(one) for patch in patches for one in np.unique(patch.labels)})
         if len(found) < 2:
             raise UserError(f"the {words} cases ({listed(training if words == 'training' else validation, 3)}) have "
-                            f"the labels {found}, expected two classes or more: are labelsTr of this dataset empty?")
+                            f"the labels {found}, expected two classes or more", "check labelsTr of this dataset")
     identity = {"dataset": folder.parent.name, "data_identifier": folder.name, "fold": fold.fold, "seed": seed,
                 "patch_size": list(patch_size), "training": training, "validation": validation}
     return ProbeSet(reader, tuple(training), tuple(validation), patients, drawn[0], drawn[1],
@@ -128,29 +130,29 @@ def draw_probe_set(fold: FoldContext, seed: int, count: int) -> ProbeSet:
 
 
 def _split(fold: FoldContext, patients: Patients) -> tuple[list[str], list[str]]:
-    """Training and validation cases of the fold, sorted, patients kept apart."""
+    """Split the fold into sorted training and validation cases without common patients."""
     folder = fold.preprocessed
     if fold.fold == "all":
-        raise UserError("fold all has no validation cases of its own, expected a fold with some: name one with -f 0")
+        raise UserError("fold all has no held-out validation cases, expected a numbered fold", "write -f 0")
     fix = preprocess_command(folder.parent.name, fold.configuration_name, fold.plans.plans_name)
     if not folder.is_dir() or not any(folder.iterdir()):
         raise UserError(f"there are no preprocessed cases in {folder}", f"run {fix}")
     training, validation = (sorted(cases) for cases in fold.split())
     known = set(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
     if missing := sorted({*training, *validation} - known):
-        raise UserError(f"the fold has {len(missing)} cases that are not in {folder}: {listed(missing)}", f"run {fix}, "
-                        "or mend splits_final.json")
+        raise UserError(f"the fold has {len(missing)} cases that are not in {folder}: {listed(missing)}",
+                        f"run {fix}, or correct splits_final.json")
     held_out = {patients.of(case) for case in validation}
     kept = [case for case in training if patients.of(case) not in held_out]
     if not kept or not validation:
-        raise UserError(f"fold {fold.fold} has {len(kept)} training cases of patients who are not in the "
-                        f"validation, and {len(validation)} validation cases, expected some of both", "look at "
-                        f"splits_final.json{f' and at {patients.table}' if patients.table else ''}")
+        raise UserError(f"fold {fold.fold} has {len(kept)} training cases of patients outside the validation set "
+                        f"and {len(validation)} validation cases, expected both to be above 0",
+                        f"check splits_final.json{f' and {patients.table}' if patients.table else ''}")
     return kept, validation
 
 
 def _spread(names: Sequence[str], count: int, seed: int, part: int) -> list[str]:
-    """At most ``count`` of the names, evenly spread, the first one drawn."""
+    """Choose at most ``count`` evenly spaced names with a random offset."""
     count = min(count, len(names))
     begin = int(generator_for(seed, CASES, part).initial_seed() % len(names))
     places = sorted((begin + number * len(names) // count) % len(names) for number in range(count))
@@ -183,6 +185,6 @@ def _shares(reader: PreprocessedCases, cases: Sequence[str], ignored: int | None
 
 
 def whole_labels(reader: PreprocessedCases, cases: Sequence[str]) -> Iterator[NDArray[np.int16]]:
-    """The label maps (Z, Y, X) of cases, one after the other, as nnU-Net stores them."""
+    """Iterate over the label maps (Z, Y, X) of cases, as nnU-Net stores them."""
     for case in cases:
         yield reader.labels(case, tuple(slice(0, n) for n in reader.shape(case)[1:]))[0]

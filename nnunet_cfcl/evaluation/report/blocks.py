@@ -1,4 +1,4 @@
-"""What the page is made of: sections of paragraphs, tables and pictures, as plain data that the template escapes."""
+"""Building blocks of the page as plain data, which the template escapes: sections of text, tables and pictures."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nnunet_cfcl.errors import reason
+from nnunet_cfcl.errors import isolated, reason
 from nnunet_cfcl.evaluation.report.pictures import BrokenPicture, Picture, embed
 from nnunet_cfcl.files.lenient_json import as_number
 
-Mood = Literal["", "good", "bad", "quiet"]
-#: A value of the settings is cut here; the file has all of it.
+Tone = Literal["", "good", "bad", "quiet"]
+#: Longest value of a setting on the page; config.json has the whole value.
 LONGEST_VALUE = 400
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell.
+    """Cell of a table.
 
     Attributes:
-        text: what it says.
-        mood: how it is marked; the text says the same in words.
+        text: content.
+        tone: colour; the text has the same meaning without it.
     """
 
     text: str
-    mood: Mood = ""
+    tone: Tone = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows.
+    """Table whose first column names the rows.
 
     Attributes:
-        caption: above it.
-        columns: heads.
-        rows: as many cells each as there are columns.
+        caption: text above the table.
+        columns: column heads.
+        rows: rows of one cell per column.
     """
 
     caption: str
@@ -49,124 +49,131 @@ class Table:
 
 @dataclass(frozen=True)
 class Note:
-    """A paragraph.
+    """Paragraph.
 
     Attributes:
-        text: what it says.
-        mood: "bad": a warning; "quiet": something is not there.
+        text: content.
+        tone: "bad" for a warning, "quiet" for missing content.
     """
 
     text: str
-    mood: Mood = ""
+    tone: Tone = ""
     kind: Literal["note"] = "note"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture in the flow of the page."""
+    """Picture between other blocks."""
 
     picture: Picture
     kind: Literal["figure"] = "figure"
 
 
 @dataclass(frozen=True)
-class Fold:
-    """What is folded away under a line.
+class Details:
+    """Collapsible group of blocks.
 
     Attributes:
-        title: of the line.
-        blocks: what is below.
-        is_open: whether it is shown at first.
+        title: text of the line that remains visible.
+        blocks: content.
+        is_open: whether the content is visible at first.
     """
 
     title: str
     blocks: Sequence[Block]
     is_open: bool = False
-    kind: Literal["fold"] = "fold"
+    kind: Literal["details"] = "details"
 
 
 @dataclass(frozen=True)
-class Words:
-    """Terms and what they mean."""
+class Definitions:
+    """Terms with their definitions."""
 
     entries: Sequence[tuple[str, str]]
-    kind: Literal["words"] = "words"
+    kind: Literal["definitions"] = "definitions"
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures side by side where the window is wide enough."""
+    """Pictures side by side, as the window allows."""
 
     pictures: Sequence[Picture]
     kind: Literal["gallery"] = "gallery"
 
 
-Block = Table | Note | Figure | Gallery | Fold | Words
+Block = Table | Note | Figure | Gallery | Details | Definitions
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
+    """Section of the page.
 
     Attributes:
-        key: of its address in the page, a plain word.
-        title: of its head.
-        sees: what one sees in it, one sentence.
-        healthy: what it looks like when all is well, one sentence; "" where there is no such thing.
-        blocks: its content.
+        key: anchor in the page, a plain word.
+        title: heading.
+        summary: one sentence on the content.
+        healthy: one sentence on the expected appearance; "" where there is none.
+        blocks: content.
     """
 
     key: str
     title: str
-    sees: str
+    summary: str
     healthy: str = ""
     blocks: Sequence[Block] = ()
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A figure that is seen at once: what it is of, the figure, a line about it."""
+    """Key value at the top of a chapter.
+
+    Attributes:
+        title: name of the value.
+        value: the value in large type.
+        detail: line below it.
+        tone: colour.
+    """
 
     title: str
-    figure: str
-    line: str = ""
-    mood: Mood = ""
+    value: str
+    detail: str = ""
+    tone: Tone = ""
 
 
 @dataclass
 class Chapter:
-    """All of one fold, or of the comparison.
+    """Chapter about one fold, or about the comparison.
 
     Attributes:
-        key: see `Section`.
-        title: its head.
-        line: below it.
-        tiles: figures that are seen at once.
-        sections: its parts.
+        key: anchor in the page, a plain word.
+        title: heading.
+        subtitle: line below the heading.
+        tiles: key values.
+        sections: sections.
     """
 
     key: str
     title: str
-    line: str = ""
+    subtitle: str = ""
     tiles: Sequence[Tile] = ()
     sections: list[Section] = field(default_factory=list)
 
 
 def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> Table:
-    """A table of texts and cells."""
+    """Build a table from texts and cells."""
     return Table(caption, columns, [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows])
 
 
 def pictures(
     folder: Path, files: Sequence[tuple[str, str, str]], most_width: int, wide: bool = False
 ) -> list[Block]:
-    """Those of some files of a folder that are there; a broken one is named.
+    """Embed the picture files that exist; a broken file becomes a warning.
 
     Args:
-        folder: where they lie.
-        files: (name, what it shows, caption) of each.
-        most_width: see `embed`.
-        wide: see `Picture`.
+        folder: folder of the files.
+        files: name, alternative text and caption of each file.
+        most_width: largest width in pixels, see `embed`.
+        wide: whether to scroll in a narrow window, see `Picture`.
     """
     blocks: list[Block] = []
     for name, alt, caption in files:
@@ -178,9 +185,11 @@ def pictures(
     return blocks
 
 
-def figure_text(value: float, low: float = math.nan, high: float = math.nan, digits: int = 3, sign: str = "") -> str:
-    """0.812 [0.790, 0.834], with spaces at which no line breaks; "none" where there is no figure, without brackets
-    where there is no interval."""
+def metric_text(value: float, low: float = math.nan, high: float = math.nan, digits: int = 3, sign: str = "") -> str:
+    """Format a value with its interval as "0.812 [0.790, 0.834]", with non-breaking spaces.
+
+    NaN becomes "none"; an interval with NaN is left out.
+    """
     if math.isnan(value):
         return "none"
     numbers = [f"{one:{sign}.{digits}f}" for one in (value, low, high)]
@@ -189,19 +198,19 @@ def figure_text(value: float, low: float = math.nan, high: float = math.nan, dig
 
 
 def interval_of(record: Mapping[str, Any], key: str, digits: int = 3, sign: str = "") -> str:
-    """The figure of a record that has ``low`` and ``high``, as `figure_text`."""
+    """Format a value of a record with its ``low`` and ``high``, as `metric_text` does."""
     value, low, high = (as_number(record.get(name)) for name in (key, "low", "high"))
-    return figure_text(value, low, high, digits, sign)
+    return metric_text(value, low, high, digits, sign)
 
 
-def value_text(value: Any) -> str:
-    """A value of the settings as JSON, not too long."""
+def setting_text(value: Any) -> str:
+    """Format the value of a setting as JSON of at most `LONGEST_VALUE` characters."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]} ..."
 
 
 def duration(seconds: float) -> str:
-    """In the two largest units: "2 h 05 min", "3 min 20 s"; a log may hold times that are none."""
+    """Format a duration in its two largest units, as "2 h 05 min" or "3 min 20 s"."""
     if not math.isfinite(seconds):
         return "an unknown time"
     whole, units = round(seconds), (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
@@ -211,10 +220,8 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def attempt(work: Callable[[], Sequence[Block]], sorry: str) -> Sequence[Block]:
-    """Blocks, or a sentence that says why there are none: a page is made all the same."""
-    try:
-        return work()
-    # whatever it is: a report of a broken folder is what one needs most
-    except Exception as error:
-        return [Note(f"{sorry}: {reason(error)}", "bad")]
+def attempt(build: Callable[[], Sequence[Block]], failure: str) -> Sequence[Block]:
+    """Build blocks, or a warning with the reason where that fails."""
+    with isolated() as errors:
+        blocks = build()
+    return [Note(f"{failure}: {reason(errors[0])}", "bad")] if errors else blocks

@@ -1,4 +1,4 @@
-"""The chapter in which several folds stand side by side."""
+"""Chapter of the report that compares several folds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from nnunet_cfcl.evaluation.report.blocks import (
     Block,
     Cell,
     Chapter,
+    Details,
     Figure,
-    Fold,
     Note,
     Section,
-    figure_text,
+    metric_text,
+    setting_text,
     table,
-    value_text,
 )
 from nnunet_cfcl.evaluation.report.curves import compared_curves
 from nnunet_cfcl.evaluation.report.fold_folder import FoldFolder, probe_models, setting_rows
@@ -26,55 +26,57 @@ from nnunet_cfcl.evaluation.report.metrics import (
     mean_dice,
     metrics_blocks,
 )
+from nnunet_cfcl.evaluation.report.states import phases
 from nnunet_cfcl.files.lenient_json import as_number, as_object
 
 Measurements = Mapping[str, Metrics | str]
 
 
 def comparison(folds: Mapping[str, FoldFolder], measured: Measurements, most_width: int) -> Chapter:
-    """What differs between folds of one dataset.
+    """Compare folds of one dataset.
 
     Args:
-        folds: by name; the first is what the others are compared with.
-        measured: of each fold's masks.
-        most_width: of pictures, in pixels.
+        folds: name -> fold; the others are compared with the first.
+        measured: name -> metrics of the fold's masks, or the reason why there are none.
+        most_width: largest width of pictures in pixels.
     """
     place = next(iter(folds.values())).place
     return Chapter("comparison", "Comparison", f"{place.dataset}, {place.configuration}: {len(folds)} trainings", (), [
-        Section("table", "Side by side", "The main figures of every training.", "",
+        Section("table", "Side by side", "The main results of every training.", "",
                 [_main_table(folds, measured), *_remarks(folds)]),
-        Section("differences", "Metrics", "Masks of the final validation, all trainings on the same cases: Dice and "
-                "NSD are best at 1, HD95 and ASSD at 0.", "", _metric_blocks(measured, most_width)),
-        Section("compared-curves", "Curves", "Both phases of all trainings in the same panels.", "", _curves(folds)),
-        Section("compared-probes", "Probes", "What the frozen features of every training tell.", "", _probes(folds)),
-        Section("compared-settings", "Settings that differ", "Settings, and those alone, that are not the same "
-                "everywhere.", "Only what you meant to compare differs.", _settings(folds))])
+        Section("differences", "Metrics", "Masks of the final validation, all trainings on the same cases. A perfect "
+                "Dice and NSD is 1, a perfect HD95 and ASSD is 0.", "", _metric_blocks(measured, most_width)),
+        Section("compared-curves", "Curves", "Pretraining and fine-tuning of all trainings in the same panels.", "",
+                _curves(folds)),
+        Section("compared-probes", "Probes", "Metrics of the frozen features of every training.", "", _probes(folds)),
+        Section("compared-settings", "Settings that differ", "Only the settings that are not the same in all "
+                "trainings.", "Only the intended settings differ.", _settings(folds))])
 
 
 def _main_table(folds: Mapping[str, FoldFolder], measured: Measurements) -> Block:
     rows: list[list[str | Cell]] = []
     for name, fold in folds.items():
-        states = [state for _, state, _ in sections.phases(fold)]
+        states = [state for _, state, _ in phases(fold)]
         found = measured[name]
         last = as_number(fold.pretraining[-1].get("loss")) if fold.pretraining else math.nan
         pseudo = fold.training.epochs[-1].get("pseudo_dice", math.nan) if fold.training.epochs else math.nan
         dice = mean_dice(found, name) if isinstance(found, Metrics) else math.nan
         rows.append([name, str(fold.config.get("method", "none")), fold.source or "none", states[1], states[2],
-                     *(figure_text(value) for value in (last, pseudo, dice))])
+                     *(metric_text(value) for value in (last, pseudo, dice))])
     return table("All trainings", ["trainer", "pretraining", "counterfactuals", "phase 1", "phase 2",
                                    "last pretraining loss", "last pseudo Dice", "Dice, mean of the labels"], rows)
 
 
 def _remarks(folds: Mapping[str, FoldFolder]) -> list[Block]:
-    """What makes a comparison unfair."""
+    """List the differences that make a comparison unfair."""
     found: list[Block] = []
-    for key, word in (("plans", "plans"), ("fold", "folds, and so other validation cases")):
+    for key, word in (("plans", "plans"), ("fold", "folds, and therefore different validation cases")):
         if len({getattr(fold.place, key) for fold in folds.values()}) > 1:
-            found.append(Note(f"Mind: the trainings have different {word}.", "bad"))
+            found.append(Note(f"Caution: the trainings have different {word}.", "bad"))
     counts = {name: len(fold.training.epochs) for name, fold in folds.items() if fold.training.epochs}
     if len(set(counts.values())) > 1:
-        said = ", ".join(f"{name} {count}" for name, count in counts.items())
-        found.append(Note(f"Mind: nnU-Net's trainings are not equally long, in epochs: {said}.", "bad"))
+        epochs = ", ".join(f"{name} {count}" for name, count in counts.items())
+        found.append(Note(f"Caution: the fine-tunings differ in their number of epochs: {epochs}.", "bad"))
     return found
 
 
@@ -83,12 +85,12 @@ def _metric_blocks(measured: Measurements, most_width: int) -> list[Block]:
     for name, found in measured.items():
         if isinstance(found, str):
             blocks.append(Note(f"{name} was not measured: {found}.", "bad"))
-    # those that were measured together share one evaluation
+    # folds that were measured together share one evaluation
     evaluations = {id(found): found for found in measured.values() if isinstance(found, Metrics)}.values()
     for metrics in evaluations:
         found_blocks = [*difference_blocks(metrics), *metrics_blocks(metrics, metrics.methods, most_width)]
         is_alone = len(metrics.methods) == 1
-        blocks += [Fold(metrics.methods[0], found_blocks, is_open=True)] if is_alone else found_blocks
+        blocks += [Details(metrics.methods[0], found_blocks, is_open=True)] if is_alone else found_blocks
     return blocks
 
 
@@ -101,11 +103,11 @@ def _probes(folds: Mapping[str, FoldFolder]) -> list[Block]:
     models = {f"{name}: {model.get('model')}": model
               for name, fold in folds.items() for model in probe_models(fold.probe)}
     if not models:
-        return [Note("There are no figures; nnunet_cfcl probe measures them.", "quiet")]
+        return [Note("There are no results; nnunet_cfcl probe computes them.", "quiet")]
     blocks = sections.probe_tables(models)
     if len({str(as_object(model).get("image_set")) for model in models.values()}) > 1:
-        blocks.insert(0, Note("Mind: they were measured on different images (image_set), so that these figures cannot "
-                              "be compared.", "bad"))
+        blocks.insert(0, Note("Caution: the models were measured on different images (image_set): their metrics are "
+                              "not comparable.", "bad"))
     return blocks
 
 
@@ -115,7 +117,7 @@ def _settings(folds: Mapping[str, FoldFolder]) -> list[Block]:
     blocks: list[Block] = [Note(f"{name} has no recorded settings.", "quiet") for name in folds if name not in known]
     rows: list[Sequence[str]] = []
     for key in dict.fromkeys(key for rows_of in known.values() for key in rows_of):
-        values = [value_text(rows_of[key].value) if key in rows_of else "not there" for rows_of in known.values()]
+        values = [setting_text(rows_of[key].value) if key in rows_of else "not set" for rows_of in known.values()]
         if len(set(values)) > 1:
             rows.append([key, *values])
     if rows:

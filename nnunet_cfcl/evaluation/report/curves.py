@@ -1,4 +1,4 @@
-"""Curves of pretrainings and trainings, of one fold or of several in the same panels, as SVG."""
+"""Learning curves of pretraining and fine-tuning, of one fold or of several in the same panels, as SVG."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from nnunet_cfcl.evaluation.report.fold_folder import FoldFolder
 from nnunet_cfcl.evaluation.report.pictures import Picture, data_uri
 from nnunet_cfcl.files.lenient_json import as_number
 
-# Okabe and Ito's, which colour-blind people can tell apart
+# palette of Okabe and Ito, which is safe for colour blindness
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-#: Panels side by side, and inches of each.
+#: Number of panels side by side, and width and height of a panel in inches.
 COLUMNS, PANEL = 3, (3.7, 2.4)
 
-#: Keys of a pretraining's log -> title of their panel.
+#: Key of the pretraining's log -> title of the panel.
 PRETRAINING = {
     "loss": "loss", "alignment": "alignment (0: positives agree)", "uniformity": "uniformity (0: collapsed)",
     "positives": "anchors with a positive", "gradient_norm": "gradient norm before clipping",
     "learning_rate": "learning rate", "temperature": "temperature",
 }
-#: Keys of nnU-Net's log -> title of their panel.
+#: Key of nnU-Net's log -> title of the panel.
 TRAINING = {"pseudo_dice": "pseudo Dice, mean of the labels", "learning_rate": "learning rate"}
-#: Those of several folds, in the same panels.
+#: Keys of the pretraining's log that are compared between folds.
 COMPARED = ("loss", "alignment", "uniformity")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve.
+    """Curve in a panel.
 
     Attributes:
-        name: in the legend; "" for none.
-        epochs, values: the same number of each; NaN where there is none.
-        colour: of matplotlib.
-        dashed: how it is drawn.
+        name: name in the legend; "" for none.
+        epochs: x values.
+        values: y values, as many; NaN where an epoch has none.
+        colour: colour of matplotlib.
+        dashed: whether the line is dashed.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Line:
 
     @property
     def is_known(self) -> bool:
-        """Whether it has a value."""
+        """Whether the curve has a finite value."""
         return any(math.isfinite(value) for value in self.values)
 
 
@@ -62,15 +63,15 @@ Panels = Mapping[str, Sequence[Line]]
 
 
 def pretraining_curves(fold: FoldFolder) -> Picture | None:
-    """Loss, alignment, uniformity and the like over the epochs of phase 1; None without any."""
+    """Draw loss, alignment, uniformity and other metrics over the epochs of phase 1; None without a log."""
     panels = {title: [_line(fold.pretraining, key)] for key, title in PRETRAINING.items()}
-    # what the loss would be if all embeddings were the same
-    panels["loss"] += [_line(fold.pretraining, "uninformed", "guessing", "#888888", dashed=True)]
+    # the loss of identical embeddings
+    panels["loss"] += [_line(fold.pretraining, "uninformed", "chance", "#888888", dashed=True)]
     return _drawn(panels, "Curves of the pretraining over its epochs: " + _names(panels))
 
 
 def training_curves(fold: FoldFolder) -> Picture | None:
-    """Losses, pseudo Dice and learning rate over the epochs of nnU-Net's training; None without any."""
+    """Draw losses, pseudo Dice and learning rate over the epochs of nnU-Net's training; None without a log."""
     epochs = fold.training.epochs
     losses = [_line(epochs, "train_loss", "training"), _line(epochs, "val_loss", "validation", COLOURS[1])]
     panels = {"nnU-Net's loss": losses, **{title: [_line(epochs, key)] for key, title in TRAINING.items()}}
@@ -78,7 +79,7 @@ def training_curves(fold: FoldFolder) -> Picture | None:
 
 
 def compared_curves(folds: Mapping[str, FoldFolder]) -> Picture | None:
-    """The most telling curves of several folds, by name, in the same panels; None without any."""
+    """Draw the main curves of several folds in the same panels; None without a log."""
     coloured = [(name, fold, COLOURS[number % len(COLOURS)]) for number, (name, fold) in enumerate(folds.items())]
     panels = {f"pretraining: {PRETRAINING[key]}": [
         _line(fold.pretraining, key, name, colour) for name, fold, colour in coloured] for key in COMPARED}
@@ -123,7 +124,7 @@ def _draw_panel(axes: Axes, title: str, lines: Sequence[Line]) -> None:
     if named:
         legend = axes.legend(list(named.values()), list(named), fontsize=7, frameon=False)
         for text in legend.get_texts():
-            # a name with two dollar signs is no formula
+            # two dollar signs in a name are not a formula
             text.set_parse_math(False)
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_xlabel("epoch", fontsize=8)
@@ -135,7 +136,7 @@ def _draw_panel(axes: Axes, title: str, lines: Sequence[Line]) -> None:
 
 def _svg(figure: Figure) -> bytes:
     buffer = BytesIO()
-    # the same curves give the same bytes
+    # reproducible bytes
     with matplotlib.rc_context({"svg.hashsalt": "nnunet_cfcl"}):
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What lies in a fold's folder, read into plain data; whatever is missing or broken is named, and stops nothing."""
+"""Content of a fold's folder as plain data; missing or broken files are listed as problems and raise no error."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from nnunet_cfcl.nnunet.fold_files import (
 
 @dataclass(frozen=True)
 class FoldFolder:
-    """A fold.
+    """Files of a fold.
 
     Attributes:
-        place: where it lies.
-        config: of ``cfcl/config.json``; empty without one.
-        pretraining_folder: where phase 1's files are, or would be.
+        place: location of the fold.
+        config: content of ``cfcl/config.json``; empty without the file.
+        pretraining_folder: folder of phase 1, which may not exist.
         pretraining: lines of its ``log.jsonl``.
-        training: nnU-Net's own.
-        gate: ``report.json`` of the generator's gate; empty without one.
-        probe: ``probe.json``; empty without one.
+        training: record of nnU-Net's training.
+        gate: ``report.json`` of the generator's gate; empty without the file.
+        probe: content of ``probe.json``; empty without the file.
         validation: case -> predicted mask.
-        nnunet_summary: nnU-Net's ``validation/summary.json``; empty without one.
-        problems: files that could not be read, in words.
+        nnunet_summary: nnU-Net's ``validation/summary.json``; empty without the file.
+        problems: descriptions of files that cannot be read.
     """
 
     place: FoldPlace
@@ -52,33 +52,33 @@ class FoldFolder:
 
     @property
     def own(self) -> Path:
-        """The plugin's folder in it."""
+        """Folder of the plugin in the fold."""
         return self.place.folder / "cfcl"
 
     @property
     def gate_folder(self) -> Path:
-        """Where the gate's report is, or would be."""
+        """Folder of the gate's report, which may not exist."""
         return self.own / "generator" / "report"
 
     @property
     def probe_folder(self) -> Path:
-        """Where the probe's files are, or would be."""
+        """Folder of the probe's results, which may not exist."""
         return self.own / "probe"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Dotted key -> value."""
+        """Settings as dotted key -> value."""
         return flat(as_object(self.config.get("settings")))
 
     @property
     def source(self) -> str:
-        """What gave the counterfactuals, as written down; "" where nothing was."""
+        """Recorded source of the counterfactuals; "" without a record."""
         written = as_object(as_object(self.config.get("pretraining")).get("counterfactuals")).get("source")
         return written if isinstance(written, str) else ""
 
     @property
     def hash_is_right(self) -> bool | None:
-        """Whether the settings' hash is that of the settings; None without one."""
+        """Whether the recorded hash matches the settings; None without a hash."""
         found = self.config.get("settings_hash")
         return None if not found else digest(self.config.get("settings")) == found
 
@@ -94,10 +94,10 @@ class FoldFolder:
 
 
 def read_fold(folder: Path) -> FoldFolder:
-    """Read a fold's folder; no checkpoint is loaded.
+    """Read a fold's folder without loading checkpoints.
 
     Raises:
-        UserError: it is no fold's folder, see `locate_fold`.
+        UserError: the folder is not that of a fold, see `locate_fold`.
     """
     place, problems = locate_fold(folder), list[str]()
     own = place.folder / "cfcl"
@@ -111,29 +111,30 @@ def read_fold(folder: Path) -> FoldFolder:
 
 
 def _pretraining_folder(place: FoldPlace, config: Mapping[str, Any]) -> Path:
-    """The fold's own, or one beside the folds that serves them all; folders may have moved since they were noted."""
+    """Locate the pretraining of the fold, or the one shared by all folds; folders may have moved since the record."""
     usual = place.folder / "cfcl" / "pretraining"
-    noted = config.get("pretraining_folder")
-    name = Path(noted).name if isinstance(noted, str) else ""
+    recorded = config.get("pretraining_folder")
+    name = Path(recorded).name if isinstance(recorded, str) else ""
     shared = place.folder.parent / name
     return shared if name.startswith("cfcl_pool_") and shared.is_dir() and not usual.is_dir() else usual
 
 
 def flat(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """{"seed": 0, "pretrain": {"epochs": 1}} as {"seed": 0, "pretrain.epochs": 1}."""
+    """Flatten {"seed": 0, "pretrain": {"epochs": 1}} to {"seed": 0, "pretrain.epochs": 1}."""
     return {name: value for section, part in nested.items() for name, value in (
         [(f"{section}.{key}", value) for key, value in part.items()] if isinstance(part, dict) else [(section, part)])}
 
 
 @dataclass(frozen=True)
 class SettingRow:
-    """A setting of a fold.
+    """Setting of a fold.
 
     Attributes:
-        key: dotted.
-        value, default: JSON; default is None where this version does not know the key.
-        meaning: in words.
-        known: whether this version knows it.
+        key: dotted key.
+        value: recorded value, JSON.
+        default: default value, JSON; None for a key that this version does not know.
+        meaning: description.
+        known: whether this version knows the key.
     """
 
     key: str
@@ -144,29 +145,29 @@ class SettingRow:
 
     @property
     def differs(self) -> bool:
-        """Whether it is not the default; a key that is not known has none."""
+        """Whether the value is not the default; unknown keys have no default."""
         return not self.known or self.value != self.default
 
 
 def setting_rows(fold: FoldFolder) -> list[SettingRow]:
-    """All settings of a fold, in the order of their table, those that this version does not know last."""
+    """List all settings of a fold in the order of the reference, unknown keys last."""
     known = {key: (list(default) if isinstance(default, tuple) else default, meaning)
              for key, default, meaning in settings_keys()}
     found = fold.settings
     rows = [SettingRow(key, found[key], *known[key], True) for key in known if key in found]
-    return rows + [SettingRow(key, value, None, "not known to this version", False)
+    return rows + [SettingRow(key, value, None, "unknown to this version", False)
                    for key, value in found.items() if key not in known]
 
 
 def nnunet_dice(fold: FoldFolder) -> dict[str, float]:
-    """Label, or "foreground mean" -> Dice of nnU-Net's own summary; NaN where it has no figure."""
+    """Read label, or "foreground mean" -> Dice from nnU-Net's summary; NaN where it has no value."""
     summary = fold.nnunet_summary
-    found = {label: as_number(as_object(figures).get("Dice"))
-             for label, figures in as_object(summary.get("mean")).items()}
+    found = {label: as_number(as_object(metrics).get("Dice"))
+             for label, metrics in as_object(summary.get("mean")).items()}
     mean = as_number(as_object(summary.get("foreground_mean")).get("Dice"))
     return {"foreground mean": mean, **found} if found or mean == mean else {}
 
 
 def probe_models(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The models of a ``probe.json``."""
+    """List the models of a ``probe.json``."""
     return [model for model in as_list(content.get("models")) if isinstance(model, dict)]

@@ -1,4 +1,4 @@
-"""The masks of a fold's validation, measured by `nnunet_cfcl evaluate` and kept, as tables of the page."""
+"""Metrics of a fold's validation masks, as tables of the page; results of the evaluation are reused."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import nnunet_cfcl
 from nnunet_cfcl.data.attribute_table import ATTRIBUTES, read_attribute_table, read_declared_kinds
 from nnunet_cfcl.data.attributes import infer_attributes
 from nnunet_cfcl.errors import UserError, listed, reason
-from nnunet_cfcl.evaluation.masks.evaluate import evaluate
 from nnunet_cfcl.evaluation.masks.figure import FIGURE
 from nnunet_cfcl.evaluation.masks.metrics import METRICS
 from nnunet_cfcl.evaluation.masks.report import DIGITS, FEW_PATIENTS, NUMBERS, metric_title
+from nnunet_cfcl.evaluation.masks.run import evaluate
 from nnunet_cfcl.evaluation.masks.tables import ALL, CROSS
 from nnunet_cfcl.evaluation.report.blocks import (
     Block,
     Cell,
-    Fold,
+    Details,
     Note,
     Table,
-    figure_text,
     interval_of,
+    metric_text,
     pictures,
     table,
 )
@@ -36,23 +36,23 @@ from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.files.lenient_json import as_list, as_number, as_object, read_json_object
 from nnunet_cfcl.nnunet.fold_files import VALIDATION, raw_folder, truth_folder
 
-#: Of the columns that are grouped by without being named: how many, and how many values each may have.
+#: Default columns to group by: their largest number, and the most values of each.
 MOST_COLUMNS, MOST_VALUES = 3, 8
-#: The evaluation's picture has small letters, and takes little room.
+#: Least width of the evaluation's plot in pixels, since its text is small.
 FIGURE_WIDTH = 1600
 CAPTION = "Mean [95 % interval over patients]"
-#: Beside the evaluation's files: what it was made from.
+#: File with the digest of the evaluation's inputs.
 INPUTS = "inputs.json"
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """An evaluation's ``metrics.json``.
+    """Content of a ``metrics.json``.
 
     Attributes:
-        folder: where it lies.
-        content: the whole of it.
-        remarks: what a reader must know first.
+        folder: folder of the file.
+        content: content of the file.
+        remarks: caveats for the reader.
     """
 
     folder: Path
@@ -60,22 +60,22 @@ class Metrics:
     remarks: tuple[str, ...] = ()
 
     def records(self, kind: str, **wanted: str) -> list[Mapping[str, Any]]:
-        """Those of "summaries", "gaps" or "differences" with these values."""
+        """List the records of "summaries", "gaps" or "differences" with given values."""
         return [one for one in as_list(self.content.get(kind)) if isinstance(one, dict)
                 and all(one.get(key) == value for key, value in wanted.items())]
 
     @property
     def unit(self) -> str:
-        """Of distances."""
+        """Unit of distances."""
         return str(as_object(self.content.get("settings")).get("unit", "mm"))
 
     @property
     def methods(self) -> list[str]:
-        """Names, in the order of the file."""
+        """Names of the methods in the order of the file."""
         return list(dict.fromkeys(str(one.get("method")) for one in self.records("summaries")))
 
     def label(self, record: Mapping[str, Any]) -> str:
-        """Number and name of a record's label."""
+        """Number and name of the label of a record."""
         label = str(record.get("label"))
         name = as_object(as_object(self.content.get("settings")).get("label_names")).get(label)
         return f"{label} ({name})" if name else label
@@ -84,22 +84,23 @@ class Metrics:
 def evaluate_folds(
     folds: Mapping[str, FoldFolder], out: Path, by: Sequence[str] | None, processes: int
 ) -> Metrics:
-    """Measure the validation masks of folds, the first compared with all others; what was measured before is read.
+    """Evaluate the validation masks of folds, and reuse the results of unchanged masks.
 
     Args:
-        folds: name of the method -> its fold, all of one dataset.
-        out: folder to write to.
+        folds: name of the method -> fold, all of one dataset; the others are compared with the first.
+        out: folder of the results.
         by: columns of attributes.csv to group by; None: `automatic_columns`.
-        processes: cases at the same time.
+        processes: number of worker processes.
 
     Raises:
-        UserError: there is no truth, or what `evaluate` raises.
+        UserError: the true masks are missing, or `evaluate` rejects the input.
     """
     first = next(iter(folds.values()))
     truth = truth_folder(first.place.dataset)
     if truth is None:
         raise UserError(f"the true masks of {first.place.dataset} are neither in nnUNet_preprocessed "
-                        "(gt_segmentations) nor in nnUNet_raw (labelsTr)", "set these variables as for the training")
+                        "(gt_segmentations) nor in nnUNet_raw (labelsTr)",
+                        "set these environment variables as for the training")
     attributes, columns, remarks = _grouping(first.place.dataset, sorted(first.validation), by)
     masks = {name: {case: _state(file) for case, file in fold.validation.items()} for name, fold in folds.items()}
     inputs = digest({"masks": masks, "truth": {file.name: _state(file) for file in sorted(truth.iterdir())},
@@ -107,37 +108,37 @@ def evaluate_folds(
                      "version": nnunet_cfcl.__version__})
     if read_json_object(out / INPUTS, []).get("inputs") != inputs or not (out / NUMBERS).is_file():
         named = [f"{name}={fold.place.folder / VALIDATION}" for name, fold in folds.items()]
-        evaluate(named[0], truth, out, attributes, columns, named[1:], processes=processes, say=lambda line: None)
+        evaluate(named[0], truth, out, attributes, columns, named[1:], processes=processes, log=lambda line: None)
         write_text_atomically(out / INPUTS, json.dumps({"inputs": inputs}))
-    seen = [name for name, fold in folds.items() if fold.place.folder.name == "fold_all"]
-    own = [f"fold all was trained with these very cases: the figures of {listed(seen)} say nothing about others"]
-    return read_metrics(out, (*(own if seen else ()), *remarks))
+    trained = [name for name, fold in folds.items() if fold.place.folder.name == "fold_all"]
+    own = [f"fold all was trained on these cases: the metrics of {listed(trained)} do not generalise to other cases"]
+    return read_metrics(out, (*(own if trained else ()), *remarks))
 
 
 def read_metrics(folder: Path, remarks: Sequence[str] = ()) -> Metrics:
-    """An evaluation from its folder.
+    """Read the results of an evaluation.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: the folder has no results, or they cannot be read.
     """
     problems: list[str] = []
     content = read_json_object(folder / NUMBERS, problems)
     if not as_list(content.get("summaries")):
-        raise UserError(f"{folder} holds no evaluation ({listed(problems) or f'no figures in {NUMBERS}'})",
-                        "`nnunet_cfcl evaluate -o` writes one")
+        raise UserError(f"{folder} holds no evaluation ({listed(problems) or f'no summaries in {NUMBERS}'})",
+                        f"write them with nnunet_cfcl evaluate -o {folder}")
     small = dict.fromkeys(
         f"{one.get('group')} ({one.get('grouping')})" for one in as_list(content["summaries"])
         if isinstance(one, dict) and 0 < as_number(one.get("patients")) < FEW_PATIENTS
         and one.get("metric") == "dice" and CROSS not in str(one.get("grouping")))
-    few = [f"fewer than {FEW_PATIENTS} patients, whose intervals are hardly more than a guess: {listed(small, 6)}"]
+    few = [f"groups of fewer than {FEW_PATIENTS} patients, with unreliable intervals: {listed(small, 6)}"]
     return Metrics(folder, content, (*remarks, *(few if small else ())))
 
 
 def automatic_columns(raw: Path, cases: Sequence[str]) -> tuple[str, ...]:
-    """The first binary or categorical columns of attributes.csv, as the pretraining sees them, with few values.
+    """Choose the first binary or categorical columns of attributes.csv with few values.
 
     Raises:
-        UserError: the table, or the kinds that are declared for it, cannot be read.
+        UserError: the table, or the declared types of its columns, cannot be read.
     """
     attributes = read_attribute_table(raw)
     if attributes is None:
@@ -150,11 +151,11 @@ def automatic_columns(raw: Path, cases: Sequence[str]) -> tuple[str, ...]:
 def _grouping(
     dataset: str, cases: Sequence[str], by: Sequence[str] | None
 ) -> tuple[Path | None, Sequence[str], tuple[str, ...]]:
-    """The table, its columns to group by, and why there are none."""
+    """Find the table and its columns to group by, or the reason why there are none."""
     raw = raw_folder(dataset)
     file = raw / ATTRIBUTES if raw is not None else None
     if raw is None or file is None or not file.is_file():
-        return None, by or (), ("there is no attributes.csv in the raw dataset, so that cases are not grouped",)
+        return None, by or (), ("cases are not grouped: the raw dataset has no attributes.csv",)
     if by is not None:
         return file, by, ()
     try:
@@ -169,14 +170,14 @@ def _state(file: Path) -> list[int]:
 
 
 def method_names(folds: Sequence[FoldFolder]) -> dict[str, FoldFolder]:
-    """A name for each fold that is as short as the others allow: its trainer, with plans and fold where they differ."""
+    """Name each fold by its trainer, with plans and fold where these differ, such that names are unique."""
     places = [fold.place for fold in folds]
     several_plans, several_folds = (len({getattr(one, key) for one in places}) > 1 for key in ("plans", "fold"))
     named: dict[str, FoldFolder] = {}
     for fold, place in zip(folds, places):
         parts = [place.trainer, *([place.plans] if several_plans else []),
                  *([f"fold {place.fold}"] if several_folds else [])]
-        # the name becomes part of a file's, and of a legend, which leaves out what begins with an underscore
+        # the name becomes part of a file name, and of a legend, which skips names with a leading underscore
         name = re.sub(r"[^\w .+()-]", "_", " ".join(parts)).lstrip("_ .+()-") or "trainer"
         taken = {other.casefold() for other in named}
         free = next(one for number in range(len(folds) + 1)
@@ -186,29 +187,31 @@ def method_names(folds: Sequence[FoldFolder]) -> dict[str, FoldFolder]:
 
 
 def dice_line(metrics: Metrics, method: str) -> str:
-    """Mean Dice of every label, shortly."""
+    """Format the mean Dice of every label."""
     found = metrics.records("summaries", method=method, grouping=ALL, metric="dice")
-    return ", ".join(f"{metrics.label(one)} {figure_text(as_number(one.get('mean')))}" for one in found)
+    return ", ".join(f"{metrics.label(one)} {metric_text(as_number(one.get('mean')))}" for one in found)
 
 
 def mean_dice(metrics: Metrics, method: str) -> float:
-    """Mean of the labels' mean Dice; NaN without any."""
+    """Mean over the labels of the mean Dice; NaN without labels."""
     found = metrics.records("summaries", method=method, grouping=ALL, metric="dice")
     known = [mean for one in found if math.isfinite(mean := as_number(one.get("mean")))]
     return sum(known) / len(known) if known else math.nan
 
 
 def metrics_blocks(metrics: Metrics, methods: Sequence[str], most_width: int) -> list[Block]:
-    """Remarks, the table of all cases, those of the groups with their gaps, and the evaluation's picture, unless it is
-    of more methods than these."""
-    blocks: list[Block] = [Note(f"Mind: {line}.", "quiet") for line in metrics.remarks]
+    """Build caveats, the table of all cases, those of the groups with their gaps, and the evaluation's plot.
+
+    The plot is left out where it has more methods than ``methods``.
+    """
+    blocks: list[Block] = [Note(f"Caution: {line}.", "quiet") for line in metrics.remarks]
     blocks.append(_summary_table(metrics, methods, ALL, f"All cases: {CAPTION.lower()}"))
     groupings = dict.fromkeys(str(one.get("grouping")) for one in metrics.records("summaries"))
     for grouping in groupings:
         if grouping != ALL:
             inside: list[Block] = [_summary_table(metrics, methods, grouping, CAPTION)]
             inside += _gap_tables(metrics, methods, grouping)
-            blocks.append(Fold(f"By {grouping}", inside, is_open=CROSS not in grouping))
+            blocks.append(Details(f"By {grouping}", inside, is_open=CROSS not in grouping))
     if list(methods) == metrics.methods:
         blocks += pictures(metrics.folder, [(
             FIGURE, "Every validation case by group, with means and intervals, for each label and metric",
@@ -217,7 +220,7 @@ def metrics_blocks(metrics: Metrics, methods: Sequence[str], most_width: int) ->
 
 
 def _shown(metrics: Metrics) -> dict[str, str]:
-    """Metric -> its head."""
+    """Metric -> column head."""
     return {metric: metric_title(metric, metrics.unit) for metric in METRICS}
 
 
@@ -227,17 +230,17 @@ def _summary_table(metrics: Metrics, methods: Sequence[str], grouping: str, capt
         if one.get("method") in methods:
             key = metrics.label(one), str(one.get("group")), str(one.get("method"))
             rows.setdefault(key, {})[str(one.get("metric"))] = one
-    # trainers below each other, which is how they are compared
+    # by label, then by group, so that the trainers to compare are adjacent
     orders = [list(dict.fromkeys(parts)) for parts in zip(*rows)]
     ordered = sorted(rows, key=lambda key: [order.index(part) for order, part in zip(orders, key)])
     names = (True, grouping != ALL, len(methods) > 1)
     heads = [head for head, is_there in zip(("label", "group", "trainer"), names) if is_there]
     return table(caption, [*heads, "cases (patients)", *_shown(metrics).values(), "missed"], [
-        [*(part for part, is_there in zip(key, names) if is_there), *_figures(rows[key], _shown(metrics))]
+        [*(part for part, is_there in zip(key, names) if is_there), *_metric_cells(rows[key], _shown(metrics))]
         for key in ordered])
 
 
-def _figures(cells: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, str]) -> Iterator[str | Cell]:
+def _metric_cells(cells: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, str]) -> Iterator[str | Cell]:
     some = cells.get("dice", {})
     yield f"{some.get('cases', '?')} ({some.get('patients', '?')})"
     for metric in metrics:
@@ -257,14 +260,14 @@ def _gap_tables(metrics: Metrics, methods: Sequence[str], grouping: str) -> list
     if not rows:
         return []
     several = len(methods) > 1
-    return [table("Gap between the means of the worst and the best group (0: none); both were chosen by looking",
+    return [table("Gap between the means of the worst and the best group (0: none), chosen by their results",
                   ["label", *(["trainer"] if several else []), *_shown(metrics).values()],
                   [[label, *([method] if several else []), *(cells.get(metric, "none") for metric in METRICS)]
                    for (label, method), cells in sorted(rows.items(), key=lambda item: item[0][0])])]
 
 
 def difference_blocks(metrics: Metrics) -> list[Block]:
-    """The first method minus every other, case by case, of all cases."""
+    """Build the table of paired differences between the first method and every other, over all cases."""
     rows: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for one in metrics.records("differences", grouping=ALL):
         rows.setdefault((str(one.get("against")), metrics.label(one)), {})[str(one.get("metric"))] = one
@@ -276,13 +279,13 @@ def difference_blocks(metrics: Metrics) -> list[Block]:
              for (against, label), found in rows.items()]
     return [table(f"{first} minus each other trainer, case by case",
                   ["minus", "label", "cases", *_shown(metrics).values()], cells),
-            Note(f"Above 0 {first} is better in Dice and NSD, below 0 in HD95 and ASSD. p: sign-flip test over "
-                 "patients, corrected for no other comparison. Intervals are over patients; they do not say how "
-                 "another seed of the training would have done.")]
+            Note(f"{first} is better in Dice and NSD above 0, in HD95 and ASSD below 0. p: sign-flip test over "
+                 "patients, not corrected for multiple comparisons. Intervals are over patients and do not cover "
+                 "the variation between seeds of the training.")]
 
 
 def _difference(one: Mapping[str, Any], metric: str) -> str:
     p_value, text = as_number(one.get("p_value")), interval_of(one, "difference", DIGITS.get(metric, 2), "+")
-    # with one patient every difference is as good as its opposite
+    # with one patient the p value is always 1
     is_known = math.isfinite(p_value) and math.isfinite(as_number(one.get("low")))
     return f"{text}, p\N{NO-BREAK SPACE}{p_value:.2g}" if is_known else text

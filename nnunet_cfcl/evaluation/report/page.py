@@ -1,4 +1,4 @@
-"""The report of one trained fold, or of several side by side, as one page that needs no other file."""
+"""Report of one trained fold, or of several side by side, as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ import jinja2
 import nnunet_cfcl
 from nnunet_cfcl.chromap.nnunet.spaces import evenly
 from nnunet_cfcl.data.attribute_table import read_attribute_table
-from nnunet_cfcl.errors import UserError, listed, reason
+from nnunet_cfcl.errors import UserError, isolated, listed, reason
 from nnunet_cfcl.evaluation.report import sections
 from nnunet_cfcl.evaluation.report.blocks import (
     Block,
     Chapter,
+    Details,
     Figure,
-    Fold,
     Gallery,
     Note,
     Section,
     Tile,
     attempt,
-    figure_text,
+    metric_text,
     pictures,
 )
-from nnunet_cfcl.evaluation.report.chromaps import make_validation_chromaps
+from nnunet_cfcl.evaluation.report.chromaps import write_validation_chromaps
 from nnunet_cfcl.evaluation.report.comparison import comparison
 from nnunet_cfcl.evaluation.report.fold_folder import FoldFolder, read_fold
 from nnunet_cfcl.evaluation.report.metrics import (
@@ -42,29 +42,30 @@ from nnunet_cfcl.evaluation.report.metrics import (
     metrics_blocks,
     read_metrics,
 )
+from nnunet_cfcl.evaluation.report.states import phases
 from nnunet_cfcl.files.atomic import writable_folder, write_text_atomically
 from nnunet_cfcl.nnunet.fold_files import VALIDATION, raw_folder
 
 TEMPLATE = "page.html.j2"
-#: Validation cases whose CHRO-maps are shown.
+#: Number of validation cases with CHRO-maps on the page.
 MAPS = 3
-#: Largest width of a picture in pixels, by how many folds there are.
+#: Most folds, and the largest width of a picture in pixels up to that number.
 WIDTHS = ((1, 1600), (3, 1200), (math.inf, 900))
-#: Wider than this, relative to its height, a map is a montage, and gets a line of its own.
+#: Ratio of width to height above which a CHRO-map is a montage, which takes the whole width.
 MONTAGE = 1.6
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What goes into the page.
+    """Options of a report.
 
     Attributes:
-        by: columns of attributes.csv to group by; None: those with few values.
-        shows_chromaps: whether there are CHRO-maps at all.
-        chromap_folders: folders of maps, one per fold; empty: they are looked for, or made.
-        evaluations: folders that `nnunet_cfcl evaluate` wrote, shown as well.
-        device: of PyTorch, for the maps.
-        processes: cases measured at the same time.
+        by: columns of attributes.csv to group by; None: columns with few values.
+        shows_chromaps: whether the page has CHRO-maps.
+        chromap_folders: folders of CHRO-maps, one per fold; empty: existing maps of the fold, else new maps.
+        evaluations: further results of `nnunet_cfcl evaluate` to show.
+        device: device of PyTorch for new CHRO-maps.
+        processes: number of worker processes of the evaluation.
     """
 
     by: tuple[str, ...] | None = None
@@ -76,19 +77,19 @@ class ReportOptions:
 
 
 def write_report(folders: Sequence[Path], out: Path, options: ReportOptions | None = None) -> int:
-    """Write the page.
+    """Write the report as an HTML page.
 
     Args:
-        folders: of one or more folds of one dataset and configuration; the first is what others are compared with.
+        folders: folders of one or more folds of one dataset and configuration; the others are compared with the first.
         out: HTML file.
-        options: what goes into it.
+        options: options of the report; None: the defaults.
 
     Returns:
-        Its size in bytes.
+        Size of the file in bytes.
 
     Raises:
-        UserError: a folder is no fold's, they are of different datasets or configurations, a column is not there, or
-            ``out`` cannot be written.
+        UserError: a folder is not that of a fold, the folds have different datasets or configurations, a column does
+            not exist, or ``out`` cannot be written.
     """
     chosen = options or ReportOptions()
     folds = read_folds(folders, chosen)
@@ -100,7 +101,7 @@ def write_report(folders: Sequence[Path], out: Path, options: ReportOptions | No
 
 
 def read_folds(folders: Sequence[Path], options: ReportOptions) -> dict[str, FoldFolder]:
-    """The folds by the names that they have in the page, checked.
+    """Read and check the folds, by their names on the page.
 
     Raises:
         UserError: see `write_report`.
@@ -109,14 +110,13 @@ def read_folds(folders: Sequence[Path], options: ReportOptions) -> dict[str, Fol
     for key in ("dataset", "configuration"):
         found = dict.fromkeys(getattr(fold.place, key) for fold in folds)
         if len(found) > 1:
-            raise UserError(f"the folders are of different {key}s: found {listed(found)}, expected one",
-                            "only trainings "
-                            f"on the same {key} can be compared, write a report of each")
+            raise UserError(f"the folders are of different {key}s: found {listed(found)}, expected the same {key}",
+                            "write a report of each")
     if len({fold.place.folder for fold in folds}) < len(folds):
-        raise UserError("a folder is named twice, expected different ones", "name each once")
+        raise UserError("a folder is named twice, expected different folders", "name each folder once")
     if options.chromap_folders and len(options.chromap_folders) != len(folds):
         raise UserError(f"found {len(options.chromap_folders)} folders of CHRO-maps for {len(folds)} folds, expected "
-                        "one for each, in the same order", "name them with --chromap, or leave it out")
+                        "one per fold in the same order", "name them after --chromap, or omit the option")
     _check_columns(folds[0].place.dataset, options.by or ())
     return method_names(folds)
 
@@ -127,12 +127,12 @@ def _check_columns(dataset: str, by: Sequence[str]) -> None:
     known = attributes.columns if attributes is not None else {}
     if missing := [name for name in by if name not in known]:
         raise UserError(f"there is no column '{missing[0]}' to group by in the attributes.csv of {dataset}, found "
-                        f"{listed(known) or 'none'}", "mend --by")
+                        f"{listed(known) or 'none'}", "name one of them with --by")
 
 
 @contextmanager
 def _caches(folds: Mapping[str, FoldFolder]) -> Iterator[dict[str, Path]]:
-    """A folder for what is made for each fold: its own, or where nothing can be written one that is thrown away."""
+    """Provide a folder for intermediate results of each fold; a temporary folder where the fold's is read-only."""
     with TemporaryDirectory() as spare:
         found = {}
         for number, (name, fold) in enumerate(folds.items()):
@@ -144,7 +144,7 @@ def _caches(folds: Mapping[str, FoldFolder]) -> Iterator[dict[str, Path]]:
 
 
 def chapters(folds: Mapping[str, FoldFolder], caches: Mapping[str, Path], options: ReportOptions) -> list[Chapter]:
-    """The comparison, if there is something to compare, and a chapter for each fold."""
+    """Build the comparison of several folds, and a chapter for each fold."""
     width = next(width for most, width in WIDTHS if len(folds) <= most)
     measured = _measured(folds, caches, options)
     found = [comparison(folds, measured, width)] if len(folds) > 1 else []
@@ -166,35 +166,37 @@ def chapters(folds: Mapping[str, FoldFolder], caches: Mapping[str, Path], option
 def _measured(
     folds: Mapping[str, FoldFolder], caches: Mapping[str, Path], options: ReportOptions
 ) -> dict[str, Metrics | str]:
-    """Name -> what was measured of its masks, together with the others' that have cases of the first; or why not."""
+    """Measure the masks of all folds; folds with cases in common with the first are evaluated together.
+
+    Returns:
+        Name -> metrics, or the reason why there are none.
+    """
     found: dict[str, Metrics | str] = dict.fromkeys(
-        folds, "there are no masks in validation/, which nnU-Net fills after the training")
+        folds, "validation/ has no masks, which nnU-Net writes after the training")
     first = next(iter(folds))
     joint = [name for name, fold in folds.items() if set(fold.validation) & set(folds[first].validation)]
     if len(joint) > 1:
-        try:
+        with isolated() as errors:
             together = evaluate_folds({name: folds[name] for name in joint}, caches[first] / "comparison", options.by,
                                       options.processes)
             found |= dict.fromkeys(joint, together)
-        # one that cannot be measured must not hide the others
-        except Exception as error:
-            print(f"the trainers cannot be compared case by case: {reason(error)}")
+        for error in errors:
+            print(f"the trainings cannot be compared case by case: {reason(error)}")
     for name, fold in folds.items():
         if fold.validation and isinstance(found[name], str):
-            try:
+            with isolated() as errors:
                 found[name] = evaluate_folds({name: fold}, caches[name] / "evaluation", options.by, options.processes)
-            # whatever it is, the page says it
-            except Exception as error:
+            for error in errors:
                 found[name] = reason(error)
     return found
 
 
 def _tiles(name: str, fold: FoldFolder, measured: Metrics | str) -> list[Tile]:
-    states = {phase: (state, words) for phase, state, words in sections.phases(fold)}
-    tiles = [Tile(phase, state.text, words, state.mood) for phase, (state, words) in states.items()
+    states = {phase: (state, words) for phase, state, words in phases(fold)}
+    tiles = [Tile(phase, state.text, words, state.tone) for phase, (state, words) in states.items()
              if phase != "final validation"]
     if isinstance(measured, Metrics):
-        mean = figure_text(mean_dice(measured, name))
+        mean = metric_text(mean_dice(measured, name))
         tiles.append(Tile("Dice, mean of the labels", mean, dice_line(measured, name)))
     return tiles
 
@@ -205,17 +207,17 @@ def _metrics(name: str, fold: FoldFolder, measured: Metrics | str, most_width: i
     else:
         blocks = [Note(f"The masks were not measured: {measured}.", "bad" if fold.validation else "quiet"),
                   *sections.nnunet_metrics(fold)]
-    return Section("metrics", "Metrics of the validation cases", "How good the masks of the final validation are, over "
-                   "all cases and by group: Dice and NSD are best at 1, HD95 and ASSD at 0.",
-                   "Groups (scanner, disease, ...) are alike, and nothing is missed.", blocks)
+    return Section("metrics", "Metrics of the validation cases", "Masks of the final validation against the truth, for "
+                   "all cases and by group. A perfect Dice and NSD is 1, a perfect HD95 and ASSD is 0.",
+                   "Groups (scanner, disease, ...) have similar metrics, and no label is missed.", blocks)
 
 
 def _chromaps(fold: FoldFolder, cache: Path, named: Path | None, options: ReportOptions, most_width: int) -> Section:
     def show() -> Sequence[Block]:
-        files = _found_maps(fold, named) or make_validation_chromaps(
+        files = _found_maps(fold, named) or write_validation_chromaps(
             fold.place, evenly(sorted(fold.validation), MAPS), cache, options.device)
         if not files:
-            return [Note("There are no validation cases whose maps could be drawn.", "quiet")]
+            return [Note("There are no validation cases to map.", "quiet")]
         blocks = [block for case, file in files.items() for block in pictures(
             file.parent, [(file.name, f"CHRO-map of {case}", case)], most_width, wide=True)]
         shown = [block.picture for block in blocks if isinstance(block, Figure)]
@@ -223,41 +225,41 @@ def _chromaps(fold: FoldFolder, cache: Path, named: Path | None, options: Report
             return blocks
         return [Gallery(shown), *(block for block in blocks if not isinstance(block, Figure))]
 
-    return Section("chromaps", "CHRO-maps", "Every voxel's colour says what the network's last feature map makes of "
-                   "it: same colour, same representation. Colours can be compared between cases of one model, not "
-                   "between models.", "One organ has one colour, in all slices and patients and on all scanners.",
-                   attempt(show, "No CHRO-maps could be made"))
+    return Section("chromaps", "CHRO-maps", "The colour of a voxel represents its features in the last decoder map: "
+                   "similar colours are similar features. Colours are comparable between cases of one model, not "
+                   "between models.", "An organ has one colour in all slices, patients and scanners.",
+                   attempt(show, "No CHRO-maps could be computed"))
 
 
 def _found_maps(fold: FoldFolder, named: Path | None) -> dict[str, Path]:
-    """Case -> its picture, of maps that are there."""
+    """Find existing CHRO-maps: case -> picture."""
     if named is not None and not named.is_dir():
-        raise UserError(f"{named} is no folder, expected one of CHRO-maps")
+        raise UserError(f"{named} is not a folder, expected a folder of CHRO-maps", "correct the path after --chromap")
     places = [fold.place.folder / VALIDATION / "chromap"] if named is None else [named, named / "chromap"]
     for place in places:
         if files := sorted(place.glob("*.png")):
             return {file.stem: file for file in evenly(files, MAPS)}
     if named is not None:
-        raise UserError(f"{named} has no CHRO-maps (CASE.png)")
+        raise UserError(f"{named} has no CHRO-maps, expected files CASE.png", "correct the path after --chromap")
     return {}
 
 
 def _further(number: int, folder: Path, most_width: int) -> Section:
     def show() -> Sequence[Block]:
         metrics = read_metrics(folder)
-        return [Fold("Figures", metrics_blocks(metrics, metrics.methods, most_width), is_open=True)]
+        return [Details("Metrics", metrics_blocks(metrics, metrics.methods, most_width), is_open=True)]
 
-    return Section(f"evaluation{number + 1}", folder.resolve().name, "An evaluation of other masks.", "",
-                   attempt(show, "It cannot be shown"))
+    return Section(f"evaluation{number + 1}", folder.resolve().name, "Evaluation of other masks.", "",
+                   attempt(show, "The evaluation cannot be shown"))
 
 
 def render(parts: Sequence[Chapter]) -> str:
-    """The page; the template escapes whatever comes from files and folders."""
+    """Render the page; the template escapes all texts."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("nnunet_cfcl.evaluation.report", "."), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     title = parts[0].title if len(parts) == 1 or parts[0].key != "comparison" else "Comparison of trainings"
     page = environment.get_template(TEMPLATE).render(
-        chapters=parts, title=title, version=nnunet_cfcl.__version__, made=f"{datetime.now():%Y-%m-%d %H:%M}")
-    # JSON and names of files may hold halves of characters, which cannot be written
+        chapters=parts, title=title, version=nnunet_cfcl.__version__, created=f"{datetime.now():%Y-%m-%d %H:%M}")
+    # JSON and file names may contain lone surrogates, which cannot be encoded
     return page.encode("utf-8", errors="replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Pictures as parts of the page: bounded in size, made anew from their pixels, so that nothing else comes along."""
+"""Pictures embedded in the page: bounded in size and re-encoded from pixels, which drops all metadata."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from pathlib import Path
 
 from PIL import Image
 
-from nnunet_cfcl.errors import first_line
+from nnunet_cfcl.errors import first_line, foreign_errors_as
 
-#: A PNG larger than this is tried as JPEG, which is far smaller for grey images.
+#: Size above which a PNG is encoded as JPEG, if that is smaller.
 PNG_BYTES = 300_000
 JPEG_QUALITY = 88
-#: Of the height of a picture to its width, and the most pixels that are decoded.
+#: Largest ratio of height to width, and largest number of pixels to decode.
 TALLEST, MOST_PIXELS = 4, 60_000_000
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the page.
+    """Embedded picture.
 
     Attributes:
-        uri: of the scheme data.
-        alt: what it shows, for those who do not see it.
-        caption: below it.
-        width, height: in pixels.
-        wide: whether it is scrolled, not shrunk, where the window is narrow.
+        uri: data URI.
+        alt: alternative text.
+        caption: text below the picture.
+        width: in pixels.
+        height: in pixels.
+        wide: whether a narrow window scrolls the picture instead of shrinking it.
     """
 
     uri: str
@@ -40,46 +41,46 @@ class Picture:
 
 
 class BrokenPicture(Exception):
-    """A file that is there and is no picture; the message says why."""
+    """File that exists but cannot be shown as a picture."""
 
 
 def embed(file: Path, alt: str, caption: str = "", most_width: int = 1600, wide: bool = False) -> Picture:
-    """A picture file, scaled down to at most ``most_width`` pixels.
+    """Embed a picture file, scaled down to at most ``most_width`` pixels.
 
     Args:
-        file: PNG, JPEG, or what else Pillow reads.
-        alt, caption: see `Picture`.
-        most_width: in pixels; the height is at most `TALLEST` times that.
+        file: PNG, JPEG, or another format of Pillow.
+        alt: alternative text.
+        caption: text below the picture.
+        most_width: largest width in pixels; the height is at most `TALLEST` times that.
         wide: see `Picture`.
 
     Raises:
-        BrokenPicture: it cannot be read, or is too large.
+        BrokenPicture: the file cannot be read, or has more than `MOST_PIXELS` pixels.
     """
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of sizes that are refused below
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as opened:
-                if opened.width * opened.height > MOST_PIXELS:
-                    raise BrokenPicture(f"{file.name} has {opened.width} x {opened.height} pixels, too many to show")
-                picture = opened.convert("RGBA" if "A" in opened.getbands() or "transparency" in opened.info else "RGB")
-    except BrokenPicture:
-        raise
-    # Pillow raises nearly anything for a damaged file
-    except Exception as error:
-        raise BrokenPicture(f"{file.name} cannot be read as a picture ({first_line(error)})") from error
+    def translate(error: Exception) -> Exception:
+        return error if isinstance(error, BrokenPicture) else BrokenPicture(
+            f"{file.name} cannot be read as a picture ({first_line(error)})")
+
+    with foreign_errors_as(translate), warnings.catch_warnings():
+        # Pillow warns about sizes that are rejected below
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(file) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise BrokenPicture(f"{file.name} has {opened.width} x {opened.height} pixels, too many to show "
+                                    f"(at most {MOST_PIXELS})")
+            picture = opened.convert("RGBA" if "A" in opened.getbands() or "transparency" in opened.info else "RGB")
     picture.thumbnail((most_width, TALLEST * most_width), Image.Resampling.LANCZOS)
     kind, content = _encoded(_on_white(picture))
     return Picture(data_uri(kind, content), alt, caption, picture.width, picture.height, wide)
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """Content of an image type, such as "png" or "svg+xml", as an address."""
+    """Encode an image of a MIME subtype, such as "png" or "svg+xml", as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
-    """Figures have dark letters, which a dark page would swallow."""
+    """Put a transparent picture on white: dark text would be invisible on a dark page."""
     if picture.mode != "RGBA":
         return picture
     ground = Image.new("RGB", picture.size, "white")

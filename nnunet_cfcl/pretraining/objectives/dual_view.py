@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
 from nnunet_cfcl.config import PretrainSettings
-from nnunet_cfcl.losses import CountedLoss, dvd_cl_loss_with_count, s_dvd_cl_loss_with_count
+from nnunet_cfcl.losses import CountedLoss, dvd_cl_loss, s_dvd_cl_loss
 from nnunet_cfcl.pretraining.objective import ImageViews, PretrainingModel, Tap
 from nnunet_cfcl.pretraining.objectives.point_labels import PointLabels, where_labelled
 from nnunet_cfcl.pretraining.pixel_encoder import PixelEncoder
@@ -22,12 +22,13 @@ from nnunet_cfcl.views import draw_corresponding_points, to_view
 
 @dataclass(frozen=True)
 class DualViewObjective:
-    """View 0 (the original) against every other view: the pairs (0, i), i = 1..V-1, averaged.
+    """View 0 (the original) against every other view: mean loss of the pairs (0, i), i = 1..V-1.
 
     Args:
-        points: P, points per image and pair.
-        labels: positives are the points of one class; images without labels are contrasted without. None: no labels.
-        ignore_radius: see `losses.dvd_cl_loss`, millimetres.
+        points: P, points per image and pair of views.
+        labels: labels that define the positives, by class; images without labels use corresponding points. None:
+            corresponding points everywhere.
+        ignore_radius: millimetres, see `losses.dvd_cl_loss`.
         hard_negatives: see `losses.dvd_cl_loss`.
     """
 
@@ -36,17 +37,18 @@ class DualViewObjective:
     ignore_radius: float = 0.0
     hard_negatives: float = 0.0
 
-    tap: Tap = "decoder"
-    separable: bool = False
-    labelled_only: bool = False
+    tap: ClassVar[Tap] = "decoder"
+    separable: ClassVar[bool] = False
+    labelled_only: ClassVar[bool] = False
 
     @property
     def needs_labels(self) -> bool:
-        """Whether positives are found by label."""
+        """Whether labels define the positives."""
         return self.labels is not None
 
     def draw(self, generator: Generator, image: ImageViews) -> dict[str, Tensor]:
-        """``points`` (V-1, P, D) in canonical millimetres, ``valid`` (V-1, P), and what `PointLabels.read` gives."""
+        """Draw ``points`` (V-1, P, D) in canonical millimetres and ``valid`` (V-1, P), with the entries of
+        `PointLabels.read`."""
         balance = self.labels.balance(image) if self.labels else None
         points, valid = draw_corresponding_points(
             generator, image.matrices, image.geometry, image.tissue, self.points, balance
@@ -55,7 +57,8 @@ class DualViewObjective:
         return {"points": points, "valid": valid, **known}
 
     def inputs(self, batch: Mapping[str, Any], rows: Sequence[Row], device: torch.device) -> list[Tensor]:
-        """View 0 is read at the points of all pairs, ((V-1) P, D); another view at its own pair's, (P, D)."""
+        """Compute the places to read: view 0 at the points of all pairs, ((V-1) P, D), another view at those of its
+        pair, (P, D)."""
         points, matrices = batch["drawn"]["points"], batch["matrices"]
         return [
             to_view(points[i].flatten(0, 1) if view == 0 else points[i, view - 1], matrices[i, view]).to(device)
@@ -63,13 +66,13 @@ class DualViewObjective:
         ]
 
     def build_model(self, network: nn.Module, width: int, settings: PretrainSettings) -> PixelEncoder:
-        """Embeddings of points."""
+        """Build the encoder of points."""
         return PixelEncoder(network, width, settings)
 
     def loss(
         self, model: PretrainingModel, outputs: Tensor, drawn: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, float]]:
-        """Mean of the pairs' losses from embeddings (B 2 (V-1) P, d); statistics for the monitor."""
+        """Average the losses of the pairs from embeddings (B 2 (V-1) P, d); return it with the monitor's statistics."""
         assert isinstance(model, PixelEncoder)
         valid, temperature = drawn["valid"], model.temperature()
         images, pairs, points = valid.shape
@@ -83,14 +86,14 @@ class DualViewObjective:
         self, a: Tensor, b: Tensor, drawn: Mapping[str, Tensor], temperature: float | Tensor
     ) -> CountedLoss:
         def plain(valid: Tensor) -> CountedLoss:
-            return dvd_cl_loss_with_count(
+            return dvd_cl_loss(
                 a, b, temperature, valid, positions=drawn["points"] if self.ignore_radius else None,
                 ignore_radius=self.ignore_radius, hard_negatives=self.hard_negatives,
             )
 
         def supervised(valid: Tensor) -> CountedLoss:
             assert self.labels is not None
-            return s_dvd_cl_loss_with_count(
+            return s_dvd_cl_loss(
                 a, b, drawn["labels"], drawn["labels"], temperature, self.labels.background, valid, drawn["weights"],
                 hard_negatives=self.hard_negatives,
             )
@@ -101,5 +104,5 @@ class DualViewObjective:
 
 
 def _pair(drawn: Mapping[str, Tensor], pair: int) -> dict[str, Tensor]:
-    """The draws (B, V-1, ...) of one pair (B, ...)."""
+    """Select one pair (B, ...) of the draws (B, V-1, ...)."""
     return {key: value if value.ndim == 1 else value[:, pair] for key, value in drawn.items()}

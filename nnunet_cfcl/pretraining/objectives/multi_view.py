@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
 from nnunet_cfcl.config import PretrainSettings
-from nnunet_cfcl.losses import CountedLoss, mvd_cl_loss_with_count, s_mvd_cl_loss_with_count
+from nnunet_cfcl.losses import CountedLoss, mvd_cl_loss, s_mvd_cl_loss
 from nnunet_cfcl.pretraining.objective import ImageViews, PretrainingModel, Tap
 from nnunet_cfcl.pretraining.objectives.point_labels import PointLabels, where_labelled
 from nnunet_cfcl.pretraining.pixel_encoder import PixelEncoder
@@ -22,12 +22,13 @@ from nnunet_cfcl.views import draw_view_points, to_view
 
 @dataclass(frozen=True)
 class MultiViewObjective:
-    """Points of all V views in one pool, every view with its own.
+    """All V views in one pool, each with points of its own.
 
     Args:
         points: P, points per view.
-        radius: see `losses.mvd_cl_loss`, share of the crop's longest side.
-        labels: positives are the points of one class; images without labels are contrasted without. None: no labels.
+        radius: share of the crop's longest side, see `losses.mvd_cl_loss`.
+        labels: labels that define the positives, by class; images without labels use near points. None: near points
+            everywhere.
         hard_negatives: see `losses.mvd_cl_loss`.
     """
 
@@ -36,18 +37,18 @@ class MultiViewObjective:
     labels: PointLabels | None = None
     hard_negatives: float = 0.0
 
-    tap: Tap = "decoder"
-    separable: bool = False
-    labelled_only: bool = False
+    tap: ClassVar[Tap] = "decoder"
+    separable: ClassVar[bool] = False
+    labelled_only: ClassVar[bool] = False
 
     @property
     def needs_labels(self) -> bool:
-        """Whether positives are found by label."""
+        """Whether labels define the positives."""
         return self.labels is not None
 
     def draw(self, generator: Generator, image: ImageViews) -> dict[str, Tensor]:
-        """``points`` (V, P, D) in canonical millimetres, ``positions``, the same in [0, 1], ``valid`` (V, P), and what
-        `PointLabels.read` gives."""
+        """Draw ``points`` (V, P, D) in canonical millimetres, ``positions``, the same in [0, 1], and ``valid`` (V, P),
+        with the entries of `PointLabels.read`."""
         balance = self.labels.balance(image) if self.labels else None
         points, valid = draw_view_points(
             generator, image.matrices, image.geometry, image.tissue, self.points, balance
@@ -57,30 +58,30 @@ class MultiViewObjective:
         return {"points": points, "positions": points / extent + 0.5, "valid": valid, **known}
 
     def inputs(self, batch: Mapping[str, Any], rows: Sequence[Row], device: torch.device) -> list[Tensor]:
-        """Every view is read at its own points, (P, D)."""
+        """Compute the places to read, (P, D): every view at its own points."""
         points, matrices = batch["drawn"]["points"], batch["matrices"]
         return [to_view(points[i, view], matrices[i, view]).to(device) for i, view in rows]
 
     def build_model(self, network: nn.Module, width: int, settings: PretrainSettings) -> PixelEncoder:
-        """Embeddings of points."""
+        """Build the encoder of points."""
         return PixelEncoder(network, width, settings)
 
     def loss(
         self, model: PretrainingModel, outputs: Tensor, drawn: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, float]]:
-        """The pool's loss from embeddings (B V P, d); statistics for the monitor."""
+        """Compute the loss of the pool from embeddings (B V P, d); return it with the monitor's statistics."""
         assert isinstance(model, PixelEncoder)
         valid, temperature = drawn["valid"], model.temperature()
         z = outputs.view(*valid.shape, -1)
 
         def plain(valid: Tensor) -> CountedLoss:
-            return mvd_cl_loss_with_count(
+            return mvd_cl_loss(
                 z, drawn["positions"], temperature, self.radius, valid, hard_negatives=self.hard_negatives
             )
 
         def supervised(valid: Tensor) -> CountedLoss:
             assert self.labels is not None
-            return s_mvd_cl_loss_with_count(
+            return s_mvd_cl_loss(
                 z, drawn["labels"], temperature, self.labels.background, valid, drawn["weights"],
                 hard_negatives=self.hard_negatives,
             )

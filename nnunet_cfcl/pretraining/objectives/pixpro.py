@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,14 +23,14 @@ from nnunet_cfcl.views import draw_view_points, to_view
 
 
 class PropagatingEncoder(PretrainingModel):
-    """Two branches: the trained one, whose embeddings are propagated, and its teacher, a slowly following copy.
+    """Two branches: a trained one, whose embeddings are propagated, and its teacher, a moving average.
 
     Args:
         network: returns a feature map (N, F, *patch); may be compiled.
         width: F.
         settings: widths of the head.
-        momentum: of the teacher at the start; it rises to 1 by a cosine.
-        sharpness: gamma, see `propagate`.
+        momentum: momentum of the teacher at the start; it rises to 1 by a cosine.
+        sharpness: exponent gamma, see `propagate`.
     """
 
     def __init__(
@@ -46,15 +46,15 @@ class PropagatingEncoder(PretrainingModel):
             parameter.requires_grad_(False)
 
     def forward(self, images: Tensor, points: tuple[Sequence[Tensor], Tensor]) -> Tensor:
-        """Embeddings of points, not normalised.
+        """Compute embeddings of points, not normalised.
 
         Args:
             images: (N, C, *patch).
-            points: N tensors (P, D) of normalised view coordinates, and which (N, P) are valid.
+            points: N tensors (P, D) of normalised view coordinates, and the mask (N, P) of the valid points.
 
         Returns:
-            (N P, 2 d), image by image: those of the trained branch, propagated, beside the teacher's, which carry no
-            gradient.
+            (N P, 2 d), image by image: propagated embeddings of the trained branch beside those of the teacher, which
+            carry no gradient.
         """
         coordinates, valid = points
         embeddings = self.head(read_points(self.network(images), coordinates)).unflatten(0, valid.shape)
@@ -67,7 +67,7 @@ class PropagatingEncoder(PretrainingModel):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """The teacher moves towards the trained branch: teacher = m teacher + (1 - m) trained, with
+        """Update the teacher: teacher = m teacher + (1 - m) trained, with
         m = 1 - (1 - momentum) (1 + cos(pi progress)) / 2."""
         share = (1 - self._momentum) * (1 + math.cos(math.pi * progress)) / 2
         trained = [*self.network.parameters(), *self.head.parameters()]
@@ -79,7 +79,7 @@ class PropagatingEncoder(PretrainingModel):
 
 
 def _copy_of(network: nn.Module) -> nn.Module:
-    """A copy with the state's keys of the network that is not compiled, but compiled where the network is."""
+    """Copy a network; the copy of a compiled network is compiled too, with the keys of the uncompiled one."""
     if isinstance(network, OptimizedModule):
         copied: nn.Module = copy.deepcopy(network._orig_mod)
         copied.compile()
@@ -88,7 +88,7 @@ def _copy_of(network: nn.Module) -> nn.Module:
 
 
 def propagate(embeddings: Tensor, transformed: Tensor, valid: Tensor, sharpness: float) -> Tensor:
-    """Pixel propagation (equations 3 and 4): y_i = sum_j max(cos(x_i, x_j), 0)^gamma g(x_j), over the valid points j.
+    """Propagate embeddings (equations 3, 4): y_i = sum_j max(cos(x_i, x_j), 0)^gamma g(x_j), over the valid points j.
 
     Args:
         embeddings: x, (N, P, d).
@@ -102,14 +102,14 @@ def propagate(embeddings: Tensor, transformed: Tensor, valid: Tensor, sharpness:
     unit = unit_embeddings(embeddings)
     cosine = unit @ unit.mT
     alike = (cosine > 0) & valid[:, None]
-    # the inner where: a power below 1 has no gradient at 0
+    # inner where: the gradient of a power below 1 is infinite at 0
     similarity = torch.where(alike, torch.where(alike, cosine, 1.0).pow(sharpness), 0.0)
     return similarity @ transformed
 
 
 @dataclass(frozen=True)
 class PixProObjective:
-    """Every propagated embedding agrees with the teacher's embeddings of nearby points of the image's other views.
+    """Agreement of every propagated embedding with the teacher's at nearby points of the image's other views.
 
     L = -cos(y_i, x'_j) - cos(y_j, x'_i) (equation 5), averaged over the positive pairs (i, j) of two views, then over
     all pairs of views that have any. Positives are points of one image nearer than ``radius``.
@@ -122,9 +122,9 @@ class PixProObjective:
 
     Args:
         points: P, points per view.
-        radius: as a share of the crop's longest side.
-        momentum: of the teacher at the start (paper: 0.99).
-        sharpness: gamma (paper: 2).
+        radius: radius of the positives as a share of the crop's longest side.
+        momentum: momentum of the teacher at the start (paper: 0.99).
+        sharpness: exponent gamma (paper: 2).
     """
 
     points: int
@@ -132,13 +132,13 @@ class PixProObjective:
     momentum: float
     sharpness: float
 
-    tap: Tap = "decoder"
-    separable: bool = False
-    needs_labels: bool = False
-    labelled_only: bool = False
+    tap: ClassVar[Tap] = "decoder"
+    separable: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+    labelled_only: ClassVar[bool] = False
 
     def draw(self, generator: Generator, image: ImageViews) -> dict[str, Tensor]:
-        """``points`` (V, P, D) in canonical millimetres, ``valid`` (V, P), and ``reach`` (), the radius in
+        """Draw ``points`` (V, P, D) in canonical millimetres and ``valid`` (V, P); ``reach`` () is the radius in
         millimetres."""
         points, valid = draw_view_points(generator, image.matrices, image.geometry, image.tissue, self.points)
         longest = max(n * h for n, h in zip(image.crop_size, image.geometry.spacing, strict=True))
@@ -147,20 +147,20 @@ class PixProObjective:
     def inputs(
         self, batch: Mapping[str, Any], rows: Sequence[Row], device: torch.device
     ) -> tuple[list[Tensor], Tensor]:
-        """Where every view is read, (P, D) each, and which points are valid (len(rows), P)."""
+        """Compute the places to read, (P, D) per view, and the mask (len(rows), P) of the valid points."""
         drawn, matrices = batch["drawn"], batch["matrices"]
         coordinates = [to_view(drawn["points"][i, view], matrices[i, view]).to(device) for i, view in rows]
         images, views = torch.tensor(rows).unbind(1)
         return coordinates, drawn["valid"][images, views].to(device)
 
     def build_model(self, network: nn.Module, width: int, settings: PretrainSettings) -> PropagatingEncoder:
-        """Both branches."""
+        """Build both branches."""
         return PropagatingEncoder(network, width, settings, self.momentum, self.sharpness)
 
     def loss(
         self, model: PretrainingModel, outputs: Tensor, drawn: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, float]]:
-        """L in [-2, 2], zero without positives; ``uniformity`` is the teacher's, whose collapse it shows."""
+        """Compute L in [-2, 2], zero without positives; ``uniformity`` is that of the teacher, to detect collapse."""
         points, valid, reach = drawn["points"], drawn["valid"], drawn["reach"]
         trained, taught = outputs.unflatten(0, valid.shape).chunk(2, dim=-1)
         y, x = unit_embeddings(trained), unit_embeddings(taught.detach())
@@ -183,6 +183,7 @@ class PixProObjective:
 
 
 def _pairs_within(reach: Tensor, a: Tensor, b: Tensor, valid_a: Tensor, valid_b: Tensor) -> Tensor:
-    """(B, P, P) True for valid points (B, P, D) nearer to each other than ``reach`` (B,)."""
-    distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")  # the other mode cancels digits
+    """Mask (B, P, P) the pairs of valid points (B, P, D) nearer to each other than ``reach`` (B,)."""
+    # the default mode loses digits by cancellation
+    distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     return (distance < reach[:, None, None]) & valid_a[:, :, None] & valid_b[:, None]

@@ -15,11 +15,11 @@ from nnunet_cfcl.views import ClassBalance, read_labels
 
 @dataclass(frozen=True)
 class PointLabels:
-    """How label maps are used.
+    """Rules by which points are drawn and labelled from label maps.
 
     Args:
-        balanced_share: share of the points that is drawn with equal numbers for all foreground classes.
-        ignore: label that says nothing about the voxel, as values below 0 do; None: there is none.
+        balanced_share: share of the points that is drawn in equal numbers from all foreground classes.
+        ignore: ignore label, treated as unknown like values below 0; None: none.
         background: label whose points are negatives only.
     """
 
@@ -28,14 +28,18 @@ class PointLabels:
     background: int = 0
 
     def balance(self, image: ImageViews) -> ClassBalance | None:
-        """What the sampler is told; None for an image without labels."""
+        """Build the class balance for the sampler; None for an image without labels."""
         if image.labels is None:
             return None
         return ClassBalance(self._known(image.labels), self.balanced_share, self.background)
 
     def read(self, image: ImageViews, points: Tensor) -> dict[str, Tensor]:
-        """Of points (..., P, D) in canonical millimetres: ``labels`` (..., P), below 0 where nothing is known,
-        ``weights`` (..., P) in [0, 1], their confidence; and ``labelled`` (), whether the image has labels at all."""
+        """Read the labels of points (..., P, D) in canonical millimetres.
+
+        Returns:
+            ``labels`` (..., P), below 0 where unknown, ``weights`` (..., P), their confidence in [0, 1], and
+            ``labelled`` (), whether the image has labels.
+        """
         if image.labels is None or image.confidence is None:
             nothing = torch.zeros(points.shape[:-1])
             return {"labels": nothing.long() - 1, "weights": nothing, "labelled": torch.tensor(False)}
@@ -56,15 +60,15 @@ def where_labelled(
     supervised: Callable[[Tensor], CountedLoss],
     plain: Callable[[Tensor], CountedLoss],
 ) -> CountedLoss:
-    """A supervised loss over the images that have labels, an unsupervised one over the others.
+    """Combine a supervised loss over the labelled images with an unsupervised one over the others.
 
-    Each counts with its anchors that have a positive. Points of unlabelled images are no negatives of labelled ones:
-    they may be of the anchor's class.
+    Each is weighted by its number of anchors with a positive. Points of unlabelled images are no negatives of labelled
+    ones, since they may be of the anchor's class.
 
     Args:
-        labelled: (B,) bool.
-        valid: (B, ...) bool, one per point.
-        supervised, plain: the losses as functions of the valid points.
+        labelled: (B,) bool mask of the images with labels.
+        valid: (B, ...) bool mask of the points.
+        supervised, plain: the losses as functions of the mask of valid points.
     """
     known = labelled.view(-1, *[1] * (valid.ndim - 1))
     if bool(labelled.all()):

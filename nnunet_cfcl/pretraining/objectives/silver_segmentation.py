@@ -1,10 +1,10 @@
-"""Supervised pretraining on label maps, silver ones above all, with the loss of the training to come."""
+"""Supervised pretraining on label maps, manual or silver, with the segmentation loss of the fine-tuning."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,11 +19,11 @@ SegmentationLoss = Callable[[Any, Tensor], Tensor]
 
 
 class Segmenter(PretrainingModel):
-    """The loss of each pass, computed here because the logits of a pass are too many to keep.
+    """Network with its loss, computed per micro-batch, since the logits are too large to keep.
 
     Args:
         network: the whole segmentation network.
-        loss: of logits and label maps.
+        loss: segmentation loss of logits and label maps.
     """
 
     def __init__(self, network: nn.Module, loss: SegmentationLoss) -> None:
@@ -31,7 +31,7 @@ class Segmenter(PretrainingModel):
         self._loss = loss
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss (N,) of each of the images (N, C, *patch) with its label map (N, 1, *patch)."""
+        """Compute the loss (N,) of each image of (N, C, *patch) with its label map (N, 1, *patch)."""
         logits = self.network(images)
         deep = isinstance(logits, (list, tuple))
         losses = []
@@ -45,9 +45,9 @@ class Segmenter(PretrainingModel):
 class SilverSegmentationObjective:
     """Segmentation pretraining: every view of an image, counterfactual or not, has the image's labels.
 
-    The loss is that of nnU-Net, view by view: a plan with ``batch_dice`` would pool the Dice over a batch, which would
-    make the result depend on the number of passes and processes. Confidences of silver labels do not enter it. Images
-    without labels are left out.
+    The loss is that of nnU-Net, view by view: ``batch_dice`` would pool the Dice over a batch, so that the result would
+    depend on the numbers of micro-batches and processes. Confidences of silver labels do not enter it. Images without
+    labels are left out.
 
     Args:
         geometry: patch size and spacing.
@@ -58,28 +58,28 @@ class SilverSegmentationObjective:
     geometry: ViewGeometry
     segmentation_loss: SegmentationLoss
 
-    tap: Tap = "segmentation"
-    separable: bool = True
-    needs_labels: bool = True
-    labelled_only: bool = True
+    tap: ClassVar[Tap] = "segmentation"
+    separable: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+    labelled_only: ClassVar[bool] = True
 
     def draw(self, generator: Generator, image: ImageViews) -> dict[str, Tensor]:
-        """Nothing: the views decide."""
+        """Return no draws: nothing beside the views is random."""
         return {}
 
     def inputs(self, batch: Mapping[str, Any], rows: Sequence[Row], device: torch.device) -> Tensor:
-        """Label maps (len(rows), 1, *patch) of the rows' views."""
+        """Cut the label maps (len(rows), 1, *patch) of the views."""
         images, views = torch.tensor(rows).unbind(1)
         first = int(images.min())
         crops = batch["labels"][first : int(images.max()) + 1, :1].to(device)[(images - first).to(device)]
         return apply_affine_labels(crops, batch["matrices"][images, views].to(device), self.geometry)
 
     def build_model(self, network: nn.Module, width: int, settings: PretrainSettings) -> Segmenter:
-        """The network with its loss."""
+        """Wrap the network with its loss."""
         return Segmenter(network, self.segmentation_loss)
 
     def loss(
         self, model: PretrainingModel, outputs: Tensor, drawn: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, float]]:
-        """Mean over the views."""
+        """Average over the views."""
         return outputs.mean(), {}

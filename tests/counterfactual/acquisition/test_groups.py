@@ -91,7 +91,7 @@ def test_one_skewed_group_is_one(seed):
 
 def test_groups_without_a_gap_are_made_where_their_number_is_given():
     found = find_acquisition_groups(np.random.default_rng(0).normal(size=(60, 5)) * [10, 1, 1, 1, 1], count=2)
-    assert found.count == 2 and list(found.tried) == [2] and not found.tried[2].believed
+    assert found.count == 2 and list(found.tried) == [2] and not found.tried[2].accepted
     assert found.margin.min() < 0.2
     assert find_acquisition_groups(np.zeros((30, 4)), count=3).count == 1
 

@@ -8,7 +8,7 @@ from scipy.stats import wasserstein_distance
 
 from nnunet_cfcl.counterfactual.gate.metrics import (
     changed_share,
-    channel_spread,
+    channel_std,
     edge_strength,
     intensity_distance,
     mean_change,
@@ -25,8 +25,8 @@ def blobs(count: int, seed: int, shape: tuple[int, ...] = (40, 40), channels: in
 
 def test_the_spread_is_the_standard_deviation_of_every_channel_and_one_where_nothing_changes():
     images = torch.stack([torch.tensor([0.0, 2.0, 0.0, 2.0]), torch.full((4,), 5.0)])[None].view(1, 2, 2, 2)
-    assert channel_spread(images).tolist() == [1, 1]
-    torch.testing.assert_close(channel_spread(10 * images), torch.tensor([10.0, 1.0]))
+    assert channel_std(images).tolist() == [1, 1]
+    torch.testing.assert_close(channel_std(10 * images), torch.tensor([10.0, 1.0]))
 
 
 def test_changes_are_measured_in_standard_deviations_of_their_channel():
@@ -89,7 +89,7 @@ def test_the_distance_of_intensities_is_scipys_in_standard_deviations():
 
 def test_groups_that_are_shifted_are_as_far_apart_as_the_shift_and_order_does_not_matter():
     images = blobs(4, 0)
-    spread = channel_spread(images)
+    spread = channel_std(images)
     shifted = images + 0.7 * spread
     assert intensity_distance(images, shifted, spread) == pytest.approx(0.7, rel=1e-4)
     assert intensity_distance(images, shifted.flip(0).transpose(2, 3), spread) == pytest.approx(0.7, rel=1e-4)

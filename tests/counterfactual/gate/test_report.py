@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from nnunet_cfcl.config import GateSettings
 from nnunet_cfcl.counterfactual.gate import report as gate_report
 from nnunet_cfcl.counterfactual.gate.cases import subset
-from nnunet_cfcl.counterfactual.gate.evaluate import judge
+from nnunet_cfcl.counterfactual.gate.judges import judge
 from nnunet_cfcl.counterfactual.gate.report import draw_figures, page, write_report
 from nnunet_cfcl.counterfactual.generator.data import Patches
 from tests.counterfactual import random_generator
@@ -60,14 +60,14 @@ def test_the_page_has_a_row_and_a_verdict_in_words_for_every_intervention(made):
     _, _, report = made
     text = page(report)
     for one, verdict in zip(report.interventions, report.verdicts, strict=True):
-        assert f"- **{one.name}**: {verdict.words}." in text
+        assert f"- **{one.name}**: {verdict.summary}." in text
         cells = row(text, one.name)
         assert len(cells) == len(row(text, "intervention")) == 8
         assert cells[1] == ("yes" if verdict.passed else "**no**")
         assert cells[4] == f"{one.reversibility:.2f}" and cells[6] == f"{one.distance_ratio:.2f}"
     effect = report.interventions[0].effectiveness[0]
     assert row(text, "scanner")[2] == f"scanner {effect.share:.2f} ({effect.accuracy:.2f})"
-    assert "16 images of 16 held-out cases, with networks trained on 12 others" in text
+    assert "16 images of 16 held-out cases, with networks trained on 12 other cases" in text
     assert f"{len(report.passed)} of 3 interventions passed" in text and "effectiveness 0.8" in text
 
 

@@ -11,7 +11,6 @@ from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.counterfactual.acquisition.quantiles import intensity_quantiles
 from nnunet_cfcl.counterfactual.generator.data import (
     GeneratorDataset,
-    batches,
     case_quantiles,
     draw_patches,
     split_patients,
@@ -19,6 +18,7 @@ from nnunet_cfcl.counterfactual.generator.data import (
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.data.attributes import Attribute, AttributeCoding
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.runs.batches import batches
 from tests.conftest import CasesInMemory
 
 SCANNER, DISEASE = Attribute("scanner", "categorical", ("A", "B", "C")), Attribute("disease", "binary", ("no", "yes"))

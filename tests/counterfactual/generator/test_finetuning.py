@@ -91,7 +91,7 @@ def test_the_predictor_sees_the_counterfactuals_that_the_generator_makes(tmp_pat
     with torch.no_grad():  # so that the scale and the parents matter
         for parameter in tuning.model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    batch = next(tuning._batches(0))
+    batch = next(tuning.batches(0))
     tuning._backward(batch, 0)
     noise = tuning.model.draw_noise(tuning._noise_generator(0), len(batch.image))
     generator = CounterfactualGenerator(tuning.model, CODING, tuning.scale, {})
@@ -130,16 +130,17 @@ def test_a_real_predictor_is_a_teacher(tmp_path):
     predictor = AttributePredictor(CODING.attributes, (16, 16), 1, "residual", task.scale).eval().requires_grad_(False)
     before = {key: value.clone() for key, value in predictor.state_dict().items()}
     tuning = CounterfactualFineTuning(task, GeneratorTraining(task).generator(), predictor)
-    statistics = tuning.step(next(tuning._batches(0)), 0)
+    statistics = tuning.step(next(tuning.batches(0)), 0)
     assert statistics["skipped"] == 0 and 0 < statistics["predictor"] < 5
     assert all(torch.equal(value, before[key]) for key, value in predictor.state_dict().items())
 
 
 def test_its_files_lie_beside_those_of_the_training_and_replace_none(tmp_path):
     task = tiny_task(tmp_path, **SHORT)
-    generator = GeneratorTraining(task).run(resume=False)
+    training = GeneratorTraining(task)
+    training.run(resume=False)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    CounterfactualFineTuning(task, generator, ByBrightness()).run(resume=True)
+    CounterfactualFineTuning(task, training.generator(), ByBrightness()).run(resume=True)
     after = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
     assert after == {**before, "generator_finetuned.pth": after["generator_finetuned.pth"]}
     assert {file.name for file in (tmp_path / "finetuning").iterdir()} == {
@@ -200,7 +201,7 @@ def test_it_rises_beyond_the_bound_falls_below_it_and_is_never_negative(tmp_path
 
 def test_a_skipped_step_does_not_move_the_multiplier(tmp_path):
     tuning = finetuning(tmp_path)
-    data = tuning._batches(0)
+    data = tuning.batches(0)
     tuning.step(next(data), 0)
     before = tuning._constraint()
     batch = next(data)
@@ -216,7 +217,7 @@ def test_all_passes_of_a_step_have_one_multiplier_and_their_mean_is_followed(tmp
     for passes in (5, images_per_pass):
         task = tiny_task(tmp_path, images_per_pass=passes, invariance=0, realism=0, **SHORT)
         tuning = CounterfactualFineTuning(task, GeneratorTraining(task).generator(), ByBrightness())
-        statistics = tuning.step(next(tuning._batches(0)), 0)
+        statistics = tuning.step(next(tuning.batches(0)), 0)
         found.append((statistics["multiplier"], statistics["negative_evidence"], tuning.bound,
                       statistics["gradient_norm"]))
         assert statistics["multiplier"] == FIRST_MULTIPLIER
@@ -247,7 +248,7 @@ def tuned(ranks: Ranks, folder: Path) -> tuple[dict[str, np.ndarray], tuple[floa
         tuning = finetuning(folder / f"rank_{ranks.rank}", ranks, invariance=0, realism=0)
         tuning.model.draw_noise = lambda generator, count: [
             torch.zeros(count, *shape) for shape in tuning.model.decoder.code_shapes()]
-        data = tuning._batches(0)
+        data = tuning.batches(0)
         for number in range(3):
             tuning.step(next(data), number)
         return {key: value.numpy() for key, value in tuning.model.state_dict().items()}, tuning._constraint()

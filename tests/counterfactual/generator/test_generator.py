@@ -12,9 +12,9 @@ from nnunet_cfcl.counterfactual.generator.generator import (
     CounterfactualGenerator,
     IntensityScale,
     computes_in_bfloat16,
-    sizes_from_json,
 )
 from nnunet_cfcl.counterfactual.generator.hvae import HVAE
+from nnunet_cfcl.counterfactual.generator.hvae_sizes import sizes_from_json
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.runs.checkpoint import save_checkpoint
 from tests.counterfactual.random_generator import SHAPES, encoded, random_generator
@@ -49,13 +49,13 @@ def test_the_scale_of_known_intensities_is_theirs():
     images = [wanted[:, :1, None, None] + wanted[:, 1:, None, None] * torch.randn((2, 8, 32, 32), generator=random)
               for _ in range(6)]
     scale = IntensityScale.of_quantiles([intensity_quantiles(image.numpy()) for image in images])
-    torch.testing.assert_close(scale.centre, wanted[:, 0], rtol=0.02, atol=0.02)
-    torch.testing.assert_close(scale.spread, wanted[:, 1], rtol=0.1, atol=0.02)
+    torch.testing.assert_close(scale.mean, wanted[:, 0], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(scale.std, wanted[:, 1], rtol=0.1, atol=0.02)
     for channel in range(2):
         values = torch.stack([image[channel] for image in images])
         inside = (values >= scale.low[channel]) & (values <= scale.high[channel])
         assert 0.98 < inside.float().mean() < 1
-    assert scale.centre.dtype == torch.float32
+    assert scale.mean.dtype == torch.float32
 
 
 def test_one_odd_case_in_two_hundred_does_not_set_the_ends():
@@ -78,7 +78,7 @@ def test_backward_undoes_forward_and_forward_clips_what_is_beyond(dim):
     seen = TWO_CHANNELS.forward(images.double())
     assert seen.dtype == torch.float32
     for channel in range(2):
-        expected = (images[:, channel] - TWO_CHANNELS.centre[channel]) / TWO_CHANNELS.spread[channel]
+        expected = (images[:, channel] - TWO_CHANNELS.mean[channel]) / TWO_CHANNELS.std[channel]
         torch.testing.assert_close(seen[:, channel], expected)
     torch.testing.assert_close(TWO_CHANNELS.backward(seen), images)
     far = torch.tensor([1000.0, -1000.0]).view(1, 2, *[1] * dim).expand_as(images)
@@ -90,7 +90,7 @@ def test_backward_undoes_forward_and_forward_clips_what_is_beyond(dim):
     (0.0, 50.0, 50.0), (0.0, 400.0, 300.0), (0.0, -400.0, -60.0), (350.0, 400.0, 350.0), (350.0, 320.0, 320.0),
     (350.0, -400.0, -60.0), (-90.0, -400.0, -90.0), (-90.0, -70.0, -70.0)])
 def test_a_counterfactual_leaves_the_observed_range_only_where_its_original_does(original, counterfactual, clipped):
-    scale = IntensityScale(*(values[:1] for values in (TWO_CHANNELS.centre, TWO_CHANNELS.spread, TWO_CHANNELS.low,
+    scale = IntensityScale(*(values[:1] for values in (TWO_CHANNELS.mean, TWO_CHANNELS.std, TWO_CHANNELS.low,
                                                        TWO_CHANNELS.high)))
     found = scale.clip(torch.full((1, 1, 2, 2), counterfactual), torch.full((1, 1, 2, 2), original))
     assert (found == clipped).all()
@@ -102,21 +102,21 @@ def test_a_counterfactual_leaves_the_observed_range_only_where_its_original_does
 def expected_counterfactual(generator, images, parents, others, noise=None):
     """m* + sigma*/sigma (x - m) in the images' own units, from the model's likelihoods and channel by channel; for what
     the model sees of an image beyond the range, the deviation from m is the image's own all the same."""
-    centre, spread = generator.scale.centre, generator.scale.spread
+    scale_mean, scale_std = generator.scale.mean, generator.scale.std
     codes = generator.model(generator.scale.forward(images), parents, noise).codes
     before, after = generator.model.decode(codes, parents), generator.model.decode(codes, others)
     found = []
     for channel in range(images.shape[1]):
-        mean, mean_after = (one.mean[:, channel] * spread[channel] + centre[channel] for one in (before, after))
-        sigma, sigma_after = (one.log_scale[:, channel].exp() * spread[channel] for one in (before, after))
+        mean, mean_after = (one.mean[:, channel] * scale_std[channel] + scale_mean[channel] for one in (before, after))
+        sigma, sigma_after = (one.log_scale[:, channel].exp() * scale_std[channel] for one in (before, after))
         found.append(mean_after + sigma_after / sigma * (images[:, channel] - mean))
     return torch.stack(found, 1)
 
 
 def assert_close_in_units(found, expected):
-    """Relative to the spread of each channel."""
-    for channel, spread in enumerate(TWO_CHANNELS.spread):
-        torch.testing.assert_close(found[:, channel] / spread, expected[:, channel] / spread, rtol=1e-4, atol=2e-4)
+    """Relative to the standard deviation of each channel."""
+    for channel, std in enumerate(TWO_CHANNELS.std):
+        torch.testing.assert_close(found[:, channel] / std, expected[:, channel] / std, rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("learned", [True, False])
@@ -190,8 +190,8 @@ def test_sizes_survive_json():
     HVAE(sizes_from_json(json.loads(json.dumps(asdict(sizes)))))
 
 
-def test_a_missing_generator_is_said_with_the_command_that_makes_one(tmp_path):
-    with pytest.raises(UserError, match=r"there is no generator .*nothing\.pth; `nnunet_cfcl generator train`"):
+def test_a_missing_generator_is_reported_with_the_command_that_trains_it(tmp_path):
+    with pytest.raises(UserError, match=r"no generator .*nothing\.pth; fix: run `nnunet_cfcl generator train`"):
         CounterfactualGenerator.load(tmp_path / "nothing.pth")
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from nnunet_cfcl.counterfactual.generator.gaussians import gaussian_log_density
-from nnunet_cfcl.counterfactual.generator.hvae import HVAE, LOG_SCALE_FLOOR, HVAESizes, Resolution
+from nnunet_cfcl.counterfactual.generator.hvae import HVAE
+from nnunet_cfcl.counterfactual.generator.hvae_decoder import LOG_SCALE_FLOOR
+from nnunet_cfcl.counterfactual.generator.hvae_sizes import HVAESizes, Resolution
 
 FLAT = HVAESizes((Resolution((16, 12), 8, 1, 1, 2, stochastic=False), Resolution((8, 12), 12, 1, 2, 3),
                   Resolution((4, 6), 16, 1, 2, 4), Resolution((1, 1), 24, 1, 2, 5)), channels=2, parents=4, dropout=0.0)
@@ -245,7 +247,7 @@ def test_bf16_gives_nearly_the_same_evidence_in_float32():
 
 
 def test_resolutions_that_do_not_divide_each_other_are_refused():
-    with pytest.raises(ValueError, match=r"multiple of the next coarser one, found \(6, 4\) above \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"multiple of the next coarser one, found \(6, 4\) followed by \(4, 2\)"):
         HVAESizes((Resolution((6, 4), 8, 1, 1, 1), Resolution((4, 2), 8, 1, 1, 1)))
 
 

@@ -69,10 +69,10 @@ def test_everything_that_cannot_be_changed_is_named_at_once():
     with pytest.raises(UserError) as error:
         named_interventions(["site+age", "sex+sex", "tumour", "sex+Site", "Site+sex", "tumour"], CODING)
     message = str(error.value)
-    for said in ("'site' is no attribute with at least two values (the nearest is 'Site')",
-                 "'age' is continuous and has no other value", "'sex' is in 'sex+sex' more than once",
-                 "'tumour' is asked for more than once", "'Site+sex' is asked for more than once"):
-        assert said in message, said
+    for fault in ("'site' is not an attribute with at least two values (did you mean 'Site'?)",
+                  "'age' is continuous", "'sex' is repeated in 'sex+sex'",
+                  "'tumour' is listed more than once", "'Site+sex' is listed more than once"):
+        assert fault in message, fault
     assert "counterfactual.interventions" in message
 
 

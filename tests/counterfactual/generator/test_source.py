@@ -94,7 +94,7 @@ def test_workers_draw_the_same_without_carrying_the_model():
         for mine, its in zip(*(s.draw(rng(seed), "other", whole((16, 12)), 4) for s in (source, copy)), strict=True):
             assert torch.equal(mine, its)
     assert copy.identity() == source.identity()
-    with pytest.raises(RuntimeError, match="the generator stays in the process"):
+    with pytest.raises(RuntimeError, match="this copy of the source has no generator"):
         copy.apply(torch.zeros(4, 1, 16, 12), copy.draw(rng(), "case", whole((16, 12)), 4), (1.0, 1.0))
 
 

@@ -19,6 +19,7 @@ from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerat
 from nnunet_cfcl.counterfactual.generator.hvae import Evidence
 from nnunet_cfcl.counterfactual.generator.training import GeneratorTraining
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.runs import epochs
 from nnunet_cfcl.runs.checkpoint import load_checkpoint
 from nnunet_cfcl.runs.ranks import Ranks
 from tests.counterfactual.generator.tiny_training import (
@@ -94,16 +95,15 @@ def test_the_run_leaves_a_generator_a_log_and_pictures(tmp_path):
     lines: list[str] = []
     task = tiny_task(tmp_path / "run", log=lines.append, epochs=3, samples_every=2)
     training = GeneratorTraining(task)
-    made = training.run(resume=False)
+    training.run(resume=False)
     assert {file.name for file in task.folder.iterdir()} == {
         "generator.pth", "log.jsonl", "progress.png", "samples_epoch_0002.png", "samples_epoch_0003.png"}
     assert training.final == GeneratorTraining.final_in(task.folder)
     loaded = CounterfactualGenerator.load(training.final)
     patches = draw_patches(task.reader, task.cells, task.validation, (16, 16), 3, 0)
     parents, others = patches.parents(CODING), torch.stack([CODING.encode({"scanner": "B"})] * 3)
-    for generator in (loaded, made):
-        assert torch.equal(generator.counterfactuals(patches.images, parents, others),
-                           training.generator().counterfactuals(patches.images, parents, others))
+    assert torch.equal(loaded.counterfactuals(patches.images, parents, others),
+                       training.generator().counterfactuals(patches.images, parents, others))
     assert loaded.identity == task.identity
     first = log_of(task.folder)[0]
     assert set(first) == {
@@ -111,7 +111,7 @@ def test_the_run_leaves_a_generator_a_log_and_pictures(tmp_path):
         "gradient_norm", "skipped", "validation_nll", "validation_kl", "seconds", "images_per_second"}
     assert all(math.isfinite(value) for value in first.values())
     assert first["kl"] == pytest.approx(first["kl_1"] + first["kl_2"] + first["kl_3"])
-    assert len(lines) == 3 and lines[0].startswith("Generator epoch 0: NLL") and "of guessing" in lines[0]
+    assert len(lines) == 3 and lines[0].startswith("Generator training epoch 0: NLL") and "of guessing" in lines[0]
 
 
 def test_what_is_used_are_the_averaged_weights(tmp_path):
@@ -169,7 +169,7 @@ def test_several_passes_give_the_gradients_and_statistics_of_one(tmp_path, dim):
     found = []
     for images_per_pass in (5, 3, 2, 1):
         training = calm(GeneratorTraining(tiny_task(tmp_path, dim=dim, images_per_pass=images_per_pass)))
-        statistics = training._backward(next(training._batches(0)), 4)
+        statistics = training._backward(next(training.batches(0)), 4)
         found.append((gradients_of(training), statistics))
     assert found[0][0].abs().max() > 1e-3 and found[0][1]["image_adversary"] > 0
     for gradients, statistics in found[1:]:
@@ -182,7 +182,7 @@ def test_the_noise_of_a_step_is_the_same_however_many_passes_it_takes(tmp_path):
     found = []
     for images_per_pass in (5, 2):
         training = GeneratorTraining(tiny_task(tmp_path, images_per_pass=images_per_pass, invariance=0, realism=0))
-        training._backward(next(training._batches(0)), 4)
+        training._backward(next(training.batches(0)), 4)
         found.append(gradients_of(training))
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
 
@@ -228,7 +228,7 @@ def draws_of(ranks: Ranks, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     with quick():
         training = GeneratorTraining(tiny_task(folder, ranks, images_per_step=4))
     noise = training.model.draw_noise(training._noise_generator(0), len(training.images))
-    return next(training._batches(0)).image.numpy(), noise[0].numpy()
+    return next(training.batches(0)).image.numpy(), noise[0].numpy()
 
 
 def test_processes_share_the_images_and_draw_noise_of_their_own(crew, tmp_path):
@@ -256,7 +256,7 @@ def spoilt(training: GeneratorTraining, factor: float) -> GeneratorTraining:
 @pytest.mark.parametrize("factor", [math.nan, math.inf, 1e8])
 def test_a_step_without_usable_gradients_is_skipped_and_changes_nothing(tmp_path, factor):
     training = spoilt(GeneratorTraining(tiny_task(tmp_path)), factor)
-    data = training._batches(0)
+    data = training.batches(0)
     assert training.step(next(data), 0)["skipped"] == 0
     before = everything(training)
     moments = [value.clone() for state in training.optimizer.state.values() for value in state.values()]
@@ -273,7 +273,7 @@ def test_a_step_without_usable_gradients_is_skipped_and_changes_nothing(tmp_path
 
 def test_a_gradient_of_an_adversary_that_is_not_finite_is_skipped_too(tmp_path):
     training = GeneratorTraining(tiny_task(tmp_path))
-    data = training._batches(0)
+    data = training.batches(0)
     assert training.step(next(data), 0)["skipped"] == 0
     hook = next(training.adversaries.parameters()).register_hook(lambda gradient: math.nan * gradient)
     assert training.step(next(data), 1)["skipped"] == 1
@@ -298,13 +298,13 @@ def test_an_epoch_of_skipped_steps_is_an_error_that_says_what_to_do(tmp_path):
 def test_an_epoch_that_an_adversary_spoils_names_the_adversaries(tmp_path):
     training = GeneratorTraining(tiny_task(tmp_path))
     next(training.adversaries.parameters()).register_hook(lambda gradient: math.nan * gradient)
-    with pytest.raises(UserError, match=r"epoch 0: no step was done, .*adversaries are not finite.*adversary_lr"):
+    with pytest.raises(UserError, match=r"epoch 0: no .*finite gradients of the adversaries; fix: .*adversary_lr"):
         training.run(resume=False)
 
 
 def test_the_norm_is_clipped_before_the_step_and_told_as_it_was(tmp_path):
     training = GeneratorTraining(tiny_task(tmp_path, clip_norm=1e-3))
-    statistics = training.step(next(training._batches(0)), 0)
+    statistics = training.step(next(training.batches(0)), 0)
     norm = torch.stack([p.grad.norm() for p in training.model.parameters() if p.grad is not None]).norm()
     assert statistics["gradient_norm"] > 0.01 and float(norm) == pytest.approx(1e-3, rel=1e-2)
 
@@ -314,7 +314,7 @@ def test_the_norm_is_clipped_before_the_step_and_told_as_it_was(tmp_path):
 
 def test_the_average_forgets_fast_at_first_and_then_as_the_setting_says(tmp_path):
     training = GeneratorTraining(tiny_task(tmp_path, ema=0.5))
-    data = training._batches(0)
+    data = training.batches(0)
     averaged = None
     for number in range(6):
         training.step(next(data), number)
@@ -347,7 +347,7 @@ def test_the_rate_rises_linearly_and_falls_to_a_fiftieth(tmp_path):
 
 def test_the_adversaries_are_heeded_after_they_have_learned_to_look(tmp_path):
     training = GeneratorTraining(tiny_task(tmp_path, epochs=10, iterations_per_epoch=10))
-    assert [training._ramp(number) for number in (0, 1, 5, 60)] == pytest.approx([0, 0.2, 1, 1])
+    assert [training._adversary_weight(number) for number in (0, 1, 5, 60)] == pytest.approx([0, 0.2, 1, 1])
 
 
 def test_a_resolution_costs_nothing_below_its_free_bits(tmp_path):
@@ -378,7 +378,7 @@ def test_going_on_is_said_in_the_log(tmp_path):
     with pytest.raises(Killed):
         killed_in_its_second_epoch(GeneratorTraining(task)).run(resume=True)
     GeneratorTraining(task).run(resume=True)
-    assert any("goes on after epoch 0" in line for line in lines)
+    assert any(line.startswith("Generator training resumes after epoch 0 (") for line in lines)
 
 
 def test_fewer_images_than_processes_are_refused(tmp_path):
@@ -404,7 +404,8 @@ def test_the_real_pictures_are_drawn(tmp_path, monkeypatch):
 
 
 def test_validation_pictures_and_checkpoints_are_watched_too(tmp_path, monkeypatch):
-    names = {"draw_patches", "plot_generator_progress", "draw_samples", "save_checkpoint"}
+    names = {"draw_patches", "plot_generator_progress", "draw_samples", "save_generator"}
     noted = noted_work(generator_training, names, monkeypatch)
+    saved = noted_work(epochs, {"save_checkpoint"}, monkeypatch)
     trained(tiny_task(tmp_path))
-    assert noted == {(name, True) for name in names}
+    assert noted == {(name, True) for name in names} and saved == {("save_checkpoint", True)}

@@ -189,9 +189,9 @@ def test_a_case_that_is_not_finite_is_named():
         joined(blender(random_generator(2), {"case": image}), [asked()])
 
 
-def test_a_generator_that_diverged_is_not_believed():
+def test_non_finite_counterfactuals_of_a_diverged_generator_are_rejected():
     generator = random_generator(2)
     with torch.no_grad():
         generator.model.decoder.mean.bias.fill_(torch.nan)
-    with pytest.raises(UserError, match=r"not finite for case 'case'; train it again"):
+    with pytest.raises(UserError, match=r"counterfactuals of case 'case' are not finite; fix: train it again"):
         joined(blender(generator, {"case": images((1, 1, 20, 20))}), [asked()])

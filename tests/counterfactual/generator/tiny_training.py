@@ -15,9 +15,9 @@ from nnunet_cfcl.config import resolve_settings
 from nnunet_cfcl.counterfactual.generator import training as generator_training
 from nnunet_cfcl.counterfactual.generator.data import case_quantiles
 from nnunet_cfcl.counterfactual.generator.generator import IntensityScale
-from nnunet_cfcl.counterfactual.generator.hvae_sizes import plan_sizes
+from nnunet_cfcl.counterfactual.generator.hvae_planning import plan_sizes
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
-from nnunet_cfcl.counterfactual.generator.training import GeneratorTask
+from nnunet_cfcl.counterfactual.generator.task import GeneratorTask
 from nnunet_cfcl.data.attributes import Attribute, AttributeCoding
 from nnunet_cfcl.runs.ranks import Ranks
 from tests.conftest import CasesInMemory
@@ -72,15 +72,15 @@ class Killed(Exception):
 
 def killed_in_its_second_epoch(training: Any) -> Any:
     """The training, which will not get through its second epoch."""
-    epoch = training._epoch
+    steps = training._steps
 
-    def run(number: int, data: Any) -> Any:
+    def run(number: int, data: Any, beat: Any) -> Any:
         if number == 1:
             training.step(next(data), number * training.settings.iterations_per_epoch)
             raise Killed
-        return epoch(number, data)
+        return steps(number, data, beat)
 
-    training._epoch = run
+    training._steps = run
     return training
 
 

@@ -44,7 +44,7 @@ for command in json.loads(sys.argv[1]):
 def real_images() -> Path:
     folder = Path(os.environ.get("CFCL_TEST_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no real images at {folder}: set CFCL_TEST_DATA to a folder with them (README, 'Development')")
+        pytest.skip(f"no real images at {folder}: set CFCL_TEST_DATA (docs/architecture.md, Development)")
     return folder
 
 

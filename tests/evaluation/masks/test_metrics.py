@@ -1,4 +1,4 @@
-"""Figures of a case against an independent computation: distance transforms, and all pairs of surface points."""
+"""Metrics of a case against independent computations: distance transforms, and all pairs of surface points."""
 
 import math
 
@@ -18,7 +18,7 @@ TOLERANCE = 2.0
 
 
 def surface(mask):
-    """Voxels of the mask of which a neighbour along an axis is outside it, or outside the image."""
+    """Voxels of the mask with a neighbour along an axis outside of the mask or the image."""
     padded = np.pad(mask, 1)
     inner = padded.copy()
     for axis in range(mask.ndim):
@@ -27,7 +27,7 @@ def surface(mask):
 
 
 def by_transforms(truth, prediction, spacing):
-    """HD95, ASSD, NSD by distance transforms of the whole image."""
+    """Compute HD95, ASSD and NSD by distance transforms of the whole image."""
     surfaces = surface(truth), surface(prediction)
     there = [distance_transform_edt(~other, sampling=spacing)[one] for one, other in (surfaces, surfaces[::-1])]
     both = np.concatenate(there)
@@ -35,7 +35,7 @@ def by_transforms(truth, prediction, spacing):
 
 
 def by_pairs(truth, prediction, spacing):
-    """The same by all pairs of surface points."""
+    """Compute HD95, ASSD and NSD from all pairs of surface points."""
     points = [np.argwhere(surface(mask)) * np.asarray(spacing) for mask in (truth, prediction)]
     pairs = cdist(*points)
     there = [pairs.min(1), pairs.min(0)]
@@ -44,19 +44,19 @@ def by_pairs(truth, prediction, spacing):
 
 
 def blobs(seed, shape=(14, 20, 18)):
-    """Two random shapes that overlap, some of which touch the border of the image."""
+    """Draw two random overlapping shapes, some of which touch the border of the image."""
     random = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
     masks = []
     for _ in range(2):
-        centre, radii = np.array(shape) / 2 + random.normal(0, 2, len(shape)), random.uniform(3, 9, len(shape))
-        masks.append((((grid - centre) / radii) ** 2).sum(-1) < 1)
+        center, radii = np.array(shape) / 2 + random.normal(0, 2, len(shape)), random.uniform(3, 9, len(shape))
+        masks.append((((grid - center) / radii) ** 2).sum(-1) < 1)
     return masks
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 0.7, 1.3)])
-def test_anisotropic_shapes_agree_with_distance_transforms_and_with_all_pairs_of_points(seed, spacing):
+def test_anisotropic_shapes_agree_with_distance_transforms_and_all_pairs_of_points(seed, spacing):
     truth, prediction = blobs(seed)
     found = case_metrics(truth.astype(np.int32), prediction.astype(np.int32), spacing, TOLERANCE)[1]
     for expected in (by_transforms(truth, prediction, spacing), by_pairs(truth, prediction, spacing)):
@@ -65,7 +65,7 @@ def test_anisotropic_shapes_agree_with_distance_transforms_and_with_all_pairs_of
 
 @pytest.mark.filterwarnings("ignore:monai.metrics.utils:FutureWarning")
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 0.7, 1.3)])
-def test_the_figures_are_those_of_monais_own_functions(spacing):
+def test_the_metrics_equal_those_of_monai(spacing):
     truth, prediction = blobs(3)
     found = case_metrics(truth.astype(np.int32), prediction.astype(np.int32), spacing, TOLERANCE)[1]
     pair = [torch.from_numpy(mask)[None, None].float() for mask in (prediction, truth)]
@@ -76,18 +76,18 @@ def test_the_figures_are_those_of_monais_own_functions(spacing):
     assert found.nsd == pytest.approx(compute_surface_dice(*pair, [TOLERANCE], **common).item(), abs=1e-6)
 
 
-def test_a_cube_moved_by_one_slice_has_the_figures_that_are_worked_out_by_hand(box):
+def test_a_cube_shifted_by_one_slice_has_the_metrics_computed_by_hand(box):
     truth, prediction = box((1, 2, 2)), box((2, 2, 2))
     found = case_metrics(truth, prediction, (3.0, 1.0, 1.0), TOLERANCE)[1]
-    # 56 of a cube's 64 voxels are on its surface: the face that sticks out (16) is a slice, 3 mm, away; the middle of
-    # the face inside the other cube (4) is 1 mm from its sides; all others (36) lie on its surface
+    # 56 of a cube's 64 voxels are on its surface: the face outside the other cube (16) is one slice, 3 mm, away; the
+    # center of the face inside it (4) is 1 mm from its sides; all others (36) lie on its surface
     assert found.dice == 2 * 48 / 128
     assert found.hd95_mm == 3.0
     assert found.assd_mm == pytest.approx((16 * 3 + 4 * 1) / 56)
     assert found.nsd == pytest.approx(40 / 56)
 
 
-def test_a_plane_image_has_the_same_figures_as_a_slice_of_one_voxel_along_any_axis():
+def test_a_2d_image_has_the_same_metrics_as_a_single_slice_along_any_axis():
     truth, prediction = (mask[7].astype(np.int32) for mask in blobs(1))
     flat = case_metrics(truth, prediction, (0.7, 1.3), TOLERANCE)
     assert case_metrics(truth[None], prediction[None], (999.0, 0.7, 1.3), TOLERANCE) == flat
@@ -102,14 +102,14 @@ def test_identical_masks_are_perfect(box):
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_a_label_in_one_mask_only_has_dice_0_and_no_distance(box, swapped):
+def test_a_label_in_exactly_one_mask_has_dice_0_and_no_distance(box, swapped):
     masks = [box((1, 2, 2)), np.zeros((8, 12, 12), np.uint8)][:: -1 if swapped else 1]
     found = case_metrics(*masks, (1.0, 1.0, 1.0), TOLERANCE)[1]
     assert (found.dice, found.nsd, found.missed) == (0.0, 0.0, True)
     assert math.isnan(found.hd95_mm) and math.isnan(found.assd_mm)
 
 
-def test_a_label_in_neither_mask_has_no_figures(box):
+def test_metrics_of_a_label_in_neither_mask_are_nan(box):
     found = case_metrics(box((1, 2, 2)), box((1, 2, 2)), (1.0, 1.0, 1.0), TOLERANCE, labels=(1, 7))
     assert all(math.isnan(value) for value in found[7].values)
     assert not found[7].missed
@@ -124,17 +124,17 @@ def test_ignored_voxels_count_as_background_in_both_masks(box):
     assert {label: one.values for label, one in found.items()} == {1: (1.0, 0.0, 0.0, 1.0)}
 
 
-def test_shapes_that_do_not_fit_are_refused(box):
-    with pytest.raises(ValueError, match="must fit"):
+def test_different_shapes_are_an_error(box):
+    with pytest.raises(ValueError, match="must match"):
         case_metrics(box((1, 2, 2)), box((1, 2, 2))[1:], (1.0, 1.0, 1.0), TOLERANCE)
 
 
-def test_the_diagonal_leaves_axes_of_one_voxel_out():
+def test_the_diagonal_leaves_out_axes_of_one_voxel():
     assert diagonal((1, 3, 4), (999.0, 1.0, 1.0)) == 5
     assert diagonal((2, 3, 6), (1.0, 1.0, 1.0)) == 7
 
 
-def test_ten_real_cases_agree_with_distance_transforms_and_their_dice_with_nnunets(real_images, write_mask, tmp_path):
+def test_ten_real_cases_agree_with_distance_transforms_and_with_the_dice_of_nnunet(real_images, write_mask, tmp_path):
     random = np.random.default_rng(0)
     files = sorted((real_images / "Dataset004_Hippocampus" / "labelsTr").glob("*.nii.gz"))[:10]
     assert len(files) == 10
@@ -155,7 +155,7 @@ def test_ten_real_cases_agree_with_distance_transforms_and_their_dice_with_nnune
 
 
 @pytest.mark.parametrize("ignore", [None, 3])
-def test_dice_is_nnunets_for_random_labels_with_and_without_an_ignore_label(write_mask, tmp_path, ignore):
+def test_dice_of_random_labels_equals_that_of_nnunet_with_and_without_an_ignore_label(write_mask, tmp_path, ignore):
     random = np.random.default_rng(1)
     pair = [write_mask(tmp_path / name, random.integers(0, count, (5, 9, 11)).astype(np.uint8))
             for name, count in (("truth.nii.gz", 4), ("prediction.nii.gz", 3))]

@@ -1,4 +1,4 @@
-"""The same voxels for every network, nnU-Net's window with a probe as its last layer, weights that do not fit."""
+"""Probe sets, features, label maps by nnU-Net's sliding window, weights of other architectures."""
 
 import json
 import re
@@ -32,7 +32,7 @@ CASES = [f"toy_{number}" for number in range(6)]
 
 
 def write_case(folder, case, shape=(1, 1, 24, 30), seed=0, ignored=False):
-    """Noise, brighter in an organ; outside of the image at its upper edge."""
+    """Write noise with a brighter organ and an upper edge outside of the image."""
     random = np.random.default_rng(seed)
     labels = np.zeros((1, *shape[1:]), np.int8)
     labels[:, :, 6:14, 8:20] = 1
@@ -64,7 +64,7 @@ def fold(trainer=nnUNetTrainerDVDCL, number="0", configuration="2d"):
     return FoldContext.find(trainer, "7", configuration, number, "nnUNetPlans", CPU, lambda *line, **_: None)
 
 
-def test_the_set_is_the_same_for_every_trainer_and_another_with_another_seed(labelled):
+def test_the_set_depends_on_the_seed_and_not_on_the_trainer(labelled):
     first, other = draw_probe_set(fold(), 3, 2), draw_probe_set(fold(nnUNetTrainer), 3, 2)
     assert first.digest == other.digest and first.identity == other.identity
     for one, two in zip(first.validation_patches, other.validation_patches):
@@ -73,13 +73,13 @@ def test_the_set_is_the_same_for_every_trainer_and_another_with_another_seed(lab
     assert len(first.training) == len(first.validation) == 2
 
 
-def test_the_digest_knows_the_labels_of_the_drawn_voxels(labelled):
+def test_the_digest_covers_the_labels_of_the_drawn_voxels(labelled):
     before = draw_probe_set(fold(), 0, 9).digest
     write_case(labelled, "toy_5", shape=(1, 1, 24, 31), seed=5)
     assert draw_probe_set(fold(), 0, 9).digest != before
 
 
-def test_cases_are_spread_over_all_and_none_is_there_twice():
+def test_cases_are_evenly_spaced_and_unique():
     names = [f"{number:03d}" for number in range(100)]
     for seed in range(20):
         chosen = probe_set._spread(names, 7, seed, 0)
@@ -90,7 +90,7 @@ def test_cases_are_spread_over_all_and_none_is_there_twice():
     assert probe_set._spread(names[:3], 7, 0, 1) == names[:3]
 
 
-def test_voxels_are_of_the_labels_they_are_said_to_be_and_classes_alike(labelled):
+def test_drawn_voxels_have_their_labels_and_classes_are_drawn_alike(labelled):
     drawn = draw_probe_set(fold(), 0, 9)
     for patch in (*drawn.training_patches, *drawn.validation_patches):
         labels = drawn.reader.labels(patch.case, patch.box.inside)[0].reshape(-1)
@@ -121,9 +121,9 @@ def network_of(context):
     return context.build_network().eval()
 
 
-def test_features_are_those_of_the_voxels_alone_or_with_their_counterfactual(labelled):
-    trainer = fold()
-    drawn, network = draw_probe_set(trainer, 0, 9), network_of(trainer)
+def test_features_belong_to_their_voxels_with_and_without_counterfactuals(labelled):
+    context = fold()
+    drawn, network = draw_probe_set(context, 0, 9), network_of(context)
     patches, size = drawn.validation_patches, drawn.patch_size
     alone = read_features(network, drawn.reader, patches, CPU)
     pairs = read_features(network, drawn.reader, patches, CPU, lambda patch, image: image + patch.number)
@@ -141,10 +141,10 @@ def test_features_are_those_of_the_voxels_alone_or_with_their_counterfactual(lab
         np.testing.assert_allclose(alone.features[before + row], maps[(slice(None), *place)], atol=1e-5)
 
 
-def test_counterfactuals_are_the_same_whatever_was_asked_before(labelled):
-    trainer = fold()
-    drawn = draw_probe_set(trainer, 0, 9)
-    source = probe_source(trainer, drawn.reader, drawn.validation, print)
+def test_counterfactuals_do_not_depend_on_the_order_of_the_calls(labelled):
+    context = fold()
+    drawn = draw_probe_set(context, 0, 9)
+    source = probe_source(context, drawn.reader, drawn.validation, print)
     assert source.name == "acquisition"
     patch = drawn.validation_patches[2]
     image = patch.box.pad(drawn.reader.read(patch.case, patch.box.inside))
@@ -155,12 +155,12 @@ def test_counterfactuals_are_the_same_whatever_was_asked_before(labelled):
     assert not torch.equal(first(patch, image), first(replace(patch, number=patch.number + 1), image))
 
 
-def test_a_generator_that_is_not_trained_is_replaced_by_acquisitions_and_said(labelled, settings_file):
+def test_an_untrained_generator_is_replaced_by_acquisitions_with_a_log_line(labelled, settings_file):
     settings_file({"counterfactual": {"source": "generator"}})
-    trainer, said = fold(), []
-    drawn = draw_probe_set(trainer, 0, 9)
-    assert probe_source(trainer, drawn.reader, drawn.validation, said.append).name == "acquisition"
-    assert len(said) == 1 and "analytic acquisitions" in said[0]
+    context, logged = fold(), []
+    drawn = draw_probe_set(context, 0, 9)
+    assert probe_source(context, drawn.reader, drawn.validation, logged.append).name == "acquisition"
+    assert len(logged) == 1 and "analytic acquisitions" in logged[0]
 
 
 def judged_phase(is_judged, passed):
@@ -178,10 +178,10 @@ def test_a_generator_is_used_where_it_is_trained_and_judged(
         labelled, settings_file, monkeypatch, is_judged, passed, taken):
     settings_file({"counterfactual": {"source": "generator"}})
     monkeypatch.setattr("nnunet_cfcl.evaluation.probe.counterfactuals.GeneratorPhase", judged_phase(is_judged, passed))
-    trainer, said = fold(), []
-    drawn = draw_probe_set(trainer, 0, 9)
-    source = probe_source(trainer, drawn.reader, drawn.validation, said.append)
-    assert source.name == taken and bool(said) == (taken == "acquisition")
+    context, logged = fold(), []
+    drawn = draw_probe_set(context, 0, 9)
+    source = probe_source(context, drawn.reader, drawn.validation, logged.append)
+    assert source.name == taken and bool(logged) == (taken == "acquisition")
     if taken == "generator":
         patch = drawn.validation_patches[0]
         image = patch.box.pad(drawn.reader.read(patch.case, patch.box.inside))
@@ -198,16 +198,16 @@ def test_a_store_is_used_where_it_has_the_validation_cases(labelled, settings_fi
     for case in cases:
         store.write(case, "other", np.full((1, 1, 24, 30), 7, np.float32))
     settings_file({"counterfactual": {"source": "precomputed", "store": str(tmp_path / "store")}})
-    trainer, said = fold(), []
-    drawn = draw_probe_set(trainer, 0, 9)
-    source = probe_source(trainer, drawn.reader, drawn.validation, said.append)
+    context, logged = fold(), []
+    drawn = draw_probe_set(context, 0, 9)
+    source = probe_source(context, drawn.reader, drawn.validation, logged.append)
     assert source.name == ("precomputed" if cases == CASES else "acquisition")
     if cases == CASES:
         patch = drawn.validation_patches[0]
         changed = Counterfactuals(source, (1.0, 1.0), 0)(patch, torch.zeros(1, 16, 16))
-        assert (changed[(0, *patch.inside)] == 7).all() and not said
+        assert (changed[(0, *patch.inside)] == 7).all() and not logged
     else:
-        assert "lacks 2 of 2 files" in said[0]
+        assert "lacks 2 of 2 files" in logged[0]
 
 
 def slow_probe(network, weight, bias, image, patch, step):
@@ -233,7 +233,7 @@ def slow_probe(network, weight, bias, image, patch, step):
 
 
 @pytest.mark.parametrize("shape", [(24, 30), (10, 40), (16, 16)])
-def test_the_label_map_is_the_probe_of_blended_features(labelled, shape):
+def test_the_label_map_equals_the_probe_of_blended_features(labelled, shape):
     network, random = network_of(fold()), np.random.default_rng(1)
     image = random.normal(size=(1, 1, *shape)).astype(np.float32)
     weight, bias = random.normal(size=(3, 4)), 0.3 * random.normal(size=3)
@@ -242,14 +242,14 @@ def test_the_label_map_is_the_probe_of_blended_features(labelled, shape):
         found = predict(image)
     assert network.training and network.decoder.seg_layers[-1] is layer and network.decoder.deep_supervision
     scores = slow_probe(network.eval(), weight, bias, image, (16, 16), 0.5)
-    # half precision may decide otherwise where two classes are as good as equal
+    # half precision may flip near ties
     best, second = np.sort(scores, axis=0)[[-1, -2]]
     assert found.shape == (1, *shape) and len(np.unique(found)) > 1
     clear = best - second > 0.02
     assert clear.mean() > 0.9 and (found[0][clear] == scores.argmax(0)[clear]).all()
 
 
-def test_scores_beyond_half_precision_do_not_spoil_the_label_map(labelled):
+def test_scores_beyond_half_precision_do_not_change_the_label_map(labelled):
     network, random = network_of(fold()), np.random.default_rng(1)
     image = random.normal(size=(1, 1, 24, 30)).astype(np.float32)
     weight = 1e6 * random.normal(size=(2, 4))
@@ -264,17 +264,17 @@ def save(tmp_path, weights, name="checkpoint.pth", **more):
     return tmp_path / name
 
 
-def test_weights_are_read_without_running_code_where_they_are_only_numbers_and_text(tmp_path):
+def test_reading_weights_accepts_numbers_and_text_and_rejects_objects(tmp_path):
     file = save(tmp_path, {"a": torch.ones(2)}, logging={"loss": [np.float32(1), np.float64(2)]}, cases=[np.str_("a")])
     assert torch.equal(probe_models.read_weights(file)["a"], torch.ones(2))
     file = save(tmp_path, {"a": torch.ones(2)}, other=UserError("an object"))
-    with pytest.raises(UserError, match="could run code.*if you trust it, save its {'network_weights': ...} alone"):
+    with pytest.raises(UserError, match=r"run code\); fix: .*you trust this one, save {'network_weights': ...} alone"):
         probe_models.read_weights(file)
 
 
-def test_all_but_the_segmentation_layers_is_loaded(labelled):
-    trainer = fold()
-    network, other = network_of(trainer), network_of(trainer)
+def test_all_weights_but_the_segmentation_layers_are_loaded(labelled):
+    context = fold()
+    network, other = network_of(context), network_of(context)
     for parameter in other.parameters():
         parameter.data += 1
     weights = {key: value for key, value in other.state_dict().items() if ".seg_layers." not in key}
@@ -288,8 +288,8 @@ def test_all_but_the_segmentation_layers_is_loaded(labelled):
                        other.encoder.stages[0][0].convs[0].conv.weight)
 
 
-def other_weights(trainer, change):
-    weights = dict(network_of(trainer).state_dict())
+def other_weights(context, change):
+    weights = dict(network_of(context).state_dict())
     change(weights)
     return weights
 
@@ -304,7 +304,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("change", "words"), FAULTS)
-def test_weights_of_another_architecture_are_named(labelled, tmp_path, capsys, change, words):
+def test_the_error_for_another_architecture_lists_the_keys(labelled, tmp_path, capsys, change, words):
     file = save(tmp_path, other_weights(fold(), change))
     status = main(["probe", "-d", "7", "-c", "2d", "-f", "0", "--weights", str(file), "-o", str(tmp_path / "out"),
                    "-device", "cpu"])
@@ -314,19 +314,19 @@ def test_weights_of_another_architecture_are_named(labelled, tmp_path, capsys, c
 
 
 MISTAKES = [
-    (["-f", "0"], "no model is named"),
-    (["-f", "0", "--untrained"], "-o DIR is missing"),
-    (["-f", "all", "--untrained", "-o", "OUT"], "fold all has no validation cases of its own"),
+    (["-f", "0"], "no model is named, expected at least one; fix: name a model with -tr TRAINER"),
+    (["-f", "0", "--untrained"], "-o DIR is missing, .*; fix: name a folder with -o"),
+    (["-f", "all", "--untrained", "-o", "OUT"], "fold all has no held-out validation cases"),
     (["-f", "0", "-tr", "nnUNetTrainerDVDC"], "-tr nnUNetTrainerDVDCL"),
     (["-f", "0", "-tr", "nnUNetTrainerDVDCL"],
-     "there is no checkpoint_final.pth .*nnUNetv2_train Dataset007_Toy 2d 0 -tr nnUNetTrainerDVDCL -p nnUNetPlans"),
+     "no checkpoint_final.pth .*; fix: run nnUNetv2_train Dataset007_Toy 2d 0 -tr nnUNetTrainerDVDCL -p nnUNetPlans"),
     (["-f", "0", "--weights", "nowhere.pth", "-o", "OUT"], "there is no file nowhere.pth"),
     (["-f", "0", "--untrained", "--cases", "1", "-o", "OUT"], "--cases must be 2 or more"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=[words[:30] for _, words in MISTAKES])
-def test_a_mistake_is_one_clear_line(labelled, tmp_path, capsys, arguments, words):
+def test_a_wrong_argument_gives_one_error_line(labelled, tmp_path, capsys, arguments, words):
     arguments = [str(tmp_path / "out") if one == "OUT" else one for one in arguments]
     assert main(["probe", "-d", "7", "-c", "2d", *arguments, "-device", "cpu"]) == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("nnunet_cfcl probe: ")]
@@ -349,7 +349,7 @@ def test_a_file_without_weights_is_an_error(tmp_path):
         probe_models.read_weights(tmp_path / "b.pth")
 
 
-def test_files_are_called_by_the_end_of_their_path_that_tells_them_apart(tmp_path):
+def test_files_are_named_by_the_shortest_unique_end_of_their_path(tmp_path):
     files = []
     for folder in ("a/fold_0", "b/fold_0", "c"):
         (tmp_path / folder).mkdir(parents=True)
@@ -357,11 +357,11 @@ def test_files_are_called_by_the_end_of_their_path_that_tells_them_apart(tmp_pat
         files[-1].touch()
     models = probe_models.named_files([str(files[0]), str(files[1]), f"mine={files[2]}"])
     assert [model.name for model in models] == ["a/fold_0/final", "b/fold_0/final", "mine"]
-    with pytest.raises(UserError, match="two models are called mine"):
+    with pytest.raises(UserError, match="two models are named mine, .*; fix: write --weights NAME=FILE"):
         probe_models.check_names([models[2], models[2]])
 
 
-def test_two_networks_are_measured_on_the_same_set_and_the_same_weights_give_the_same_figures(labelled, tmp_path):
+def test_the_same_weights_give_the_same_metrics_on_the_same_set(labelled, tmp_path):
     file = save(tmp_path, network_of(fold()).state_dict())
     command = ["probe", "-d", "7", "-c", "2d", "-f", "0", "-device", "cpu"]
     assert main([*command, "--weights", f"one={file}", "--untrained", "-o", str(tmp_path / "both")]) == 0
@@ -370,6 +370,6 @@ def test_two_networks_are_measured_on_the_same_set_and_the_same_weights_give_the
     single = json.loads((tmp_path / "single" / "probe.json").read_text())["models"][0]
     for key in ("image_set", "weights_digest", "figures", "per_case", "probe_dice", "cases"):
         assert one[key] == untrained[key] == single[key], key
-    # the organ is as bright as nothing else
+    # only the organ is bright
     assert one["figures"]["probe_dice"]["mean"] > 0.4 and one["figures"]["kmeans_accuracy"]["mean"] > 0.6
     assert (tmp_path / "both" / "probe.md").is_file() and (tmp_path / "both" / "probe.png").stat().st_size > 10000

@@ -1,4 +1,4 @@
-"""Made-up folders of folds, as trainings leave them, and a reader of the report's HTML."""
+"""Synthetic folders of folds, as trainings write them, and a parser of the report's HTML."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from nnunet_cfcl.config import Settings
-from nnunet_cfcl.counterfactual.gate.results import AttributeFigures, GateReport, InterventionFigures, Verdict
+from nnunet_cfcl.counterfactual.gate.results import AttributeMetrics, GateReport, InterventionMetrics, Verdict
 from nnunet_cfcl.files.hashing import digest
 
 DATASET = "Dataset901_Made"
@@ -37,7 +37,7 @@ def _write_mask(file: Path, shift: int) -> None:
 
 
 def write_dataset(root: Path, groups: Sequence[str] = GROUPS, dataset: str = DATASET) -> None:
-    """Truth below nnUNet_preprocessed, and attributes below nnUNet_raw."""
+    """Write the true masks to nnUNet_preprocessed and the attributes to nnUNet_raw."""
     preprocessed, raw = (root / f"nnUNet_{name}" / dataset for name in ("preprocessed", "raw"))
     raw.mkdir(parents=True)
     for case in CASES:
@@ -57,7 +57,7 @@ def fold_folder(root: Path, trainer: str = "nnUNetTrainerDVDCL", dataset: str = 
 
 
 def write_config(fold: Path, changes: Mapping[str, Any] | None = None, **more: Any) -> None:
-    """``changes``: section -> key -> value."""
+    """Write cfcl/config.json; ``changes`` are section -> key -> value."""
     settings = Settings().to_dict()
     for section, values in (changes or {}).items():
         settings[section] = {**settings.get(section, {}), **values} if isinstance(values, dict) else values
@@ -82,7 +82,7 @@ def write_pretraining(fold: Path, epochs: int = 4, finished: bool = True) -> Pat
 
 
 def training_log(epochs: Sequence[int], day: int = 1, done: bool = True) -> str:
-    """As nnU-Net 2 writes it with NumPy 2."""
+    """Format a log as nnU-Net 2 writes it with NumPy 2."""
     begun = f"2026-05-0{day} 10:00:00.5:"
     lines = [f"{begun}  ", f"{begun} Pretraining epoch 0: loss 9.0000, 10 s "]
     for epoch in epochs:
@@ -105,7 +105,7 @@ def write_training(fold: Path, epochs: int = 3) -> None:
 
 
 def write_validation(fold: Path, error: int = 1, cases: Sequence[str] = CASES) -> None:
-    """Masks that are off by ``error`` pixels, or one less."""
+    """Write masks shifted by ``error`` pixels, or one less, in turns."""
     for number, case in enumerate(cases):
         _write_mask(fold / "validation" / f"{case}.png", error - number % 2)
         write_picture(fold / "validation" / "chromap" / f"{case}.png")
@@ -114,7 +114,7 @@ def write_validation(fold: Path, error: int = 1, cases: Sequence[str] = CASES) -
 
 
 def write_gate(fold: Path, name: str = "scanner", reason: str = "the way back does not lead to the original") -> None:
-    figures = [InterventionFigures(one, 20, 10, (AttributeFigures(one, 0.9, 0.95, 0.5),), reversibility=0.1,
+    figures = [InterventionMetrics(one, 20, 10, (AttributeMetrics(one, 0.9, 0.95, 0.5),), reversibility=0.1,
                                    structure=0.8, distance_before=2.0, distance_after=1.0) for one in (name, "disease")]
     report = GateReport(tuple(figures), (Verdict(True), Verdict(False, (reason,))), 0.01, 0.2, {name: 0.95}, 20, 10, 40,
                         {"enabled": True, "effectiveness": 0.8}, 0)
@@ -137,7 +137,7 @@ def write_probe(fold: Path, model: str = "trained", image_set: str = "aaaa") -> 
 
 
 def write_complete(root: Path, trainer: str = "nnUNetTrainerDVDCL", error: int = 1, **place: str) -> Path:
-    """A fold with everything in it."""
+    """Write a fold with all files."""
     fold = fold_folder(root, trainer, **place)
     write_config(fold, {"pretrain": {"epochs": 4}})
     write_pretraining(fold)
@@ -149,7 +149,7 @@ def write_complete(root: Path, trainer: str = "nnUNetTrainerDVDCL", error: int =
 
 
 class Page(HTMLParser):
-    """What a browser would make of the page: elements with their attributes, and the text of every section."""
+    """Parsed page: elements with their attributes, and the text of every section."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
-        assert len(attributes) == len(attrs), "an attribute is there twice"
+        assert len(attributes) == len(attrs), "an attribute occurs twice"
         self.elements.append((tag, attributes))
         self._skips = tag in ("style", "script")
         if tag == "section":
@@ -179,9 +179,9 @@ class Page(HTMLParser):
             self.texts[self._section] = self.texts.get(self._section, "") + plain
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        """Attributes of every element."""
+        """List the attributes of every element with a tag."""
         return [attributes for name, attributes in self.elements if name == tag]
 
     def text(self, section: str = "") -> str:
-        """Of one section; without a name of the whole page."""
+        """Text of a section, or of the whole page."""
         return " ".join((self.texts[section] if section else " ".join(self.texts.values())).split())

@@ -1,4 +1,4 @@
-"""`nnunet_cfcl report` on made-up folders of folds: complete, killed, empty, broken and hostile ones."""
+"""`nnunet_cfcl report` on synthetic folders of folds: complete, interrupted, empty, broken and hostile."""
 
 import base64
 import json
@@ -14,7 +14,7 @@ from PIL import Image
 from nnunet_cfcl import cli
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.evaluation.report import metrics as report_metrics
-from nnunet_cfcl.evaluation.report.blocks import duration, figure_text
+from nnunet_cfcl.evaluation.report.blocks import duration, metric_text
 from nnunet_cfcl.evaluation.report.curves import compared_curves, pretraining_curves
 from nnunet_cfcl.evaluation.report.fold_folder import read_fold, setting_rows
 from nnunet_cfcl.evaluation.report.metrics import method_names
@@ -46,7 +46,7 @@ ATTRIBUTES = {"lang", "charset", "http-equiv", "content", "name", "rel", "href",
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """nnU-Net's three folders, and a working folder of its own."""
+    """nnU-Net's three folders in the working folder."""
     for name in ("raw", "preprocessed", "results"):
         (tmp_path / f"nnUNet_{name}").mkdir()
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / f"nnUNet_{name}"))
@@ -63,7 +63,7 @@ def page_of(fold, *more):
     return Page(fold / "cfcl" / "report" / "report.html")
 
 
-def refused(capsys, *arguments):
+def error_of(capsys, *arguments):
     assert cli.main(["report", *map(str, arguments), "-np", "1"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -71,7 +71,7 @@ def refused(capsys, *arguments):
 
 
 def check_is_harmless(page):
-    """Nothing but the template's own elements, no script, nothing from elsewhere, anchors that lead somewhere."""
+    """Check that the page has only the template's elements, no scripts, no external content and valid anchors."""
     assert {tag for tag, _ in page.elements} <= PLAIN
     assert {name for _, attributes in page.elements for name in attributes} <= ATTRIBUTES
     policy, = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
@@ -87,7 +87,7 @@ def check_is_harmless(page):
     assert all(head.get("scope") in ("row", "col") for head in page.all("th"))
 
 
-def test_a_complete_fold_is_told_in_all_its_parts(root, capsys):
+def test_the_page_of_a_complete_fold_has_all_sections(root, capsys):
     write_dataset(root)
     fold = write_complete(root)
     page = page_of(fold)
@@ -96,7 +96,7 @@ def test_a_complete_fold_is_told_in_all_its_parts(root, capsys):
     overview = page.text("fold1-overview")
     assert "4 of 4 epochs, 6 min 00 s" in overview and "3 of 3 epochs, 37 s" in overview.replace("38 s", "37 s")
     assert "2026-05-01 10:00" in overview and "10 masks" in overview and "2.9.0, cpu" in overview
-    assert "1 of 2 passed" in overview and "the place of the others" in overview
+    assert "1 of 2 passed" in overview and "replace the others" in overview
     assert "1 of 117 settings differ" in re.sub(r"of \d+ settings differ", "of 117 settings differ",
                                                 page.text("fold1-settings"))
     assert "pretrain.epochs 4 200" in page.text("fold1-settings")
@@ -104,16 +104,16 @@ def test_a_complete_fold_is_told_in_all_its_parts(root, capsys):
     assert "scanner passed" in gate and "disease not passed" in gate and "the way back does not lead" in gate
     probe = page.text("fold1-probe")
     assert "0.500 [0.400, 0.600]" in probe and "1 (organ)" in probe and "Dice of a linear classifier" in probe
-    # two curves, views, the gate's two, three maps, the metrics', the probe's
+    # two plots of curves, views, two of the gate, three CHRO-maps, metrics, probe
     assert len(page.all("img")) == 10
 
 
-def test_the_metrics_are_those_of_evaluate_by_group(root):
+def test_the_metrics_equal_those_of_evaluate_by_group(root):
     write_dataset(root)
     fold = write_complete(root)
     page = page_of(fold)
     text = page.text("fold1-metrics")
-    # squares of 12 x 12: moved by one row 11 of 12 rows overlap, or all; sites and errors take turns
+    # squares of 12 x 12, shifted by one row (11 of 12 overlap) or not; sites and shifts alternate
     dice = {"north": 11 / 12, "south": 1.0}
     assert "By site" in text and "By age" not in text
     assert all(f"{group} 5 (5) {value:.3f}" in text for group, value in dice.items())
@@ -123,14 +123,15 @@ def test_the_metrics_are_those_of_evaluate_by_group(root):
     assert written["settings"]["by"] == ["site"]
 
 
-def test_of_fold_all_it_is_said_that_its_validation_cases_were_trained_with(root):
+def test_the_page_warns_that_fold_all_was_trained_on_its_validation_cases(root):
     write_dataset(root)
-    words = "Mind: fold all was trained with these very cases: the figures of nnUNetTrainerDVDCL say nothing"
+    words = ("Caution: fold all was trained on these cases: the metrics of nnUNetTrainerDVDCL do not generalise to "
+             "other cases")
     assert words in page_of(write_complete(root, fold="all")).text("fold1-metrics")
     assert "fold all" not in page_of(write_complete(root)).text("fold1-metrics")
 
 
-def test_what_was_measured_is_kept_until_a_mask_changes(root, monkeypatch):
+def test_metrics_are_reused_until_a_mask_changes(root, monkeypatch):
     write_dataset(root)
     fold = write_complete(root)
     calls, plain = [], report_metrics.evaluate
@@ -144,7 +145,7 @@ def test_what_was_measured_is_kept_until_a_mask_changes(root, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["empty", "killed", "stock"])
-def test_what_is_missing_is_told(root, kind):
+def test_the_page_reports_what_is_missing(root, kind):
     write_dataset(root)
     fold = fold_folder(root)
     if kind == "killed":
@@ -157,7 +158,8 @@ def test_what_is_missing_is_told(root, kind):
     page = page_of(fold)
     check_is_harmless(page)
     overview, gate = page.text("fold1-overview"), page.text("fold1-gate")
-    words = {"empty": "there is no log of it", "killed": "not finished 2 of 9 epochs, 3 min 00 s: stopped",
+    words = {"empty": "not started there is no log",
+             "killed": "not finished 2 of 9 epochs, 3 min 00 s: stopped or running; resume with --c",
              "stock": "pretraining none the trainer has no pretraining"}
     assert words[kind] in overview and "log.jsonl" not in overview
     assert ("analytic interventions on the acquisition" if kind == "killed" else "no report of a generator's") in gate
@@ -166,7 +168,7 @@ def test_what_is_missing_is_told(root, kind):
     assert ("There are no curves of a pretraining" in page.text("fold1-curves")) == (kind != "killed")
 
 
-def test_maps_that_cannot_be_made_are_told_and_are_left_out_on_demand(root):
+def test_failed_chromaps_are_reported_and_can_be_omitted(root):
     write_dataset(root)
     fold = fold_folder(root)
     write_training(fold)
@@ -174,9 +176,9 @@ def test_maps_that_cannot_be_made_are_told_and_are_left_out_on_demand(root):
     write_validation(fold)
     for file in (fold / "validation" / "chromap").iterdir():
         file.unlink()
-    assert "No CHRO-maps could be made: there is no checkpoint_final.pth" in page_of(fold).text("fold1-chromaps")
+    assert "No CHRO-maps could be computed: there is no checkpoint_final.pth" in page_of(fold).text("fold1-chromaps")
     (fold / "checkpoint_final.pth").write_bytes(b"no checkpoint")
-    assert "No CHRO-maps could be made" in page_of(fold).text("fold1-chromaps")
+    assert "No CHRO-maps could be computed" in page_of(fold).text("fold1-chromaps")
     assert "fold1-chromaps" not in page_of(fold, "--no-chromap").texts
 
 
@@ -193,7 +195,7 @@ def test_maps_of_a_named_folder_are_shown(root):
 HOSTILE = '"><img src=x onerror=alert(1)>\'&amp;{{7*7}}<b>ü\N{RIGHT-TO-LEFT OVERRIDE}'
 
 
-def test_everything_that_comes_from_names_and_files_is_escaped(root):
+def test_all_texts_from_names_and_files_are_escaped(root):
     dataset = f"Dataset902_{HOSTILE}"
     write_dataset(root, groups=(f"<script>{HOSTILE}</script>", "south"), dataset=dataset)
     fold = write_complete(root, f"nnUNetTrainer{HOSTILE}", dataset=dataset)
@@ -226,7 +228,7 @@ def test_a_comparison_of_hostile_names_is_escaped_too(root):
     assert "nnUNetTrainerA" in page.text("comparison-differences")
 
 
-def test_logs_with_values_that_are_no_numbers_are_drawn_as_far_as_they_go(root):
+def test_logs_with_values_other_than_numbers_are_plotted_where_possible(root):
     fold = fold_folder(root)
     write_config(fold)
     lines = [{"epoch": 0, "loss": math.nan, "seconds": "long"}, {"epoch": "<b>", "loss": "x", "uniformity": -0.001},
@@ -245,7 +247,7 @@ BREAKABLE = ("config.json", "pretraining/views.png", "generator/report/report.js
 
 
 @pytest.mark.parametrize("content", [b"", b"[1, 2]", b"\xff\xfe\x00", b'{"a": "\xc3'])
-def test_broken_files_are_named_and_stop_nothing(root, content):
+def test_broken_files_are_listed_and_the_page_is_still_written(root, content):
     fold = write_complete(root)
     for name in BREAKABLE:
         (fold / "cfcl" / name).write_bytes(content)
@@ -258,33 +260,33 @@ def test_broken_files_are_named_and_stop_nothing(root, content):
 
 @pytest.mark.parametrize("content", [{"settings": [1], "pretraining": "x", "pretraining_folder": 3, "method": None},
                                      {"settings": {"pretrain": 7, "seed": {"x": {"y": 1}}}, "settings_hash": 5}])
-def test_a_config_of_other_shapes_is_no_crash(root, content):
+def test_a_config_of_another_structure_does_not_raise(root, content):
     fold = write_complete(root)
     (fold / "cfcl" / "config.json").write_text(json.dumps(content))
     check_is_harmless(page_of(fold, "--no-chromap"))
 
 
-def test_settings_that_were_changed_by_hand_are_told(root):
+def test_settings_changed_by_hand_are_reported(root):
     fold = fold_folder(root)
-    write_config(fold, {"pretrain": {"epochs": 5}, "future": {"thing": 1}})
+    write_config(fold, {"pretrain": {"epochs": 5}, "future": {"option": 1}})
     assert "changed by hand" not in page_of(fold).text("fold1-overview")
     content = json.loads((fold / "cfcl/config.json").read_text())
     content["settings"]["pretrain"]["epochs"] = 6
     (fold / "cfcl/config.json").write_text(json.dumps(content))
     assert "changed by hand" in page_of(fold).text("fold1-overview")
     rows = {row.key: row for row in setting_rows(read_fold(fold))}
-    assert [key for key, row in rows.items() if row.differs] == ["pretrain.epochs", "future.thing"]
+    assert [key for key, row in rows.items() if row.differs] == ["pretrain.epochs", "future.option"]
     assert rows["views.crop_fraction"].value == list(rows["views.crop_fraction"].default)
-    assert not rows["future.thing"].known
+    assert not rows["future.option"].known
 
 
-def test_without_truth_nnunets_own_figures_are_shown(root):
+def test_without_truth_the_page_shows_nnunets_own_dice(root):
     fold = write_complete(root)
     text = page_of(fold).text("fold1-metrics")
     assert "neither in nnUNet_preprocessed" in text and "foreground mean 0.750" in text
 
 
-def test_a_table_of_attributes_with_faults_costs_the_groups_and_not_the_figures(root):
+def test_an_invalid_table_of_attributes_removes_the_groups_and_not_the_metrics(root):
     write_dataset(root)
     fold = write_complete(root)
     file = root / "nnUNet_raw" / DATASET / "attributes.csv"
@@ -293,11 +295,12 @@ def test_a_table_of_attributes_with_faults_costs_the_groups_and_not_the_figures(
     assert "cases are not grouped" in text and "case_0" in text and "10 (10) 0.958" in text
 
 
-def test_a_column_that_is_not_there_is_refused_before_anything_is_written(root, capsys):
+def test_an_unknown_column_is_an_error_before_anything_is_written(root, capsys):
     write_dataset(root)
     fold = write_complete(root)
-    error = refused(capsys, fold, "--by", "scaner")
-    assert "'scaner'" in error and "site" in error
+    error = error_of(capsys, fold, "--by", "scaner")
+    assert "no column 'scaner' to group by" in error and "site" in error
+    assert "; fix: name one of them with --by" in error
     assert not (fold / "cfcl" / "report").exists()
 
 
@@ -323,7 +326,7 @@ def test_several_folds_are_compared_with_the_first(root, capsys):
     check_is_harmless(page)
     text = page.text("comparison-differences")
     assert "nnUNetTrainerGood minus each other trainer" in text
-    # off by 1, 0, 1, ... and by 4, 3, 4, ... of 12 rows
+    # shifted by 1, 0, 1, ... and by 4, 3, 4, ... of 12 rows
     assert "nnUNetTrainerPoor 1 (organ) 10 +0.250 [+0.250, +0.250], p 0.002" in text
     assert "nnUNetTrainerGood 10 (10) 0.958" in text and "nnUNetTrainerPoor 10 (10) 0.708" in text
     settings = page.text("comparison-compared-settings")
@@ -332,7 +335,7 @@ def test_several_folds_are_compared_with_the_first(root, capsys):
     assert sum("Curves of all folds" in image["alt"] for image in page.all("img")) == 1
 
 
-def test_a_comparison_with_an_empty_fold_says_so(root):
+def test_a_comparison_with_an_empty_fold_reports_it(root):
     write_dataset(root)
     report(write_complete(root), fold_folder(root, "nnUNetTrainerOther"), "-o", "new/out.html")
     page = Page(root / "new" / "out.html")
@@ -341,7 +344,7 @@ def test_a_comparison_with_an_empty_fold_says_so(root):
     assert "nnUNetTrainerDVDCL" in page.text("comparison-differences")
 
 
-def test_folds_without_common_cases_have_figures_and_no_differences(root):
+def test_folds_without_common_cases_have_metrics_and_no_differences(root):
     write_dataset(root)
     folds = [fold_folder(root, fold=str(number)) for number in range(2)]
     for number, fold in enumerate(folds):
@@ -354,7 +357,7 @@ def test_folds_without_common_cases_have_figures_and_no_differences(root):
     assert "nnUNetTrainerDVDCL fold 1" in page.text()
 
 
-def test_probes_of_other_images_are_not_compared_in_silence(root):
+def test_the_page_warns_of_probes_on_different_images(root):
     folds = [fold_folder(root, f"nnUNetTrainer{name}") for name in "AB"]
     for name, fold in zip(("aaaa", "bbbb"), folds):
         write_probe(fold, image_set=name)
@@ -363,12 +366,12 @@ def test_probes_of_other_images_are_not_compared_in_silence(root):
     assert "measured on different images" in text and "nnUNetTrainerA: trained" in text
 
 
-def test_folds_of_other_datasets_or_configurations_are_refused(root, capsys):
+def test_folds_of_different_datasets_or_configurations_are_an_error(root, capsys):
     fold = fold_folder(root)
-    assert "different datasets" in refused(capsys, fold, fold_folder(root, dataset="Dataset903_Other"))
-    assert "different configurations" in refused(capsys, fold, fold_folder(root, configuration="3d_fullres"))
-    assert "named twice" in refused(capsys, fold, fold / ".." / "fold_0")
-    assert "2 folders of CHRO-maps for 1 folds" in refused(capsys, fold, "--chromap", "a", "b")
+    assert "different datasets" in error_of(capsys, fold, fold_folder(root, dataset="Dataset903_Other"))
+    assert "different configurations" in error_of(capsys, fold, fold_folder(root, configuration="3d_fullres"))
+    assert "named twice" in error_of(capsys, fold, fold / ".." / "fold_0")
+    assert "2 folders of CHRO-maps for 1 folds" in error_of(capsys, fold, "--chromap", "a", "b")
 
 
 @pytest.mark.parametrize(("which", "words"), [
@@ -378,17 +381,17 @@ def test_folds_of_other_datasets_or_configurations_are_refused(root, capsys):
     ("empty", ["it holds nothing"]),
     ("nnUNet_results/fold_0", ["is not the folder of a fold"]),
 ])
-def test_a_folder_that_is_no_folds_is_refused_with_what_was_found(root, capsys, which, words):
+def test_the_error_for_another_folder_says_what_was_found(root, capsys, which, words):
     fold_folder(root)
     (root / "empty").mkdir()
     (root / "file.txt").write_text("")
     if which.endswith("fold_0"):
         (root / which).mkdir()
-    error = refused(capsys, root / which)
+    error = error_of(capsys, root / which)
     assert all(word in error for word in words), error
 
 
-def test_a_resumed_training_goes_on_and_a_new_one_begins_anew(root):
+def test_logs_of_a_resumed_training_are_joined_and_a_new_training_replaces_them(root):
     fold, problems = fold_folder(root), []
     # 2026_10 sorts before 2026_5
     (fold / "training_log_2026_5_1_10_00_00.txt").write_text(training_log(range(4), day=1, done=False))
@@ -403,13 +406,13 @@ def test_a_resumed_training_goes_on_and_a_new_one_begins_anew(root):
     assert [line["epoch"] for line in read_training(fold, problems).epochs] == [0]
 
 
-def test_a_log_of_arbitrary_bytes_is_no_crash(root):
+def test_a_log_of_arbitrary_bytes_does_not_raise(root):
     fold = fold_folder(root)
     (fold / "training_log_x.txt").write_bytes(b"\xff\x00 2026-99-99 10:00:00: Epoch 1\n2026-13-01 10:00:00: Epoch 2\n")
     assert read_training(fold, []).epochs == ()
 
 
-def test_pictures_are_bounded_flattened_and_small(tmp_path):
+def test_pictures_are_bounded_in_size_and_flattened(tmp_path):
     found = embed(write_picture(tmp_path / "wide.png", (2400, 300)), "alt", most_width=800)
     assert (found.width, found.height) == (800, 100)
     kind, _, content = found.uri.partition(";base64,")
@@ -422,12 +425,12 @@ def test_pictures_are_bounded_flattened_and_small(tmp_path):
     assert tall.height == 400
 
 
-def test_pictures_that_cannot_be_shown_are_refused(tmp_path):
+def test_pictures_that_cannot_be_shown_are_an_error(tmp_path):
     (tmp_path / "text.png").write_text("<svg onload=alert(1)>")
     with pytest.raises(BrokenPicture, match=r"text\.png cannot be read"):
         embed(tmp_path / "text.png", "alt")
     Image.new("1", (9000, 9000)).save(tmp_path / "huge.png")
-    with pytest.raises(BrokenPicture, match="too many"):
+    with pytest.raises(BrokenPicture, match="9000 x 9000 pixels, too many to show"):
         embed(tmp_path / "huge.png", "alt")
 
 
@@ -435,25 +438,25 @@ def _svg(picture):
     return ElementTree.fromstring(base64.b64decode(picture.uri.partition(",")[2]))
 
 
-def test_curves_are_drawn_as_svg_the_same_every_time_and_not_at_all_without_values(root):
+def test_curves_are_reproducible_svg_and_none_without_values(root):
     fold = fold_folder(root)
     assert pretraining_curves(read_fold(fold)) is None
     write_pretraining(fold)
     picture = pretraining_curves(read_fold(fold))
     assert picture == pretraining_curves(read_fold(fold))
     groups = [one.get("id", "") for one in _svg(picture).iter("{http://www.w3.org/2000/svg}g")]
-    # loss, alignment, uniformity, positives, gradient norm, learning rate; and a place for none of the temperature
+    # loss, alignment, uniformity, positives, gradient norm, learning rate; no panel for the temperature
     assert sum(name.startswith("axes_") for name in groups) == 6
     assert "loss" in picture.alt and "temperature" not in picture.alt
 
 
-def test_a_name_with_dollar_signs_is_no_formula_in_a_legend(root):
+def test_dollar_signs_in_a_name_are_not_a_formula_in_the_legend(root):
     fold = fold_folder(root)
     write_pretraining(fold)
     assert compared_curves({"$\\frac$": read_fold(fold)}) is not None
 
 
-def test_names_of_methods_are_short_different_and_safe(root):
+def test_names_of_methods_are_short_unique_and_safe(root):
     folds = [read_fold(fold_folder(root, name, fold=fold)) for name, fold in (
         ("_nnU", "0"), ("nnU", "0"), ("NNU", "1"), ("a/../b".replace("/", ";"), "0"))]
     names = list(method_names(folds))
@@ -465,22 +468,22 @@ def test_names_of_methods_are_short_different_and_safe(root):
 
 @pytest.mark.parametrize(("seconds", "words"), [(0, "0 s"), (59.6, "1 min 00 s"), (3660, "1 h 01 min"),
                                                 (90000, "1 d 01 h"), (12, "12 s")])
-def test_durations_are_in_the_two_largest_units(seconds, words):
+def test_durations_have_the_two_largest_units(seconds, words):
     assert duration(seconds) == words
 
 
-@pytest.mark.parametrize(("figures", "words"), [
+@pytest.mark.parametrize(("values", "words"), [
     ((math.nan, 1, 2), "none"), ((0.5,), "0.500"), ((0.5, 0.25, 0.75), "0.500 [0.250, 0.750]"),
     ((0.5, math.nan, 1), "0.500")])
-def test_figures_have_brackets_where_there_is_an_interval(figures, words):
-    assert figure_text(*figures).replace("\N{NO-BREAK SPACE}", " ") == words
+def test_values_with_an_interval_have_brackets(values, words):
+    assert metric_text(*values).replace("\N{NO-BREAK SPACE}", " ") == words
 
 
-def test_a_folder_that_cannot_be_written_to_is_read_all_the_same(root, monkeypatch):
+def test_a_read_only_folder_is_reported_from_a_temporary_folder(root, monkeypatch):
     write_dataset(root)
     fold = write_complete(root)
 
-    def denied(folder, mend=""):
+    def denied(folder, fix=""):
         if folder == fold / "cfcl" / "report":
             raise UserError("cannot write")
         folder.mkdir(parents=True, exist_ok=True)
@@ -492,7 +495,7 @@ def test_a_folder_that_cannot_be_written_to_is_read_all_the_same(root, monkeypat
     assert not (fold / "cfcl" / "report").exists()
 
 
-def test_a_gate_that_is_switched_off_is_told(root):
+def test_a_gate_that_is_switched_off_is_reported(root):
     fold = fold_folder(root)
     write_gate(fold)
     file = fold / "cfcl" / "generator" / "report" / "report.json"
@@ -500,4 +503,4 @@ def test_a_gate_that_is_switched_off_is_told(root):
     content["settings"]["enabled"] = False
     file.write_text(json.dumps(content))
     page = page_of(fold)
-    assert "switched off" in page.text("fold1-gate") and "used all the same" in page.text("fold1-overview")
+    assert "switched off" in page.text("fold1-gate") and "used nevertheless" in page.text("fold1-overview")

@@ -81,7 +81,7 @@ def test_dvd_is_the_mean_over_the_pairs_of_views(batch):
     z = embeddings(drawn, 2 * (VIEWS - 1) * POINTS)
     loss, statistics = objective.loss(model(), z, drawn)
     split = z.view(IMAGES, 2, VIEWS - 1, POINTS, 8)
-    expected = [dvd_cl_loss(split[:, 0, i], split[:, 1, i], 0.3, drawn["valid"][:, i]) for i in range(VIEWS - 1)]
+    expected = [dvd_cl_loss(split[:, 0, i], split[:, 1, i], 0.3, drawn["valid"][:, i]).loss for i in range(VIEWS - 1)]
     torch.testing.assert_close(loss, torch.stack(expected).mean())
     assert statistics["positives"] == 1 and "temperature" not in statistics
 
@@ -95,7 +95,7 @@ def test_mvd_is_the_pools_loss_with_positions_in_shares_of_the_crop(batch):
     loss, statistics = objective.loss(model(), z, drawn)
     longest = max(collated["image"].shape[2:])
     shape = (IMAGES, VIEWS, POINTS)
-    expected = mvd_cl_loss(z.view(*shape, 8), drawn["points"] / longest, 0.3, 0.2, drawn["valid"])
+    expected = mvd_cl_loss(z.view(*shape, 8), drawn["points"] / longest, 0.3, 0.2, drawn["valid"]).loss
     torch.testing.assert_close(loss, expected)
     positions = drawn["positions"][drawn["valid"]]
     assert positions.min() >= 0 and positions.max() <= 1 and 0 < statistics["positives"] <= 1
@@ -123,13 +123,13 @@ def test_labels_weights_and_background_reach_the_supervised_losses(batch):
     z = embeddings(drawn, 2 * (VIEWS - 1) * POINTS)
     a, b = z.view(IMAGES, 2, VIEWS - 1, POINTS, 8).unbind(1)
     labels, valid, weights = drawn["labels"], drawn["valid"], drawn["weights"]
-    expected = [s_dvd_cl_loss(a[:, i], b[:, i], labels[:, i], labels[:, i], 0.3, 0, valid[:, i], weights[:, i])
+    expected = [s_dvd_cl_loss(a[:, i], b[:, i], labels[:, i], labels[:, i], 0.3, 0, valid[:, i], weights[:, i]).loss
                 for i in range(VIEWS - 1)]
     torch.testing.assert_close(dual.loss(model(), z, drawn)[0], torch.stack(expected).mean())
     drawn = batch(multi)[1]["drawn"]
     z = embeddings(drawn, VIEWS * POINTS)
     pooled = z.view(IMAGES, VIEWS, POINTS, 8)
-    expected_loss = s_mvd_cl_loss(pooled, drawn["labels"], 0.3, 0, drawn["valid"], drawn["weights"])
+    expected_loss = s_mvd_cl_loss(pooled, drawn["labels"], 0.3, 0, drawn["valid"], drawn["weights"]).loss
     torch.testing.assert_close(multi.loss(model(), z, drawn)[0], expected_loss)
 
 
@@ -142,8 +142,8 @@ def test_images_without_labels_are_contrasted_without_and_are_no_negatives_of_th
     pooled = z.view(IMAGES, VIEWS, POINTS, 8)
     loss, statistics = objective.loss(model(), z, drawn)
     supervised = s_mvd_cl_loss(
-        pooled[known], drawn["labels"][known], 0.3, 0, drawn["valid"][known], drawn["weights"][known])
-    plain = mvd_cl_loss(pooled[~known], drawn["positions"][~known], 0.3, 0.3, drawn["valid"][~known])
+        pooled[known], drawn["labels"][known], 0.3, 0, drawn["valid"][known], drawn["weights"][known]).loss
+    plain = mvd_cl_loss(pooled[~known], drawn["positions"][~known], 0.3, 0.3, drawn["valid"][~known]).loss
     anchors = int(((drawn["labels"] > 0) & drawn["valid"] & (drawn["weights"] > 0))[known].sum())
     distances = torch.cdist(*[drawn["positions"][~known].flatten(1, 2)] * 2)[0]
     others = int(((distances < 0.3).sum(1) > 1)[drawn["valid"][~known].flatten()].sum())
@@ -191,7 +191,7 @@ def test_the_ignore_radius_is_in_millimetres_of_the_patient(batch):
     z = embeddings(drawn, 2 * (VIEWS - 1) * POINTS)
     a, b = z.view(IMAGES, 2, VIEWS - 1, POINTS, 8).unbind(1)
     expected = [dvd_cl_loss(a[:, i], b[:, i], 0.3, drawn["valid"][:, i], positions=drawn["points"][:, i],
-                            ignore_radius=4.0) for i in range(VIEWS - 1)]
+                            ignore_radius=4.0).loss for i in range(VIEWS - 1)]
     found = band.loss(model(), z, drawn)[0]
     torch.testing.assert_close(found, torch.stack(expected).mean())
     assert found < plain.loss(model(), z, drawn)[0]

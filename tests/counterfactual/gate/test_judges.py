@@ -1,4 +1,4 @@
-"""The gate's verdicts on generators of known quality, made of phantom patients."""
+"""The gate's verdicts on generators of known quality, built from phantom patients."""
 
 import json
 from dataclasses import replace
@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from nnunet_cfcl.config import GateSettings
-from nnunet_cfcl.counterfactual.gate import evaluate as gate
+from nnunet_cfcl.counterfactual.gate import judges as gate
 from nnunet_cfcl.counterfactual.gate.attribute_predictor import train_predictor
 from nnunet_cfcl.counterfactual.gate.cases import subset
-from nnunet_cfcl.counterfactual.gate.evaluate import Judges, evaluate, judge, train_judges
+from nnunet_cfcl.counterfactual.gate.judges import Judges, evaluate, judge, train_judges
 from nnunet_cfcl.counterfactual.generator.data import Patches
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.data.attributes import Attribute, AttributeCoding
@@ -46,19 +46,19 @@ def held_out():
 
 
 @pytest.fixture(scope="module")
-def bench(training, held_out):
+def judges(training, held_out):
     torch.set_num_threads(1)
     generator = TrueCounterfactuals(held_out.every, scale_of(training.patches))
     return train_judges(generator, training.patches, held_out.patches, SETTINGS, 0)
 
 
 @pytest.fixture
-def judged(bench, held_out):
+def judged(judges, held_out):
     """Class of a generator -> name of the intervention -> figures and verdict."""
 
     def judge_class(kind, **changes):
-        generator = kind(held_out.every, bench.generator.scale)
-        report = evaluate(replace(bench, generator=generator, **changes), INTERVENTIONS, SETTINGS)
+        generator = kind(held_out.every, judges.generator.scale)
+        report = evaluate(replace(judges, generator=generator, **changes), INTERVENTIONS, SETTINGS)
         return {one.name: (one, verdict) for one, verdict in zip(report.interventions, report.verdicts)}
 
     return judge_class
@@ -66,7 +66,7 @@ def judged(bench, held_out):
 
 def test_true_counterfactuals_pass_with_nearly_perfect_figures(judged):
     for figures, verdict in judged(TrueCounterfactuals).values():
-        assert verdict.passed, verdict.words
+        assert verdict.passed, verdict.summary
         for one in figures.effectiveness:
             assert one.accuracy > 0.9 and one.share > 0.9
         assert figures.reversibility == 0 and figures.dice_originals > 0.85 and figures.dice_ratio > 0.95
@@ -90,7 +90,7 @@ def test_the_disease_changes_a_small_part_of_the_image_the_scanner_nearly_all(ju
 
 def test_a_generator_that_does_nothing_is_ineffective_however_well_it_keeps_the_anatomy(judged):
     for figures, verdict in judged(Nothing).values():
-        assert not verdict.passed and verdict.ineffective and "nothing is changed" in verdict.words
+        assert not verdict.passed and verdict.ineffective and "the images do not change" in verdict.summary
         assert all(one.share < 0.1 for one in figures.effectiveness)
         assert figures.change == 0 and figures.structure == pytest.approx(1) and figures.reversibility is None
 
@@ -98,29 +98,29 @@ def test_a_generator_that_does_nothing_is_ineffective_however_well_it_keeps_the_
 def test_right_intensities_in_the_wrong_place_fail_by_the_anatomy_alone(judged):
     for figures, verdict in judged(MovesAnatomy).values():
         assert not verdict.passed and not verdict.ineffective
-        assert len(verdict.reasons) == 1 and verdict.reasons[0].startswith("anatomy (Dice"), verdict.words
+        assert len(verdict.reasons) == 1 and verdict.reasons[0].startswith("anatomy (Dice"), verdict.summary
         assert figures.dice_ratio < 0.9
 
 
-def test_without_labels_the_edges_betray_a_moved_anatomy(judged, bench):
-    unlabelled = {"segmenter": None, "held_out": replace(bench.held_out, labels=None)}
+def test_without_labels_the_edges_betray_a_moved_anatomy(judged, judges):
+    unlabelled = {"segmenter": None, "held_out": replace(judges.held_out, labels=None)}
     for figures, verdict in judged(MovesAnatomy, **unlabelled).values():
         assert figures.dice_originals is None and not verdict.passed
-        assert len(verdict.reasons) == 1 and verdict.reasons[0].startswith("anatomy (agreement of structure)")
+        assert len(verdict.reasons) == 1 and verdict.reasons[0].startswith("anatomy (structure agreement)")
     for _, verdict in judged(TrueCounterfactuals, **unlabelled).values():
-        assert verdict.passed, verdict.words
+        assert verdict.passed, verdict.summary
 
 
 def test_a_generator_that_knows_one_attribute_passes_with_that_one_only(judged):
     found = judged(OnlyScanner)
     assert found["scanner"][1].passed
     for name in ("disease", "scanner+disease"):
-        assert found[name][1].ineffective and "effectiveness of disease" in found[name][1].words
+        assert found[name][1].ineffective and "effectiveness of disease" in found[name][1].summary
 
 
 def test_an_attribute_that_changes_along_with_another_is_found_out(judged):
     found = judged(DiseaseWithScanner)
-    assert "disease is changed as well" in found["scanner"][1].words and not found["scanner"][1].passed
+    assert "disease changes too" in found["scanner"][1].summary and not found["scanner"][1].passed
     assert not found["scanner"][1].ineffective and found["disease"][1].passed
     # both are asked for there, so that it comes as called
     assert found["scanner+disease"][1].passed
@@ -129,14 +129,14 @@ def test_an_attribute_that_changes_along_with_another_is_found_out(judged):
 def test_another_patient_of_the_right_group_is_no_counterfactual(judged):
     for _, verdict in judged(AnotherPatient).values():
         assert not verdict.passed and not verdict.ineffective
-        assert "reversibility" in verdict.words or "anatomy" in verdict.words
+        assert "reversibility" in verdict.summary or "anatomy" in verdict.summary
 
 
-def test_a_generator_that_cannot_leave_images_alone_fails_by_composition(bench, held_out):
-    generator = Restless(held_out.every, bench.generator.scale)
-    report = evaluate(replace(bench, generator=generator), INTERVENTIONS[:1], SETTINGS)
-    assert report.composition == pytest.approx(0.2 / float(bench.spread), rel=1e-3)
-    assert "composition" in report.verdicts[0].words
+def test_a_generator_that_cannot_leave_images_alone_fails_by_composition(judges, held_out):
+    generator = Restless(held_out.every, judges.generator.scale)
+    report = evaluate(replace(judges, generator=generator), INTERVENTIONS[:1], SETTINGS)
+    assert report.composition == pytest.approx(0.2 / float(judges.std), rel=1e-3)
+    assert "composition" in report.verdicts[0].summary
 
 
 class Broken(TrueCounterfactuals):
@@ -147,23 +147,23 @@ class Broken(TrueCounterfactuals):
         return made if before[1] == after[1] else made.clone().index_fill_(1, torch.tensor([3]), float("nan"))
 
 
-def test_values_that_are_no_numbers_never_pass(bench, held_out):
-    generator = Broken(held_out.every, bench.generator.scale)
-    report = evaluate(replace(bench, generator=generator), INTERVENTIONS, SETTINGS)
+def test_values_that_are_no_numbers_never_pass(judges, held_out):
+    generator = Broken(held_out.every, judges.generator.scale)
+    report = evaluate(replace(judges, generator=generator), INTERVENTIONS, SETTINGS)
     assert report.passed == ("scanner",)
-    assert report.verdicts[1].words == "not passed: 24 of 24 counterfactuals have values that are no numbers"
+    assert report.verdicts[1].summary == "not passed: 24 of 24 counterfactuals are not finite"
     json.dumps(report.to_json(), allow_nan=False)
 
 
-def test_the_report_names_what_passed_and_is_plain_json(bench):
-    report = evaluate(bench, INTERVENTIONS, SETTINGS)
+def test_the_report_names_what_passed_and_is_plain_json(judges):
+    report = evaluate(judges, INTERVENTIONS, SETTINGS)
     content = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert content["passed"] == ["scanner", "disease", "scanner+disease"] == list(report.passed)
     assert content["interventions"][0]["verdict"]["passed"] is True
     assert content["interventions"][0]["dice_ratio"] == pytest.approx(report.interventions[0].dice_ratio)
     assert content["settings"]["effectiveness"] == 0.8 and content["training_cases"] == 96
     # 0.9 x is what the phantom's generator calls a reconstruction
-    expected = 0.1 * float((bench.held_out.images.abs() / bench.spread).mean())
+    expected = 0.1 * float((judges.held_out.images.abs() / judges.std).mean())
     assert report.reconstruction == pytest.approx(expected, rel=1e-4)
     assert report.composition == 0 and set(report.predictor) == {"scanner", "disease"}
 
@@ -183,9 +183,9 @@ def test_at_most_so_many_images_are_looked_at_of_all_groups(training, held_out):
 
 def test_training_cases_among_the_held_out_ones_are_refused(training, held_out):
     generator = TrueCounterfactuals(held_out.every, scale_of(training.patches))
-    with pytest.raises(ValueError, match="others than those of the training"):
+    with pytest.raises(ValueError, match="held-out and training cases must be disjoint"):
         judge(generator, training.patches, training.patches, INTERVENTIONS, QUICK, 0)
-    with pytest.raises(ValueError, match="must be training and held-out"):
+    with pytest.raises(ValueError, match="expected training and held-out patches"):
         judge(generator, training.patches, subset(held_out.patches, []), INTERVENTIONS, QUICK, 0)
 
 
@@ -194,21 +194,21 @@ def with_cells(patches: Patches, **changes) -> Patches:
                                         for n, cells in enumerate(patches.cells)))
 
 
-def on(bench: Judges, patches: Patches) -> Judges:
+def on(judges: Judges, patches: Patches) -> Judges:
     """With other held-out patches."""
-    return replace(bench, held_out=patches, predicted=bench.predictor.predictions(patches.images))
+    return replace(judges, held_out=patches, predicted=judges.predictor.predictions(patches.images))
 
 
-def test_few_cases_leave_every_figure_unknown_and_the_intervention_unused(bench, held_out):
-    report = evaluate(on(bench, subset(held_out.patches, range(5))), INTERVENTIONS, SETTINGS)
+def test_few_cases_leave_every_figure_unknown_and_the_intervention_unused(judges, held_out):
+    report = evaluate(on(judges, subset(held_out.patches, range(5))), INTERVENTIONS, SETTINGS)
     assert report.composition is None and report.reconstruction is None and not report.passed
-    assert all("only 5 held-out cases" in verdict.words for verdict in report.verdicts)
+    assert all("only 5 held-out cases" in verdict.summary for verdict in report.verdicts)
     assert report.interventions[0].structure is None and report.interventions[0].effectiveness == ()
 
 
-def test_cases_whose_value_is_unknown_are_left_out_of_that_intervention_only(bench):
-    patches = with_cells(bench.held_out, scanner=lambda n, cells: "" if n < 10 else cells["scanner"])
-    report = evaluate(on(bench, patches), INTERVENTIONS, SETTINGS)
+def test_cases_whose_value_is_unknown_are_left_out_of_that_intervention_only(judges):
+    patches = with_cells(judges.held_out, scanner=lambda n, cells: "" if n < 10 else cells["scanner"])
+    report = evaluate(on(judges, patches), INTERVENTIONS, SETTINGS)
     assert [one.images for one in report.interventions] == [14, 24, 14]
     scanner = report.interventions[0].effectiveness[0]
     assert sum(value.real for value in scanner.values) == 14 == sum(value.counterfactuals for value in scanner.values)
@@ -216,15 +216,15 @@ def test_cases_whose_value_is_unknown_are_left_out_of_that_intervention_only(ben
     assert report.interventions[0].kept[0].share > 0.8 and report.interventions[0].dice_originals > 0.85
 
 
-def test_a_group_without_a_held_out_case_cannot_be_judged(bench, held_out):
+def test_a_group_without_a_held_out_case_cannot_be_judged(judges, held_out):
     only_a = [n for n, cells in enumerate(held_out.patches.cells) if cells["scanner"] == "A"]
     patches = subset(held_out.patches, only_a)
-    report = evaluate(on(bench, patches), INTERVENTIONS, SETTINGS)
+    report = evaluate(on(judges, patches), INTERVENTIONS, SETTINGS)
     figures, verdict = report.interventions[0], report.verdicts[0]
     assert "no held-out case has scanner B" in verdict.reasons[0] and not verdict.passed and not verdict.ineffective
     assert figures.effectiveness[0].accuracy is None and figures.effectiveness[0].share > 0.9
     assert figures.distance_after is None and figures.targets[0].histograms[0].real is None
-    assert "held-out cases with two values of scanner are missing" in report.verdicts[1].words
+    assert "fewer than two values of scanner occur in the held-out cases" in report.verdicts[1].summary
     json.dumps(report.to_json(), allow_nan=False)
 
 
@@ -266,7 +266,7 @@ def test_several_channels_and_values_are_judged_value_by_value(deaf, passes):
     report = judge(generator, training, held_out, [Intervention((ThreeSites.site,))],
                    GateSettings(predictor_steps=120), 0)
     figures, verdict = report.interventions[0], report.verdicts[0]
-    assert verdict.passed is passes, verdict.words
+    assert verdict.passed is passes, verdict.summary
     assert figures.kept == () and set(report.predictor) == {"site"}
     shares = {value.value: value.share for value in figures.effectiveness[0].values}
     assert shares["A"] > 0.9 and shares["C"] > 0.9 and (shares["B"] > 0.9) is passes
@@ -287,16 +287,16 @@ def test_one_value_without_a_real_case_leaves_the_accuracy_of_the_whole_attribut
     assert report.predictor["site"] > 0.9  # of the values that there are
 
 
-def test_the_predictor_of_the_gate_is_not_one_that_another_part_trains_with_its_seed(bench, training):
-    other = train_predictor(training.patches, CODING, "plain", 1, 0, "cpu", bench.generator.scale)
+def test_the_predictor_of_the_gate_is_not_one_that_another_part_trains_with_its_seed(judges, training):
+    other = train_predictor(training.patches, CODING, "plain", 1, 0, "cpu", judges.generator.scale)
     quick = GateSettings(predictor_steps=1, segmenter_steps=1)
-    own = train_judges(bench.generator, training.patches, bench.held_out, quick, 0)
+    own = train_judges(judges.generator, training.patches, judges.held_out, quick, 0)
     assert not torch.allclose(other.head.weight, own.predictor.head.weight, atol=1e-3)
     assert own.predictor.attributes == (SCANNER, DISEASE)
 
 
-def test_the_gate_is_watched_and_every_intervention_is_progress(bench, monkeypatch):
+def test_the_gate_is_watched_and_every_intervention_is_progress(judges, monkeypatch):
     noted = []
     monkeypatch.setattr(gate, "beat", lambda: noted.append(is_watched()))
-    evaluate(bench, INTERVENTIONS, SETTINGS)
+    evaluate(judges, INTERVENTIONS, SETTINGS)
     assert noted == [True] * len(INTERVENTIONS)

@@ -1,4 +1,4 @@
-"""Exported folds predict exactly as the original, with stock nnU-Net and the package out of reach."""
+"""Exported folds predict as the original, with stock nnU-Net and without the package."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from nnunet_cfcl.cli import main
-from nnunet_cfcl.cli.export_stock import BEST, FINAL, export_stock
 from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.trainers.export_stock import BEST, FINAL, export_stock, stock_checkpoint
 
 PREDICT = """
 import sys
@@ -31,7 +31,7 @@ np.savez(sys.argv[2], labels=labels, probabilities=probabilities,
 
 
 def predict(model: Path, out: Path, plugin: str) -> dict[str, np.ndarray]:
-    """What nnU-Net's own predictor makes of one image, in a process ``with`` or ``without`` the package."""
+    """Predict an image with nnU-Net's own predictor in a process ``with`` or ``without`` the package."""
     done = subprocess.run([sys.executable, "-c", PREDICT, str(model), str(out), plugin], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return dict(np.load(out))
@@ -39,7 +39,7 @@ def predict(model: Path, out: Path, plugin: str) -> dict[str, np.ndarray]:
 
 def trained_fold(fold: int | str = 0, configuration: str = "2d", names: tuple[str, ...] = (FINAL, BEST),
                  trainer_name: str = "nnUNetTrainerDVDCL") -> Path:
-    """A fold folder as nnU-Net leaves it after training with our trainer (with the weights of its initialisation)."""
+    """Write the folder of a trained fold (with initial weights)."""
     import nnunet_cfcl.trainers
     from nnunet_cfcl.nnunet.lookup import look_up_trainer
 
@@ -49,11 +49,11 @@ def trained_fold(fold: int | str = 0, configuration: str = "2d", names: tuple[st
     plans["continue_training"] = False
     trainer = trainer_class(plans, configuration, fold, description, torch.device("cpu"))
     trainer.initialize()
-    for weight in trainer.network.parameters():  # nnU-Net starts the biases at zero, which would hide a lost one
+    for weight in trainer.network.parameters():  # nnU-Net initialises biases with zero, which would hide a lost bias
         weight.data += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
     network = trainer.network
     sum(map(torch.sum, network(torch.ones(2, 1, 16, 16)))).backward()
-    trainer.optimizer.step()  # so that the optimiser has a momentum to save, as after training
+    trainer.optimizer.step()  # gives the optimiser a momentum to save, as after a training
     for name in names:
         trainer.save_checkpoint(str(Path(trainer.output_folder) / name))
     for name, content in (("plans.json", plans), ("dataset.json", description), ("dataset_fingerprint.json", {})):
@@ -75,10 +75,10 @@ def test_the_export_predicts_identically_without_the_package(fold_folder, toy, m
     original = predict(fold_folder.parent, toy / "with.npz", "with")
     for name in original:
         np.testing.assert_array_equal(without[name], original[name])
-    assert 0 < original["labels"].mean() < 1  # both classes, so that equality says something
+    assert 0 < original["labels"].mean() < 1  # both classes occur, so that equality is meaningful
 
 
-def test_the_export_holds_what_prediction_needs_and_no_more(fold_folder, toy):
+def test_the_export_contains_only_what_prediction_needs(fold_folder, toy):
     written = export_stock(fold_folder, toy / "export")
     assert written == [toy / "export" / "fold_0" / FINAL, toy / "export" / "fold_0" / BEST]
     exported = torch.load(written[0], weights_only=False)
@@ -94,15 +94,13 @@ def test_the_export_holds_what_prediction_needs_and_no_more(fold_folder, toy):
         "fold_0", "dataset.json", "plans.json", "dataset_fingerprint.json"}
 
 
-def test_a_weight_that_views_a_larger_storage_is_saved_with_its_own_values_only(toy):
-    from nnunet_cfcl.cli.export_stock import stock_checkpoint
-
+def test_a_view_of_a_larger_storage_is_saved_with_its_own_values_only(toy):
     checkpoint = {"network_weights": {"w": torch.zeros(10**6)[:2]}, "init_args": {}, "trainer_name": "x"}
     torch.save(stock_checkpoint(checkpoint), toy / "small.pth")
     assert (toy / "small.pth").stat().st_size < 10_000
 
 
-def test_further_folds_join_the_same_export_and_repeating_changes_nothing(fold_folder, toy):
+def test_further_folds_join_the_export_and_repeating_changes_nothing(fold_folder, toy):
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     export_stock(fold_folder, toy / "export")
@@ -116,10 +114,10 @@ def test_further_folds_join_the_same_export_and_repeating_changes_nothing(fold_f
     assert not list((toy / "export").rglob("*.tmp"))
 
 
-def test_the_command_says_what_it_wrote_and_how_to_predict(fold_folder, toy, capsys):
+def test_the_command_reports_its_files_and_how_to_predict(fold_folder, toy, capsys):
     assert main(["export-stock", str(fold_folder), str(toy / "export")]) == 0
     shown = capsys.readouterr().out
-    assert f"written: {toy / 'export' / 'fold_0' / FINAL}" in shown
+    assert f"wrote {toy / 'export' / 'fold_0' / FINAL}" in shown
     assert f"nnUNetv2_predict_from_modelfolder -i IN -o OUT -m {toy / 'export'} -f 0" in shown
 
 
@@ -140,24 +138,24 @@ def test_a_stock_training_accepts_the_export_as_pretrained_weights(fold_folder, 
 
 # ---------------------------------------------------------------------------------------------- clear errors
 
-def test_an_unfinished_training_is_an_error_that_says_how_to_go_on(toy):
+def test_an_unfinished_training_is_an_error_with_the_command_that_continues_it(toy):
     unfinished = trained_fold(names=("checkpoint_latest.pth",))
-    with pytest.raises(UserError, match=r"not finished; fix: nnUNetv2_train with --c"):
+    with pytest.raises(UserError, match=r"not finished; fix: continue it with nnUNetv2_train \.\.\. --c"):
         export_stock(unfinished, toy / "export")
     assert not (toy / "export").exists()
 
 
 @pytest.mark.parametrize("wrong", ["", "fold_9", "fold_0/validation"])
-def test_a_folder_that_is_no_trained_fold_is_an_error(fold_folder, toy, wrong):
+def test_another_folder_than_that_of_a_trained_fold_is_an_error(fold_folder, toy, wrong):
     (fold_folder / "validation").mkdir()
-    with pytest.raises(UserError, match="is not the folder of a trained fold"):
+    with pytest.raises(UserError, match="is not the folder of a trained fold.*; fix: name nnUNet_results/DATASET/"):
         export_stock(fold_folder.parent / wrong, toy / "export")
 
 
 @pytest.mark.parametrize("part", [".", ".."])
 def test_the_model_cannot_be_exported_onto_itself(fold_folder, part):
     before = (fold_folder / FINAL).read_bytes()
-    with pytest.raises(UserError, match="is the model itself"):
+    with pytest.raises(UserError, match="is the model itself, expected a separate folder; fix: name another OUT"):
         export_stock(fold_folder, fold_folder / part)
     assert (fold_folder / FINAL).read_bytes() == before
 
@@ -165,19 +163,19 @@ def test_the_model_cannot_be_exported_onto_itself(fold_folder, part):
 def test_the_results_of_a_stock_training_are_not_overwritten(fold_folder, toy):
     stock = trained_fold(trainer_name="nnUNetTrainer")
     before = (stock / FINAL).read_bytes()
-    with pytest.raises(UserError, match="comes from a training, not from an export"):
+    with pytest.raises(UserError, match="comes from a training, not from an export; fix: name another OUT"):
         export_stock(fold_folder, stock.parent)
     assert (stock / FINAL).read_bytes() == before
 
 
-def test_an_export_of_another_plan_is_not_mixed_with_this_one(fold_folder, toy):
+def test_exports_of_different_plans_are_not_mixed(fold_folder, toy):
     export_stock(fold_folder, toy / "export")
     (toy / "export" / "plans.json").write_text("{}")
-    with pytest.raises(UserError, match="already holds another model"):
+    with pytest.raises(UserError, match="already contains another model"):
         export_stock(fold_folder, toy / "export")
 
 
-def test_another_configuration_is_not_mixed_with_this_one(fold_folder, toy):
+def test_exports_of_different_configurations_are_not_mixed(fold_folder, toy):
     export_stock(fold_folder, toy / "export")
     with pytest.raises(UserError, match="configuration 2d, this one is 2d_small"):
         export_stock(trained_fold(fold=1, configuration="2d_small"), toy / "export")
@@ -193,7 +191,7 @@ def test_weights_that_do_not_fit_the_plan_cannot_be_exported(fold_folder, toy):
     plans = json.loads((fold_folder.parent / "plans.json").read_text())
     plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"] = [4, 8, 16]
     (fold_folder.parent / "plans.json").write_text(json.dumps(plans))
-    with pytest.raises(UserError, match="holds another network"):
+    with pytest.raises(UserError, match="does not fit the network"):
         export_stock(fold_folder, toy / "export")
     assert not (toy / "export").exists()
 
@@ -208,7 +206,7 @@ def test_a_damaged_or_foreign_checkpoint_is_an_error(fold_folder, toy, content):
         export_stock(fold_folder, toy / "export")
 
 
-def test_a_file_in_the_place_of_the_export_is_an_error(fold_folder, toy):
+def test_a_file_at_the_path_of_the_export_is_an_error(fold_folder, toy):
     (toy / "export").touch()
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot write .*; fix: name another OUT"):
         export_stock(fold_folder, toy / "export")

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from nnunet_cfcl.config import resolve_settings
-from nnunet_cfcl.counterfactual.generator import hvae_sizes
-from nnunet_cfcl.counterfactual.generator.hvae import HVAE, HVAESizes, Resolution
-from nnunet_cfcl.counterfactual.generator.hvae_sizes import MODELS, activation_bytes, plan_sizes, resolutions_of
+from nnunet_cfcl.counterfactual.generator import hvae_planning
+from nnunet_cfcl.counterfactual.generator.hvae import HVAE
+from nnunet_cfcl.counterfactual.generator.hvae_planning import MODELS, activation_bytes, plan_sizes, resolutions_of
+from nnunet_cfcl.counterfactual.generator.hvae_sizes import HVAESizes, Resolution
 from nnunet_cfcl.errors import UserError
 
 #: Strides of every stage, as nnU-Net plans them.
@@ -167,6 +168,6 @@ def test_the_settings_reach_the_model():
 def test_nothing_is_computed_to_find_the_sizes(monkeypatch):
     """A plan for a large patch is made on a machine without memory for it."""
     made = []
-    monkeypatch.setattr(hvae_sizes, "HVAE", lambda sizes: made.append(HVAE(sizes)) or made[-1])
+    monkeypatch.setattr(hvae_planning, "HVAE", lambda sizes: made.append(HVAE(sizes)) or made[-1])
     plan_sizes((16, 320, 320), PROSTATE, 1, 4, settings())
     assert made and all(parameter.is_meta for model in made for parameter in model.parameters())

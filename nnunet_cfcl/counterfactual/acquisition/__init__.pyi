@@ -1,0 +1,12 @@
+from .bias_field import draw_log_bias_field as draw_log_bias_field
+from .bias_field import log_bias_field as log_bias_field
+from .effects import AcquisitionParameters as AcquisitionParameters
+from .effects import apply_acquisition as apply_acquisition
+from .effects import draw_acquisition as draw_acquisition
+from .groups import AcquisitionGroups as AcquisitionGroups
+from .groups import describe_acquisition as describe_acquisition
+from .groups import find_acquisition_groups as find_acquisition_groups
+from .quantiles import intensity_quantiles as intensity_quantiles
+from .transfer_curve import TransferCurve as TransferCurve
+from .transfer_curve import apply_transfer_curve as apply_transfer_curve
+from .transfer_curve import draw_transfer_curve as draw_transfer_curve

@@ -1,0 +1,14 @@
+from .group_gap import group_gap as group_gap
+from .linear_probe import FeatureScale as FeatureScale
+from .linear_probe import LinearProbe as LinearProbe
+from .measure import Probe as Probe
+from .metrics import class_means as class_means
+from .metrics import distance_between_classes as distance_between_classes
+from .metrics import matched_clusters as matched_clusters
+from .report import ProbeResult as ProbeResult
+from .results import METRICS as METRICS
+from .results import Estimate as Estimate
+from .results import ModelMetrics as ModelMetrics
+from .results import PairedDifference as PairedDifference
+from .run import ProbeRequest as ProbeRequest
+from .run import run_probe as run_probe

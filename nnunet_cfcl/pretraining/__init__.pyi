@@ -1,0 +1,12 @@
+from .data import PretrainingDataset as PretrainingDataset
+from .gradient_cache import backward_with_cache as backward_with_cache
+from .gradient_cache import check_norms as check_norms
+from .loop import Pretraining as Pretraining
+from .loop import PretrainingTask as PretrainingTask
+from .methods import Method as Method
+from .methods import MethodContext as MethodContext
+from .objective import ImageViews as ImageViews
+from .objective import Objective as Objective
+from .objective import PretrainingModel as PretrainingModel
+from .pixel_encoder import PixelEncoder as PixelEncoder
+from .render import render_views as render_views
