@@ -48,7 +48,7 @@ def test_batches_are_collated_in_order_whatever_the_number_of_workers(workers):
     assert [batch.tolist() for batch in found] == [[1, 2], [5, 6], [9, 10]]
 
 
-@pytest.mark.parametrize(("limit", "workers", "timeout"), [(60.0, 2, 60.0), (None, 2, 0), (60.0, 0, 0)])
+@pytest.mark.parametrize(("limit", "workers", "timeout"), [(60.0, 2, 60.0), (0.0, 2, 0), (60.0, 0, 0)])
 def test_waiting_for_a_worker_ends_at_the_limit_of_the_watchdog(monkeypatch, limit, workers, timeout):
     given = {}
 
