@@ -155,9 +155,8 @@ class CounterfactualStore:
         """
         for name in interventions:
             self._check_writable(case, name, shape)
-        layout = layout_of(chunks, blocks)
         replace_together([self.path(case, name) for name in interventions],
-                         lambda files: write_slabs(files, tuple(shape), slabs, layout))
+                         lambda files: write_slabs(files, tuple(shape), slabs, layout_of(chunks, blocks)))
 
     def _check_writable(self, case: str, intervention: str, shape: Sequence[int]) -> None:
         if intervention not in self.interventions:

@@ -64,7 +64,7 @@ def test_a_second_start_reuses_the_first(capsys):
 MISTAKES = [
     (["99", "2d", "0"], {}, r"no dataset 99 .*Dataset007_Toy"),
     (["Dataset007_Tyo", "2d", "0"], {}, r"no dataset Dataset007_Tyo .*Dataset007_Toy"),
-    (["7", "3d", "0"], {}, r"no configuration 3d \(it has 2d, 2d_small\)"),
+    (["7", "3d", "0"], {}, r"no configuration 3d \(found: 2d, 2d_small\)"),
     (["7", "2d", "0", "-p", "nnUNetPlan"], {}, r"has no plan nnUNetPlan .*fix: -p nnUNetPlans"),
     (["7", "2d", "first"], {}, r"fold must be a number from 0 or 'all', found 'first'"),
     (["7", "2d", "-1"], {}, r"fold must be a number from 0 or 'all', found '-1'"),

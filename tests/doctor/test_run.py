@@ -68,7 +68,7 @@ def test_every_result_is_one_line():
 
 def test_scanning_needs_a_dataset_and_a_configuration(capsys):
     assert main(["doctor", "--data", "-d", "7"]) == 1
-    assert "give -d and -c" in capsys.readouterr().err
+    assert "fix: add -d and -c" in capsys.readouterr().err
 
 
 def test_a_check_that_raises_is_reported_and_the_others_still_run(toy, monkeypatch):

@@ -184,14 +184,14 @@ def test_each_option_of_the_contrast_trains_and_changes_the_loss(make_x_ray_trai
 
 
 def test_cases_below_the_quality_asked_for_are_pretrained_without_their_labels(
-    chest_xrays_with_pool, trainers_of, tmp_path
+    chest_xrays_with_pool, trainers_of, run_here, tmp_path
 ):
     nnunet = chest_xrays_with_pool.copy(tmp_path / "copy")
     silver = nnunet.folder("raw") / X_RAYS / "labelsSilver"
     cases = sorted(_pool_without_validation_patients(nnunet, nnunet.split(X_RAYS)["val"]))
     rows = [f"{case},{0.2 if number < 9 else 0.9}\n" for number, case in enumerate(cases)]
     (silver / "silver.csv").write_text("case,quality\n" + "".join(rows))
-    output = nnunet.run("nnunet_cfcl", "pool", "-d", "12", "-c", "2d", "-p", PLANS, "-np", "1")
+    output = run_here(nnunet, "nnunet_cfcl", "pool", "-d", "12", "-c", "2d", "-p", PLANS, "-np", "1")
     assert "mean quality 0.48 of the 15 given" in output
     trainer = trainers_of(nnunet, X_RAYS, "2d")(
         ALL["nnUNetTrainerSMVDCL"], pretrain={"epochs": 2, "images_per_step": 4}, silver={"min_quality": 0.5}

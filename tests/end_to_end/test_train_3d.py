@@ -96,7 +96,7 @@ def test_stock_prediction_and_the_exported_stock_model_agree(trained, hippocampu
     ours, stock, exported = (hippocampus.root / name for name in ("predicted", "predicted_stock", "exported"))
     hippocampus.run(
         "nnUNetv2_predict", "-i", str(images), "-o", str(ours), "-d", "4", "-c", "3d_fullres", "-f", "0",
-        "-tr", TRAINER, "-p", PLANS, "-device", "cpu", "-npp", "1", "-nps", "1",
+        "-tr", TRAINER, "-p", PLANS, "-device", "cpu", "-npp", "0", "-nps", "0",
     )
     assert not (ours / "chromap").exists()
     hippocampus.run("nnunet_cfcl", "export-stock", str(fold), str(exported))
@@ -162,14 +162,17 @@ def test_given_weights_skip_phase_1_also_when_continued(trained, hippocampus):
         kept.rename(fold)
 
 
-def test_a_finished_phase_1_is_reused_by_a_new_run_with_the_same_settings(trained, hippocampus):
-    fold, _ = trained
-    hippocampus.settings(pretrain={"epochs": 3}, finetune={"epochs": 1})
-    before = (fold / "cfcl/pretraining/checkpoint_final.pth").read_bytes()
-    output = hippocampus.run_until("Epoch 0", *_train())
+def test_a_finished_phase_1_is_reused_by_a_new_run_with_the_same_settings(make_trainer, capsys):
+    make_trainer().run_training()
+    capsys.readouterr()
+    trainer = make_trainer()
+    weights = trainer.pretraining_folder / "checkpoint_final.pth"
+    before = weights.read_bytes()
+    trainer.run_training()
+    output = capsys.readouterr().out
     assert "is reused" in output and "Pretraining epoch" not in output
-    assert (fold / "cfcl/pretraining/checkpoint_final.pth").read_bytes() == before
-    assert (fold / "previous_checkpoint_final.pth").exists()
+    assert weights.read_bytes() == before
+    assert (Path(trainer.output_folder) / "previous_checkpoint_final.pth").exists()
 
 
 def test_an_unknown_setting_stops_the_trainer_before_any_training(make_trainer):

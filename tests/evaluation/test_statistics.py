@@ -5,7 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, kstest
+from scipy.stats import binomtest, kstest, norm
+from scipy.stats import t as student
 
 from nnunet_cfcl.evaluation.statistics import (
     Draws,
@@ -74,6 +75,52 @@ def test_the_interval_is_equivariant_to_shift_and_scale():
     assert moved == pytest.approx((5 - 2 * high, 5 - 2 * low), abs=0.05)
 
 
+def expected_interval(values, drawn, level):
+    """BCa interval of a mean (Efron 1987) with the expanded quantiles of Hesterberg (2015), term by term."""
+    count, estimate = len(values), values.mean()
+    statistics = np.array([(row * values).sum() / count for row in drawn])
+    ties = np.abs(statistics - estimate) < 1e-12
+    below = ((statistics < estimate) & ~ties).mean() + ties.mean() / 2
+    bias = norm.ppf(min(max(below, 1 / len(drawn)), 1 - 1 / len(drawn)))
+    jackknife = np.array([np.delete(values, left_out).mean() for left_out in range(count)])
+    pulls = jackknife.mean() - jackknife
+    acceleration = (pulls**3).sum() / (6 * (pulls**2).sum() ** 1.5)
+    reach = math.sqrt(count / (count - 1)) * student.ppf((1 + level) / 2, count - 1)
+    shares = [norm.cdf(bias + shift / (1 - acceleration * shift)) for shift in (bias - reach, bias + reach)]
+    return tuple(np.quantile(statistics, shares))
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+@pytest.mark.parametrize(
+    "values", [np.random.default_rng(3).exponential(size=10), np.array([0.0, 0.0, 0.0, 1.0, 1.0, 4.0, 9.0])],
+    ids=["skewed", "ties"])
+def test_an_interval_is_the_bias_corrected_and_accelerated_one(values, level):
+    drawn = draw_resamples(len(values), 400, np.random.default_rng(4))
+    found = bootstrap_interval(patient_sums(values, names(len(values))), drawn, level)
+    assert found == pytest.approx(expected_interval(values, drawn, level), rel=1e-9)
+
+
+def test_the_bias_is_bounded_if_all_resamples_lie_on_one_side_of_the_estimate():
+    values, drawn = np.array([0.0, 0.1, 0.3, 5.0]), np.zeros((6, 4))
+    drawn[:, 0], drawn[:, 1] = [4, 3, 2, 1, 0, 2], [0, 1, 2, 1, 4, 0]
+    drawn[:, 2] = 4 - drawn.sum(1)
+    found = bootstrap_interval(patient_sums(values, names(4)), drawn, 0.5)
+    assert found == pytest.approx(expected_interval(values, drawn, 0.5), rel=1e-9)
+
+
+def test_no_values_have_no_interval_and_no_effect():
+    data = patient_sums(np.array([]), [])
+    assert data.sums.shape == (0, 1)
+    assert np.isnan(Draws(0).interval(data)).all() and Draws(0).p_value(data) == 1.0
+
+
+@pytest.mark.parametrize(("patients", "groups"), [
+    (["a"], []), (["a", "b"], [np.ones(2, bool)]), (["a", "b"], [np.ones(2, bool), np.ones(3, bool)])])
+def test_other_lengths_and_numbers_of_groups_are_an_error(patients, groups):
+    with pytest.raises(ValueError, match="expected no groups or two, and a patient for each value"):
+        patient_sums(np.array([1.0, 2.0]), patients, groups)
+
+
 def test_the_interval_of_equal_values_has_no_width_and_that_of_one_patient_is_nan():
     drawn = draw_resamples(4, 100, np.random.default_rng(0))
     assert bootstrap_interval(patient_sums(np.full(4, 0.1), names(4)), drawn) == pytest.approx((0.1, 0.1))
@@ -89,6 +136,15 @@ def test_the_sign_flip_test_is_exact_for_few_patients():
     signs = draw_sign_flips(len(values), 3, np.random.default_rng(0))
     assert len({tuple(row) for row in signs}) == 2**7
     assert sign_flip_p_value(values, signs) == expected
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_p_value_does_not_depend_on_the_unit(scale):
+    values, signs = np.random.default_rng(0).normal(0.2, 1, 14), draw_sign_flips(14, 0, np.random.default_rng(0))
+    # each flip has its opposite; the observed sum, added up in another order, is one of them
+    assert sign_flip_p_value(scale * values, signs) == sign_flip_p_value(values, signs)
+    strongest = np.abs(values)
+    assert sign_flip_p_value(scale * strongest, signs) == 2 / 2**14
 
 
 def test_five_patients_who_all_improve_have_the_smallest_possible_p_value():

@@ -180,7 +180,7 @@ def test_a_pool_manifest_with_a_path_for_a_name_is_refused(tmp_path, name):
     for cases in ({name: record}, {"a": {**record, "files": [name]}}):
         text = json.dumps({"format": 1, "preprocessing": "", "complete": True, "cases": cases})
         manifest_file(tmp_path / "pool").write_text(text)
-        with pytest.raises(UserError, match="names that are no names of files"):
+        with pytest.raises(UserError, match="invalid file names"):
             read_manifest(tmp_path / "pool")
 
 
@@ -196,7 +196,7 @@ def test_an_intervention_with_a_path_for_a_name_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "..\\x", "a/b", "C:x"])
 def test_a_method_with_a_path_for_a_name_is_refused(tmp_path, name):
-    with pytest.raises(UserError, match="is no name for a method"):
+    with pytest.raises(UserError, match="is not a valid name of a method"):
         named_folders([f"{name}={tmp_path}"])
 
 
@@ -211,7 +211,7 @@ def test_cases_of_a_table_are_looked_up_among_the_known_ones_and_open_no_file(tm
     attributes = KnownAttributes(table.attributes, {}, "attributes.csv")
     _, interventions = coding_and_interventions(attributes, known, known, ".png", None, lines.append)
     assert [one.name for one in interventions] == ["scanner"]
-    assert any("rows of 4 cases that are not in the dataset" in line for line in lines)
+    assert any("rows of 4 cases that are neither in the dataset nor in its pool" in line for line in lines)
     (raw / "silver.csv").write_text("case,quality\ncase_00,0.5\n../../x,0.9\n/etc/passwd,1\n")
     assert read_qualities(raw / "silver.csv", set(known), ".png", []) == {"case_00": 0.5}
     assert sorted(tmp_path.rglob("*")) == sorted([*before, raw / "silver.csv"])
@@ -280,6 +280,6 @@ def test_the_report_escapes_every_text_in_every_file_that_it_reads(tmp_path):
 
 
 def test_an_error_shows_what_a_terminal_would_obey():
-    error = UserError("the file \x1b[2J\x07a\nb\u202e.csv is wrong; mend it", ["line\r\n1"])
-    assert str(error) == "the file \\x1b[2J\\x07a\\nb\\u202e.csv is wrong; mend it\n  line\\r\\n1"
+    error = UserError("the file \x1b[2J\x07a\nb\u202e.csv is wrong", "correct\tit", ["line\r\n1"])
+    assert str(error) == "the file \\x1b[2J\\x07a\\nb\\u202e.csv is wrong; fix: correct\\tit\n  line\\r\\n1"
     assert len(printable("x" * 10**6)) < 5000 and printable("Müller, 5 µm") == "Müller, 5 µm"
