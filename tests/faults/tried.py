@@ -65,7 +65,7 @@ FAULTS = (
           "one line with the most common causes, for data loading also the signal",
           (f"{_WATCHDOG}::test_a_data_loading_process_that_is_killed_is_named_with_the_signal",
            "data/pool/test_run.py::test_a_killed_worker_process_is_an_error_that_says_so",
-           "cli/test_counterfactuals.py::test_a_killed_process_is_an_error_that_says_so"),
+           "cli/test_counterfactuals.py::test_a_killed_process_raises_a_clear_error"),
           "the epoch, or the case, that was begun"),
     Fault("a process that hangs: data loading, main process, C code that holds Python's lock, pool, end of the pool, "
           "pool after an error", 6,
