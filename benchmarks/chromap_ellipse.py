@@ -1,10 +1,10 @@
-"""Time and accuracy of the smallest ellipse around 200,000 points, beside scipy's convex hull of the same points.
+"""Time and accuracy of the minimum area ellipse around 200,000 points, with scipy's convex hull as the reference.
 
     OMP_NUM_THREADS=1 python benchmarks/chromap_ellipse.py --out RESULTS
 
-One run writes ``chromap_ellipse.json`` into RESULTS. Ellipse and hull are timed one after the other in every round, so
-that a busy machine slows both; processor seconds, and the median of the rounds counts. The area is compared with that
-of a run at a tolerance of 1e-12.
+A run writes ``chromap_ellipse.json`` into RESULTS. Every round times ellipse and hull one after the other, so that a
+busy machine slows both; the result is the median CPU time of the rounds. The area is compared with that of a run at a
+tolerance of 1e-12.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 
 
 def clouds(count: int) -> dict[str, Array]:
-    """(count, 2) each; every point of the exact ring is a corner of its hull."""
+    """Draw point sets (count, 2); every point of the exact ring is a corner of its hull."""
     random = np.random.default_rng(0)
     angles, gaussian = random.uniform(0, 2 * np.pi, count), random.normal(size=(count, 2))
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)

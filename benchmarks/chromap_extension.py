@@ -1,15 +1,15 @@
-"""The extension of a colour space to new points against UMAP's own `transform`: time and faithfulness.
+"""Extension of a colour space to new points against UMAP's own `transform`: time and trustworthiness.
 
     python benchmarks/chromap_extension.py --out RESULTS
 
 A colour space is fitted on features of six tissues, each a curved manifold of two or three dimensions in 32 channels,
-with mixtures of two tissues and noise; as many others are placed, both by the colour space (`reduce` and `place`) and
-by `umap.UMAP.transform` of a UMAP of the same landmarks, which makes the same plane. ``--full`` adds a UMAP of all
-samples, as in the paper; it takes many minutes. numba has compiled everything before a clock starts. Times are those
-of the process, all threads together; ours is the least of several.
+with mixtures of two tissues and noise. The same number of new points is placed both by the colour space (`reduce` and
+`place`) and by `umap.UMAP.transform` of a UMAP of the same landmarks, which gives the same plane. ``--full`` adds a
+UMAP of all samples, as in the paper, which takes many minutes. numba compiles everything before the timing. Times are
+CPU times of the process over all threads; that of the colour space is the least of several runs.
 
-Trustworthiness (Venna and Kaski 2001): whether the nearest neighbours in the plane are near in the standardised
-features; of one subsample of the points for all.
+Trustworthiness (Venna and Kaski 2001) measures whether the nearest neighbours in the plane are near in the standardised
+features, on the same subsample of points for all methods.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 from pretraining_setup import write_result
 
-from nnunet_cfcl.chromap.color_space import UMAP_MIN_DISTANCE, UMAP_NEIGHBOURS, ColorSpace
+from nnunet_cfcl.chromap.color_space import ColorSpace
+from nnunet_cfcl.chromap.fitting import UMAP_MIN_DISTANCE, UMAP_NEIGHBOURS
 
 CHANNELS, TISSUES, FREQUENCIES = 32, 6, 12
 MIXED, NOISE = 0.15, 0.15
@@ -37,7 +38,7 @@ Array = NDArray[Any]
 
 
 def tissue_features(count: int, seed: int) -> Array:
-    """(count, 32) float32; the manifolds are the same for every seed."""
+    """Draw features (count, 32) float32; the manifolds are the same for every seed."""
     shape, draw = np.random.default_rng(0), np.random.default_rng(seed)
     tissue, features = draw.integers(TISSUES, size=count), np.zeros((count, CHANNELS))
     for number in range(TISSUES):
@@ -48,14 +49,14 @@ def tissue_features(count: int, seed: int) -> Array:
         own = tissue == number
         phases = draw.uniform(-1, 1, (own.sum(), dimensions)) @ waves
         features[own] = centre + np.concatenate([np.sin(phases), np.cos(phases)], 1) @ loadings
-    # voxels at borders are a mean of two tissues
+    # voxels at borders are a mixture of two tissues
     share = np.where(draw.random(count) < MIXED, draw.random(count), 1)[:, None]
     features = share * features + (1 - share) * features[draw.permutation(count)]
     return (features + NOISE * draw.normal(size=features.shape)).astype(np.float32)
 
 
 def seconds(work: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
-    """The least time of the process, and what the work gives."""
+    """Measure the least CPU time of several runs, and return the result."""
     taken = []
     for _ in range(repeats):
         start = time.process_time()
@@ -65,7 +66,7 @@ def seconds(work: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
 
 
 def fitted_umap(samples: Array) -> Any:
-    """With the settings of `ColorSpace.fit`, on reduced features (N, k)."""
+    """Fit UMAP with the settings of `ColorSpace.fit`, on reduced features (N, k)."""
     from umap import UMAP
 
     start = samples[:, :2]
@@ -74,7 +75,7 @@ def fitted_umap(samples: Array) -> Any:
 
 
 def reference(samples: Array, reduced: Array, trust: Callable[[Array], float], own: dict[str, float]) -> dict[str, Any]:
-    """A UMAP of ``samples`` places ``reduced``; compared with our own figures."""
+    """Place ``reduced`` with a UMAP of ``samples``, and compare with the results of the colour space."""
     fit_seconds, model = seconds(lambda: fitted_umap(samples))
     taken, plane = seconds(lambda: model.transform(reduced))
     trusted = trust(plane)
@@ -112,7 +113,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     reduced = space.reduce(channels).T.contiguous().numpy()
     for name, samples in fitted_on.items():
         result[name] = reference(samples.numpy(), reduced, trust, own)
-        # a long run leaves what it has
+        # written before the long part of the run
         write_result(arguments.out, "chromap_extension", result)
     return result
 
@@ -131,7 +132,7 @@ def main() -> None:
     result = measure(arguments)
     failed = [name for name, part in result.items() if isinstance(part, dict) and not part.get("passed", True)]
     if failed:
-        raise SystemExit(f"not {LEAST_RATIO:g} times as fast, or more than {LARGEST_LOSS} less faithful: {failed}")
+        raise SystemExit(f"speed ratio below {LEAST_RATIO:g} or trustworthiness lower by over {LARGEST_LOSS}: {failed}")
 
 
 if __name__ == "__main__":

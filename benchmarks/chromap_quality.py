@@ -1,12 +1,11 @@
-"""Do CHRO-maps show anatomy, and does it keep its colour on another scanner? Against an untrained network.
+"""Do CHRO-maps show anatomy, and does it keep its colour on another scanner? Compared with an untrained network.
 
-Trains nnU-Net with `-tr nnUNetTrainerDVDCL` on real images by nnU-Net's own command (half of the plan's features, so
-that two cores are enough), and draws the maps of the fold's validation cases and of their counterfactuals by the
-command `nnunet_cfcl chromap`: with the trained weights, and with those that the training began with. Counterfactuals
-are analytic interventions on the acquisition, of the kind that pretraining uses, drawn with another seed; with
-``--generator`` those of a trained generator. Figures, on voxels drawn evenly from the classes:
+Trains nnU-Net with `-tr nnUNetTrainerDVDCL` on real images (half of the plan's features, for two cores), and computes
+the maps of the fold's validation cases and of their counterfactuals with `nnunet_cfcl chromap`, once with the trained
+and once with the initial weights. Counterfactuals are analytic interventions on the acquisition, as in the pretraining
+but with another seed; with ``--generator`` those of a trained generator. Metrics, on class-balanced voxels:
 
-- accuracy of k-means clusters of the plane's coordinates, one for every class, matched with the classes;
+- accuracy of k-means clusters of the plane coordinates, one per class, matched to the classes;
 - silhouette of the classes in the plane, -1 to 1;
 - distance in the plane between a voxel and itself in the counterfactual, relative to that of two voxels of different
   classes.
@@ -47,7 +46,7 @@ from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.views.crop_box import CropBox
 
-# the defaults of when the figures in docs/results/benchmarks.md were made, where they are others now
+# defaults at the time of the results in docs/results/benchmarks.md, where they have changed since
 SETTINGS = {
     "pretrain": {"data": "training", "epochs": 10, "iterations_per_epoch": 30, "images_per_step": 4,
                  "points_per_image": 500, "temperature": 0.7},
@@ -57,9 +56,9 @@ SETTINGS = {
 }
 DATASETS = {"cxr": ("Dataset020_ChestXrays", "2d"), "hippocampus": ("Dataset004_Hippocampus", "3d_fullres")}
 PLANS, TRAINER = "halfPlans", "nnUNetTrainerDVDCL"
-#: Name of a case, its preprocessed image (1, Z, Y, X), its number -> the counterfactual.
+#: Name of a case, its preprocessed image (1, Z, Y, X), its number -> counterfactual.
 Change = Callable[[str, NDArray[Any], int], NDArray[Any]]
-#: Voxels of each class of a case that figures are taken of.
+#: Number of voxels per class and case for the metrics.
 VOXELS = 150
 
 
@@ -77,13 +76,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(*command: str) -> None:
-    """One of the commands that come with this Python."""
+    """Path of a command of this Python environment."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     subprocess.run(command, check=True, env=environment)
 
 
 def prepare(arguments: argparse.Namespace, dataset: str, configuration: str) -> None:
-    """nnU-Net's folders, the dataset, its plan and preprocessed cases; what is there already is kept."""
+    """Create nnU-Net's folders, the dataset, its plan and preprocessed cases, where they do not exist."""
     from nnunet_cfcl.nnunet.installation import trainers_path
 
     for name in ("raw", "preprocessed", "results"):
@@ -115,7 +114,7 @@ def write_raw(arguments: argparse.Namespace, raw: Path) -> None:
         from generator_chest_xrays import write_dataset
 
         write_dataset(arguments.data, raw, 128)
-        (raw / "attributes.csv").unlink()  # no generator is trained here
+        (raw / "attributes.csv").unlink()  # no training of a generator
     else:
         shutil.copytree(arguments.data / raw.name, raw)
 
@@ -144,7 +143,7 @@ def models(arguments: argparse.Namespace, dataset: str, configuration: str) -> d
 
 
 def fit_untrained(trainer: Any, folder: Path) -> None:
-    """The colour space of the weights that the training began with, as a training fits its own."""
+    """Fit the colour space of the initial weights, as a training fits its own."""
     from nnunet_cfcl.chromap.nnunet.spaces import fit_after_training
     from nnunet_cfcl.nnunet.fold import FoldContext
 
@@ -152,14 +151,14 @@ def fit_untrained(trainer: Any, folder: Path) -> None:
 
 
 def validation_cases(arguments: argparse.Namespace, dataset: str) -> list[str]:
-    """Names of the fold's validation cases that are drawn, evenly chosen."""
+    """Choose evenly spaced validation cases of the fold."""
     splits = json.loads((arguments.work / "preprocessed" / dataset / "splits_final.json").read_text())
     names = sorted(splits[0]["val"])
     return [names[int(at)] for at in np.linspace(0, len(names) - 1, min(arguments.cases, len(names)))]
 
 
 def write_images(arguments: argparse.Namespace, dataset: str, configuration: str, names: list[str]) -> dict[str, Path]:
-    """Folders of the original images and of their counterfactuals, in the input's format and geometry."""
+    """Write the original images and their counterfactuals, in the format and geometry of the input."""
     folders = {kind: arguments.work / f"images_{kind}" for kind in ("original", "counterfactual")}
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)
@@ -177,7 +176,7 @@ def write_images(arguments: argparse.Namespace, dataset: str, configuration: str
 
 
 def acquired(preprocessed: Path, configuration: str) -> Change:
-    """Interventions on the acquisition; scanners of other cases are aimed at."""
+    """Create interventions on the acquisition, with the scanners of other cases as targets."""
     reader = PreprocessedCases(str(preprocessed), infer_dataset_class(str(preprocessed)).get_identifiers(
         str(preprocessed)))
     flat = configuration == "2d"
@@ -193,7 +192,7 @@ def acquired(preprocessed: Path, configuration: str) -> Change:
 
 
 def generated(arguments: argparse.Namespace) -> Change:
-    """The generator's picture of the chest X-ray on the other scanner."""
+    """Create the generator's counterfactual of a chest X-ray on the other scanner."""
     generator = CounterfactualGenerator.load(arguments.generator)
     with open(arguments.data / "cxr" / "meta.csv", newline="") as file:
         rows = {row["case_id"]: row for row in csv.DictReader(file)}
@@ -212,7 +211,7 @@ def generated(arguments: argparse.Namespace) -> Change:
 
 
 class OneCase:
-    """A preprocessed image (C, Z, Y, X) as the generator's reader."""
+    """Case reader of the generator over one preprocessed image (C, Z, Y, X)."""
 
     def __init__(self, name: str, image: NDArray[Any]) -> None:
         self.cases = self.known = (name,)
@@ -232,8 +231,10 @@ class OneCase:
 
 
 def write_changed(file: Path, target: Path, changed: NDArray[Any], properties: dict[str, Any]) -> None:
-    """A preprocessed counterfactual (1, Z, Y, X) in the intensities and the frame of the original file; these datasets
-    are z-scored and not resampled."""
+    """Convert a preprocessed counterfactual (1, Z, Y, X) to the intensities and geometry of the original file.
+
+    These datasets are z-scored and not resampled.
+    """
     picture = file.name.endswith(".png")
     image = nibabel.load(file) if not picture else None
     raw = np.asarray(Image.open(file))[None] if picture else np.asarray(image.dataobj).transpose(2, 1, 0)
@@ -249,7 +250,7 @@ def write_changed(file: Path, target: Path, changed: NDArray[Any], properties: d
 
 
 def read_plane(folder: Path, name: str) -> NDArray[np.float32]:
-    """(Z, Y, X, 2) coordinates of a map, written with ``--embedding``."""
+    """Read the coordinates (Z, Y, X, 2) of a map, written with ``--embedding``."""
     stored = np.asarray(nibabel.load(folder / "chromap" / f"{name}_embedding.nii.gz").dataobj)
     return stored[:, :, :, 0].transpose(2, 1, 0, 3)
 

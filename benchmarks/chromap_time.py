@@ -1,13 +1,13 @@
-"""Time and memory of a prediction with CHRO-maps against nnU-Net's own, in the same run.
+"""Time and memory of a prediction with CHRO-maps against nnU-Net's own prediction, in the same run.
 
 Both predict the same images with the same weights by `predict_from_files`, with worker processes, in turns; the first
-turn of each is thrown away. The model must have a colour space (trainings of the plugin leave one); fitting one is not
-counted. Memory is the peak of the resident set of a process of its own, workers apart.
+turn of each is discarded. The model must have a colour space, which trainings of the plugin write; fitting is not
+included. Memory is the peak resident set of a separate process, without workers.
 
     python benchmarks/chromap_time.py -m MODEL_FOLDER -i IMAGES -device cpu --out benchmark_results
 
-With ``--simulate 512 512 400`` instead of a model: memory alone, of a volume of this size (x, y, z) and a network whose
-features cost nothing.
+With ``--simulate 512 512 400`` instead of a model, only memory is measured, for a volume of this size (x, y, z) and a
+network whose features take no time.
 
     python benchmarks/chromap_time.py --simulate 512 512 400
 """
@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def predictor_of(kind: str, arguments: argparse.Namespace) -> Any:
-    """nnU-Net's predictor, or the one with maps."""
+    """Create nnU-Net's predictor, or the predictor with CHRO-maps."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     from nnunet_cfcl.chromap.nnunet.predictor import ChromapPredictor
@@ -74,7 +74,7 @@ def predict(kind: str, arguments: argparse.Namespace, images: list[list[str]]) -
 
 
 def peak_of(target: Any, *arguments: Any) -> dict[str, float]:
-    """Result and peak memory in MiB of a function in a process of its own."""
+    """Run a function in a separate process and return its result and peak memory in MiB."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     process = context.Process(target=_report, args=(theirs, target, arguments))
@@ -90,13 +90,13 @@ def _report(pipe: Any, target: Any, arguments: tuple[Any, ...]) -> None:
 
 
 def peak_mib() -> float:
-    """Highest resident set of this process; getrusage would count that of the process it was forked from."""
+    """Peak resident set of this process; getrusage would include that of the process it was forked from."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return float(lines["VmHWM"].split()[0]) / 1024
 
 
 class FreeFeatures(nn.Module):
-    """Looks like nnU-Net's network to the predictors; its 32 features are the image times 32 numbers."""
+    """Stand-in for nnU-Net's network; its 32 features are the image times 32 numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class FreeFeatures(nn.Module):
 
 
 def simulate(kind: str, shape: tuple[int, ...], threads: int) -> float:
-    """Seconds of the sliding window over a volume (z, y, x); of the maps also resampling and writing."""
+    """Time the sliding window over a volume (z, y, x) in seconds; with maps also resampling and writing."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     from nnunet_cfcl.chromap.color_space import ColorSpace
@@ -146,7 +146,7 @@ def simulate(kind: str, shape: tuple[int, ...], threads: int) -> float:
             assert session._writer is not None
             session._writer._image = lambda case: whole  # type: ignore[method-assign]
         logits = predictor.predict_logits_from_preprocessed_data(data)
-        # what nnU-Net's predictor does next
+        # next step of nnU-Net's predictor
         logits = logits.cpu().detach().numpy()
         if kind != "stock":
             session.finish()
@@ -155,7 +155,7 @@ def simulate(kind: str, shape: tuple[int, ...], threads: int) -> float:
 
 
 def simulated_plan(shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """What nnU-Net's predictor asks of a plan, for windows of 96 x 160 x 160 voxels."""
+    """Attributes of a plan that nnU-Net's predictor reads, for windows of 96 x 160 x 160 voxels."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     resampling = {f"resampling_fn_{what}": "resample_data_or_seg_to_shape" for what in ("data", "seg", "probabilities")}

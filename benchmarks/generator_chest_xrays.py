@@ -1,9 +1,9 @@
-"""The generator on real chest X-rays of two scanners (hospitals), healthy and with tuberculosis: what the gate says.
+"""Gate of a generator on real chest X-rays of two scanners (hospitals), healthy and with tuberculosis.
 
 Writes the images, 128 x 128, as an nnU-Net dataset with attributes.csv, plans and preprocesses it with nnU-Net's
-command, and runs phase 0 as the trainers do: training, gate, report. The gate's figures on held-out patients go into a
-JSON file; the report with its pictures stays in the folder that is printed. Patients are held out by the generator
-itself (fold "all": there is no other validation).
+command, and runs phase 0 as the trainers do: training, gate, report. The gate's metrics on held-out patients go into a
+JSON file; the report with its plots stays in the folder that is printed. Patients are held out by the generator itself
+(fold "all" has no validation cases).
 
     python benchmarks/generator_chest_xrays.py --work /tmp/cxr --out benchmark_results
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 DATASET = "Dataset020_ChestXrays"
-#: Two cores, about half an hour; the defaults are made for a GPU.
+#: Settings for two cores and about half an hour; the defaults are meant for a GPU.
 SETTINGS: dict[str, Any] = {
     "pretrain": {"data": "training"},
     "generator": {"width": 12, "blocks": 1, "images_per_step": 8, "epochs": 18, "iterations_per_epoch": 100,
@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def write_dataset(data: Path, raw: Path, size: int) -> None:
-    """All X-rays, smaller, with their masks and attributes."""
+    """Write all X-rays, downsampled, with their masks and attributes."""
     from PIL import Image
 
     for folder in ("imagesTr", "labelsTr"):
@@ -65,7 +65,7 @@ def write_dataset(data: Path, raw: Path, size: int) -> None:
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """nnU-Net's folders, plan and preprocessed data; what is there already is kept."""
+    """Create nnU-Net's folders, plan and preprocessed data, where they do not exist."""
     for name in ("raw", "preprocessed", "results"):
         folder = (arguments.work / name).resolve()
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""How far are the generator's counterfactuals from the true ones? On the phantom, whose true ones are known.
+"""Error of the generator's counterfactuals on the phantom, whose true counterfactuals are known.
 
 Trains a generator on phantom patients (2 scanners x disease) and compares its counterfactuals of other patients with
-the rendered truth. Errors are mean absolute differences of intensities as nnU-Net leaves them (8 bit in 2D and 12 bit
-in 3D, then z-scored image by image), relative to the error of doing nothing. Beside them stand two floors: the error of
-the true change without the acquisition's noise (the best that a generator of smooth changes can do), and that of the
-true change after a Gaussian blur of one voxel.
+the rendered truth. Errors are mean absolute differences of intensities as nnU-Net preprocesses them (8 bit in 2D and 12
+bit in 3D, then z-scored image by image), relative to the error of the unchanged image. Two lower bounds are reported:
+the error of the true change without the acquisition's noise (the optimum of a generator of smooth changes), and that
+of the true change after a Gaussian blur of one voxel.
 
     python benchmarks/generator_phantom.py --dim 2 --out benchmark_results
 """
@@ -42,11 +42,11 @@ from nnunet_cfcl.phantom.dataset import LEVELS, Case, phantom_cases, quantise
 from nnunet_cfcl.phantom.scm import DEFAULT_SPACING, Attributes, intervene, render
 from nnunet_cfcl.runs.epoch_log import read_log
 
-#: What nnU-Net's planner makes of the phantom's default sizes, 96 x 96 and 40 x 56 x 56; in 3D smaller patches, of
-#: which two cores can look at enough in the time.
+#: Plan of nnU-Net for the phantom's default sizes, 96 x 96 and 40 x 56 x 56; in 3D with smaller patches, of which two
+#: cores process enough in the available time.
 PATCH = {2: (96, 96), 3: (24, 32, 32)}
 STRIDES = {2: [[1, 1]] + [[2, 2]] * 4, 3: [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]}
-#: Two cores, forty minutes; the defaults are made for a GPU.
+#: Settings for two cores and forty minutes; the defaults are meant for a GPU.
 SETTINGS: dict[int, dict[str, Any]] = {
     2: {"generator": {"width": 12, "blocks": 1, "images_per_step": 8, "epochs": 32, "iterations_per_epoch": 100,
                       "ema": 0.998, "mirror_axes": [1]}},
@@ -57,7 +57,7 @@ Array = NDArray[np.float32]
 
 
 def normalised(image: Array, reference: Array | None = None) -> Array:
-    """As stored and z-scored by nnU-Net; with ``reference`` by its mean and standard deviation."""
+    """Quantise and z-score as nnU-Net does; with the mean and std of ``reference`` where it is given."""
     both = (image, image if reference is None else reference)
     stored = [quantise(one).astype(np.float32) / LEVELS[one.ndim] for one in both]
     return (stored[0] - stored[1].mean()) / max(float(stored[1].std()), 1e-8)
@@ -65,8 +65,10 @@ def normalised(image: Array, reference: Array | None = None) -> Array:
 
 @dataclass(frozen=True)
 class Rendered:
-    """One patient, normalised: the image, its mask, and for every intervention the true counterfactual and the same
-    without noise (both images z-scored as the noisy ones are)."""
+    """Rendered patient, normalised: image, mask, and true counterfactuals of every intervention.
+
+    Counterfactuals are given with and without noise; both are z-scored with the statistics of the noisy images.
+    """
 
     name: str
     attributes: Attributes
@@ -117,7 +119,7 @@ class PhantomReader:
 
 
 def make_task(cases: Sequence[Rendered], dim: int, settings: Settings, folder: Path, device: str) -> GeneratorTask:
-    """The generator's training on these patients."""
+    """Create the generator's training on these patients."""
     reader = PhantomReader(cases)
     cells = {one.name: cells_of(one) for one in cases}
     columns = {name: {case: cells[case][name] for case in cells} for name in ("scanner", "disease")}
@@ -145,7 +147,7 @@ def cells_of(one: Rendered) -> dict[str, str]:
 
 
 def generated(generator: CounterfactualGenerator, cases: Sequence[Rendered], name: str) -> Tensor:
-    """Counterfactuals (N, 1, *S) with the value of attribute ``name`` flipped, as phase 0 makes them."""
+    """Generate counterfactuals (N, 1, *S) with the value of attribute ``name`` flipped, as phase 0 does."""
     reader = PhantomReader(cases)
     blender = SlidingWindowCounterfactuals(generator, reader, SlidingWindows(generator.patch_size), 4,
                                            zero_is_outside=False)
@@ -158,7 +160,7 @@ def generated(generator: CounterfactualGenerator, cases: Sequence[Rendered], nam
 
 
 def compare(generator: CounterfactualGenerator, cases: Sequence[Rendered], name: str) -> dict[str, float]:
-    """Errors of an intervention, relative to doing nothing, and their floors."""
+    """Compute the errors of an intervention relative to the unchanged image, and their lower bounds."""
     images = images_of(cases)
     truth = torch.stack([torch.from_numpy(one.truth[name])[None] for one in cases])
     nothing = float((images - truth).abs().mean())
@@ -171,8 +173,11 @@ def compare(generator: CounterfactualGenerator, cases: Sequence[Rendered], name:
 
 
 def added_disease(generator: CounterfactualGenerator, cases: Sequence[Rendered]) -> dict[str, float]:
-    """Where adding the disease changes the picture: mean absolute change inside the lungs, elsewhere in the body, and
-    the share of all change that lies in the lungs or within two voxels of them."""
+    """Locate the change of adding the disease.
+
+    Returns mean absolute changes inside the lungs and elsewhere in the body, and the share of the change within two
+    voxels of the lungs.
+    """
     images = images_of(cases)
     change = (generated(generator, cases, "disease") - images).abs().numpy()[:, 0]
     lungs = np.stack([one.mask == 1 for one in cases])
@@ -185,7 +190,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dim", type=int, choices=(2, 3), default=2)
-    parser.add_argument("--patients", type=int, help="default 240 in 2D, 160 in 3D; a fifth is for the validation")
+    parser.add_argument("--patients", type=int, help="default 240 in 2D, 160 in 3D; a fifth is used for validation")
     parser.add_argument("--test-patients", type=int, help="default 60 in 2D, 24 in 3D")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -198,7 +203,7 @@ def parse_arguments() -> argparse.Namespace:
 def measure(
     generator: CounterfactualGenerator, task: GeneratorTask, test: Sequence[Rendered], folder: Path
 ) -> dict[str, Any]:
-    """All figures on test patients, and the gate's report beside them."""
+    """Compute all metrics on test patients, with the gate's report."""
     ill = [one for one in test if one.attributes.disease != "none"]
     well = [one for one in test if one.attributes.disease == "none"]
     reader, size, seed = PhantomReader(test), generator.patch_size, task.settings.seed
@@ -216,12 +221,12 @@ def measure(
         found.setdefault(one.name, {}).update(
             effectiveness=min(effect.share or 0.0 for effect in one.effectiveness),
             accuracy_on_real=min(effect.accuracy or 0.0 for effect in one.effectiveness),
-            reversibility=one.reversibility, dice_ratio=one.dice_ratio, gate=verdict.words)
+            reversibility=one.reversibility, dice_ratio=one.dice_ratio, gate=verdict.summary)
     return {**found, "composition": report.composition}
 
 
 def main() -> None:
-    """Train, compare, write the figures and the pictures."""
+    """Train, compare, write the metrics and the plots."""
     arguments = parse_arguments()
     dim, out = arguments.dim, arguments.out
     torch.set_num_threads(arguments.threads)
@@ -229,7 +234,7 @@ def main() -> None:
     count = arguments.patients or {2: 240, 3: 160}[dim]
     test_count = arguments.test_patients or {2: 60, 3: 24}[dim]
     with ProcessPoolExecutor(arguments.threads) as pool:
-        # test patients of another seed: those of seed 0 were looked at while the method was being made
+        # test patients of another seed: those of seed 0 were used during development
         cases, test = (list(pool.map(rendered, phantom_cases(number, seed, dim, test=is_test)))
                        for number, seed, is_test in (
                            (count, arguments.seed, False), (test_count, arguments.seed + 1, True)))
@@ -244,7 +249,7 @@ def main() -> None:
         GeneratorTraining(task).run(resume=True)
     generator = CounterfactualGenerator.load(finished, arguments.device)
     minutes = sum(line["seconds"] for line in read_log(folder / "log.jsonl")) / 60
-    # both dimensions go into one file
+    # both dimensions share one file
     result_file = out / "generator_phantom.json"
     results = json.loads(result_file.read_text()) if result_file.exists() else {}
     results[f"{dim}d"] = {

@@ -1,18 +1,17 @@
-"""Speed and memory of making counterfactuals of whole cases with a generator.
+"""Speed and memory of generating counterfactuals of whole cases.
 
     OMP_NUM_THREADS=1 python benchmarks/generator_speed.py -device cpu --threads 1
 
-Speed: the time of `SlidingWindowCounterfactuals` on whole cases (reading, generator, blending, clipping) relative to
-the passes of the model that it cannot avoid (for every window one encoder pass, one decoder pass for the abduction
-and one for every
-intervention), which are the model's own forward calls on the same windows in the same batches; for all interventions
-together and for a single one. A round takes both one after the other, so that a busy machine slows both; on a CPU the
-ratio is that of processor times, to which other jobs add little. Beside it: the same with the files of the store
-written, and images per second of the clock.
+Speed: time of `SlidingWindowCounterfactuals` on whole cases (reading, generator, blending, clipping) relative to the
+necessary passes of the model (per window one encoder pass, one decoder pass for the abduction and one per
+intervention), measured as the model's own forward calls on the same windows in the same batches; for all interventions
+together and for a single one. Every round measures both one after the other, so that a busy machine slows both; on a
+CPU the ratio is that of CPU times, to which other jobs add little. Also measured: the same with the files of the store
+written, and images per second of wall time.
 
-Memory: peak resident size of a process that fills the store for one large volume, and what that adds to a process that
-has done one pass of the generator; on a GPU also its peak allocation. The weights are random: neither speed nor memory
-depends on them.
+Memory: peak resident size of a process that fills the store for one large volume, and its excess over a process that
+has run one pass of the generator; on a GPU also its peak allocation. The weights are random, since neither speed nor
+memory depends on them.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ CELLS = {"scanner": "A", "disease": "no"}
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: cases (Z, Y, X), the generator's patch and widths from fine to coarse, windows per pass."""
+    """Setting of a measurement: cases (Z, Y, X), patch and widths (fine to coarse) of the model, windows per pass."""
 
     cases: int
     shape: tuple[int, ...]
@@ -85,7 +84,7 @@ LARGE = Setting(1, (256, 256, 256), (64, 64, 64), (8, 16, 32, 64, 96), 2)
 
 
 def write_cases(folder: Path, setting: Setting) -> PreprocessedCases:
-    """Random cases in nnU-Net's preprocessed format."""
+    """Write random cases in nnU-Net's preprocessed format."""
     random = np.random.default_rng(0)
     for number in range(setting.cases):
         image = random.normal(size=(1, *setting.shape)).astype(np.float32)
@@ -104,7 +103,7 @@ def asked(reader: PreprocessedCases, interventions: Sequence[Intervention]) -> l
 def unavoidable(
     generator: CounterfactualGenerator, batches: Sequence[Tensor], change: CaseChange
 ) -> Callable[[], None]:
-    """The model's own passes over windows that are ready, as it sees them."""
+    """Run the model's own passes over prepared windows."""
     model, device = generator.model, generator.device
 
     @torch.no_grad()
@@ -123,7 +122,7 @@ def unavoidable(
 def window_batches(
     generator: CounterfactualGenerator, reader: PreprocessedCases, setting: Setting
 ) -> Iterator[Tensor]:
-    """The windows of all cases, in the order and the batches of `SlidingWindowCounterfactuals`."""
+    """List the windows of all cases, in the order and batches of `SlidingWindowCounterfactuals`."""
     blender = SlidingWindowCounterfactuals(generator, reader, SlidingWindows(setting.patch), setting.per_pass, False)
     windows = (window.image for change in asked(reader, INTERVENTIONS) for window in blender._windows_of(change))
     while batch := list(islice(windows, setting.per_pass)):
@@ -131,7 +130,7 @@ def window_batches(
 
 
 def seconds(work: Callable[[], object], device: str) -> tuple[float, float]:
-    """By the clock, and on a CPU of all processors; on a GPU both are the clock's."""
+    """Wall time, and CPU time over all cores; on a GPU both are wall time."""
     if device == "cuda":
         torch.cuda.synchronize()
     started, busy = time.perf_counter(), time.process_time()
@@ -143,7 +142,7 @@ def seconds(work: Callable[[], object], device: str) -> tuple[float, float]:
 
 
 def measure_speed(name: str, setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Medians over the rounds, JSON-ready; times in seconds."""
+    """Compute medians over the rounds as JSON, with times in seconds."""
     generator = setting.generator(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
         reader = write_cases(Path(folder), setting)
@@ -174,10 +173,10 @@ def _rounds(
             works["stored"] = lambda to=folder: generate_counterfactuals(
                 blender, cells, wanted, Path(to) / "plans", print)
             found = {what: seconds(work, arguments.device) for what, work in works.items()}
-        said = ", ".join(f"{what} {busy:.2f} s" for what, (_, busy) in found.items())
-        print(f"{name}, round {number}: {said}", flush=True)
+        line = ", ".join(f"{part} {busy:.2f} s" for part, (_, busy) in found.items())
+        print(f"{name}, round {number}: {line}", flush=True)
         for what, value in found.items():
-            times[what] += [value] if number else []  # the first round warms up
+            times[what] += [value] if number else []  # the first round is a warm-up
     ratios = {what: [one / passes for (_, one), (_, passes) in zip(times[what], times["passes"])]
               for what in ("blended", "stored")}
     clock, busy = ({what: statistics.median(value[kind] for value in values) for what, values in times.items()}
@@ -194,7 +193,7 @@ def _peak_mib() -> float:
 
 
 def measure_memory_here(arguments: argparse.Namespace) -> dict[str, float]:
-    """MiB of this process: after one pass of the generator, and after a whole volume has been stored."""
+    """Peak memory of this process in MiB after one pass of the generator, and after storing a whole volume."""
     folder, setting = Path(arguments.only), replace(LARGE, shape=(arguments.size,) * 3)
     generator = setting.generator(arguments.device)
     reader = PreprocessedCases(str(folder / "plans"), ["case_0"])
@@ -218,7 +217,7 @@ def measure_memory_here(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def measure_memory(arguments: argparse.Namespace) -> dict[str, Any]:
-    """In a process of its own, which has never held the volume."""
+    """Measure memory in a separate process, which has never held the volume."""
     setting = replace(LARGE, shape=(arguments.size,) * 3)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "plans").mkdir()
@@ -248,7 +247,7 @@ def main() -> None:
     result = {"device": arguments.device, "threads": arguments.threads, "worst_ratio": worst, "asked": 1.2,
               "speed": speed}
     write_result(arguments.out, f"generator_speed_{arguments.device}", result)
-    # last, as it takes longest
+    # last, since it takes longest
     write_result(arguments.out, f"generator_memory_{arguments.device}", measure_memory(arguments))
 
 

@@ -1,4 +1,4 @@
-"""What a contrastive loss costs each process when several share it: counted for 1 to 16, measured for 1 and 2.
+"""Cost per process of a contrastive loss shared by several processes: counted for 1 to 16, measured for 1 and 2.
 
 Every process holds the embeddings of the whole batch, N points of width d, and visits its part of the blocks of pairs
 (`nnunet_cfcl.losses.share_blocks`). With R processes, each of them computes matrix products of
@@ -7,18 +7,18 @@ Every process holds the embeddings of the whole batch, N points of width d, and 
     MVD-CL, a pool of all views, N = B V P:  2 products of N x N x d          forward 1/2, backward 3/2
                                              2 of N x N/B x (d + 2)           neighbours, forward and backward
 
-divided by R, of 2 N N d floating point operations each. Dotted: these formulas. Points: what the process with the most
-work gets, counted over the very blocks that the kernels divide. Each process sends, in the ring algorithms of
-all-gather (once the share (R - 1) / R of what is gathered) and all-reduce (twice), numbers of 4 bytes:
+divided by R, of 2 N N d floating point operations each. Dotted: these formulas. Points: operations of the process with
+the most work, counted over the blocks that the kernels divide. Each process sends, in the ring algorithms of
+all-gather (once the share (R - 1) / R of the gathered data) and all-reduce (twice), numbers of 4 bytes:
 
     DVD-CL:  2 N d gathered, 2 N sums and 2 N d gradients added up            4 * N (6 d + 4) (R - 1) / R bytes
     MVD-CL:  N d gathered, N sums, N d gradients, 2 N (d + 2) of neighbours   4 * N (7 d + 10) (R - 1) / R bytes
 
-so the operations fall with R and the bytes stay bounded. Not in these numbers: the network, which every process runs
-for its own images, the gradients of its parameters, and work linear in N.
+so the operations decrease with R and the bytes remain bounded. Not included: the network, which every process runs for
+its own images, the gradients of its parameters, and work linear in N.
 
-Measured: seconds of forward and backward in processes of one thread each (gloo, on this CPU), alone and shared in turn
-within the same run. Run it on an otherwise idle machine with at least 2 cores:
+Measured: seconds of forward and backward in processes of one thread each (gloo, on this CPU), alone and shared in
+turns within the same run. Run it on an otherwise idle machine with at least 2 cores:
 
     python benchmarks/loss_over_ranks.py
 """
@@ -66,7 +66,7 @@ class Problem:
         return self.batch * self.points * (self.views if objective == "MVD-CL" else 1)
 
     def step(self, objective: str) -> Callable[[], Tensor]:
-        """A function that runs the loss forward and backward and returns its value and gradient in one tensor."""
+        """Create a function that runs the loss forward and backward and returns value and gradient in one tensor."""
         torch.manual_seed(0)
         if objective == "MVD-CL":
             z = torch.randn(self.batch, self.views, self.points, self.width, requires_grad=True)
@@ -82,9 +82,9 @@ def _forward_and_backward(value: Tensor, *embeddings: Tensor) -> Tensor:
 
 
 def counted(objective: str, problem: Problem, ranks: int) -> dict[str, float]:
-    """Operations and bytes of the process with the most work, and the operations by the formula."""
+    """Count operations and bytes of the process with the most work, and the operations by the formula."""
     n, d, pool = problem.samples(objective), problem.width, objective == "MVD-CL"
-    side = blockwise._side(n * n // 2 if pool else n * n, ranks)  # as the kernels divide them
+    side = blockwise._side(n * n // 2 if pool else n * n, ranks)  # divided as in the kernels
     blocks = triangle_blocks(n, side) if pool else rectangle_blocks(n, n, side)
     strips = _neighbour_strips(problem, ranks) if pool else []
     return {
@@ -100,8 +100,11 @@ def _neighbour_strips(problem: Problem, ranks: int) -> list[Block]:
 
 
 def _operations(share: Share, blocks: Sequence[Block], strips: Sequence[Block], width: int, pool: bool) -> float:
-    """A block is multiplied forward, again backward, and once per gradient, of which one on a pool's diagonal has one;
-    a strip of neighbours forward and backward."""
+    """Count the operations of a share of blocks.
+
+    A block has one product forward, one backward, and one per gradient (a single gradient on the diagonal of a pool); a
+    strip of neighbours has one forward and one backward.
+    """
     products = sum(_pairs(block) * (3 if pool and block[0] == block[1] else 4) for block in share.mine(blocks))
     return 2.0 * (width * products + (width + 2) * 2 * sum(map(_pairs, share.mine(strips))))
 
@@ -113,7 +116,7 @@ def _pairs(block: Block) -> int:
 
 
 def measured(problem: Problem, repeats: int) -> dict[str, Any]:
-    """What `MEASURED` processes find, as the first one reports it."""
+    """Measure with `MEASURED` processes; the first one reports the result."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_measure, (folder, problem, repeats), nprocs=MEASURED)
         found: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
@@ -130,7 +133,7 @@ def _measure(rank: int, folder: str, problem: Problem, repeats: int) -> None:
 
 
 def _alone_and_shared(rank: int, step: Callable[[], Tensor], repeats: int) -> dict[str, Any]:
-    """Seconds of this process alone, while the other waits, and of both together, in turn."""
+    """Time this process alone while the other waits, and both together, in turns, in seconds."""
     rounds: dict[str, list[dict[str, float]]] = {"1": [], "2": []}
     for _ in range(1 + repeats):
         dist.barrier()
@@ -145,7 +148,7 @@ def _alone_and_shared(rank: int, step: Callable[[], Tensor], repeats: int) -> di
         return {}
     found: dict[str, Any] = {"repeats": repeats, "difference": float((whole - shared).abs().max() / whole.abs().max())}
     for key in ("seconds", "processor_seconds"):
-        alone, both = ([row[key] for row in rounds[ranks][1:]] for ranks in rounds)  # the first round warms up
+        alone, both = ([row[key] for row in rounds[ranks][1:]] for ranks in rounds)  # the first round is a warm-up
         ratio = statistics.median(part / all_ for part, all_ in zip(both, alone, strict=True))
         found[key] = {"1": statistics.median(alone), "2": statistics.median(both), "ratio": ratio}
     return found
@@ -158,7 +161,7 @@ def _clocked(step: Callable[[], Tensor]) -> tuple[dict[str, float], Tensor]:
 
 
 def draw(result: dict[str, Any], file: Path) -> None:
-    """Operations, bytes, and measured shares, beside each other."""
+    """Plot operations, bytes, and measured shares side by side."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,13 +1,12 @@
-"""Time and memory of the four objectives, forward and backward, from N = 1000 to 64,000 points.
+"""Time and memory of the four objectives, forward and backward, for N = 1000 to 64,000 points.
 
     python benchmarks/objectives.py --out RESULTS
 
-One run writes ``objectives.json``, ``objectives.md`` and ``objectives.png`` into RESULTS. Times are ratios to one
-N x N x d matrix product into memory that is already there, measured directly before and after each of them, so that
-other work on the machine touches both alike; the median over the repeats counts. Memory is measured in a process of
-its own: the peak of the whole process, and what the step adds to it (on a GPU: peak allocation that the step adds).
-The dense form of the same loss (all pairs in matrices, float masks, log-softmax) is measured up to ``--dense-up-to``
-points.
+A run writes ``objectives.json``, ``objectives.md`` and ``objectives.png`` into RESULTS. Times are ratios to one N x N
+x d matrix product into allocated memory, measured directly before and after each of them, so that other work on the
+machine affects both alike; the result is the median over the repeats. Memory is measured in a separate process: the
+peak of the whole process, and the part added by the step (on a GPU: peak allocation added by the step). The dense form
+of the same loss (all pairs in matrices, float masks, log-softmax) is measured up to ``--dense-up-to`` points.
 
 Floors, in products: two views need the logits once forward, again backward, and one product for each side's gradient:
 4. A pool has a symmetric matrix: half forward, half again, one for the gradient: 2.
@@ -42,7 +41,7 @@ DENSE_REPEATS = 3
 
 @dataclass(frozen=True)
 class Problem:
-    """N embeddings of width d in each view (two views), or in all views together (pool)."""
+    """Problem of N embeddings of width d in each view (two views), or in all views together (pool)."""
 
     objective: str
     points: int
@@ -56,7 +55,7 @@ class Problem:
         return (IMAGES, VIEWS, per_image // VIEWS) if "MVD" in self.objective else (IMAGES, per_image)
 
     def step(self, dense: bool) -> Callable[[], Tensor]:
-        """A function that computes loss and gradients once, on data that are ready."""
+        """Create a function that computes loss and gradients once, on prepared data."""
         generator = torch.Generator().manual_seed(0)
         sides = 1 if "MVD" in self.objective else 2
         made = [torch.randn(*self.shape, self.width, generator=generator) for _ in range(sides)]
@@ -106,7 +105,7 @@ def _dense_positives(objective: str, labels: Tensor, positions: Tensor) -> Tenso
     if objective == "DVD-CL":
         return torch.eye(count, device=labels.device)
     image = torch.arange(IMAGES, device=labels.device).repeat_interleave(count // IMAGES)
-    # the other mode cancels digits: pairs at the radius would change sides
+    # the other mode loses digits: pairs at the radius would change sides
     everywhere = positions.flatten(0, -2)
     near = torch.cdist(everywhere, everywhere, compute_mode="donot_use_mm_for_euclid_dist") < RADIUS
     return (near & (image[:, None] == image)).float()
@@ -135,7 +134,7 @@ def _wait(device: str) -> None:
 
 
 def measure_time(problem: Problem, dense: bool, repeats: int) -> dict[str, float]:
-    """Median seconds, and median, least and largest ratio to one product of this size."""
+    """Measure median seconds, and median, least and largest ratio to one product of this size."""
     x, y = torch.randn(2, problem.points, problem.width, device=problem.device)
     out = torch.empty(problem.points, problem.points, device=problem.device)
     job, rows = problem.step(dense), []
@@ -154,7 +153,7 @@ def measure_time(problem: Problem, dense: bool, repeats: int) -> dict[str, float
 
 
 def measure_memory(problem: Problem, dense: bool) -> dict[str, int]:
-    """Peak of this process and what one step adds to it, in bytes; libraries are warmed up on a small problem first."""
+    """Measure the peak of this process and the part of one step in bytes, after a warm-up on a small problem."""
     Problem(problem.objective, 64, problem.width, problem.device).step(dense)()
     job = problem.step(dense)
     if problem.device == "cuda":
@@ -169,7 +168,7 @@ def measure_memory(problem: Problem, dense: bool) -> dict[str, int]:
 
 def _peak_bytes() -> int:
     status = Path("/proc/self/status")
-    if status.exists():  # the other figure begins with the peak of the process that started this one
+    if status.exists():  # the other counter starts with the peak of the parent process
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if "VmHWM" in line)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -183,7 +182,7 @@ def _memory_in_a_fresh_process(problem: Problem, dense: bool, threads: int) -> d
 
 
 def relative_difference(problem: Problem) -> float:
-    """Largest difference of value and gradients between both forms, relative to the largest gradient."""
+    """Compute the largest difference of value and gradients between both forms, relative to the largest gradient."""
     ours, dense = problem.step(False)(), problem.step(True)()
     torch.testing.assert_close(ours[0], dense[0], rtol=1e-5, atol=0)
     return float((ours[1:] - dense[1:]).abs().max() / dense[1:].abs().max())
@@ -222,7 +221,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:
-    """Time in products and added memory over N, dense forms dashed."""
+    """Plot time in products and added memory over N, with dense forms dashed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -274,7 +273,7 @@ def main() -> None:
     for points in arguments.points:
         for objective in arguments.objectives:
             rows.append(measure(Problem(objective, points, arguments.width, arguments.device), arguments))
-            # a long run leaves what it has
+            # written after every problem, so that a stopped run leaves its results
             result = {**about, "rows": rows}
             (arguments.out / "objectives.json").write_text(json.dumps(result, indent=2) + "\n")
             (arguments.out / "objectives.md").write_text(table(rows))

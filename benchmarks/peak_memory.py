@@ -1,12 +1,12 @@
-"""Peak memory of every command on real images, against what is promised.
+"""Peak memory of every command on real images, against documented limits.
 
     python benchmarks/peak_memory.py --dataset hippocampus --work WORK --out benchmark_results
 
-nnU-Net's own plan, network and batch; trainings and generator of a few steps, as the length of a run changes nothing.
-Measured ten times a second over all processes of a command (data loading, preprocessing and export included): the sum
-of their proportional set sizes, in which a page that several share counts once, and the largest resident set of a
-single one. Nothing else of the same environment may run meanwhile: it would share the libraries' pages. Writes
-``peak_memory_DATASET.json`` and ``.md``; ends with status 1 where a promise is broken. Linux, CPU.
+nnU-Net's own plan, network and batch; trainings and generator run a few steps, since the length of a run has no effect.
+Sampled ten times per second over all processes of a command (data loading, preprocessing and export included): the sum
+of their proportional set sizes, which counts shared pages once, and the largest resident set of a single process. No
+other process of the same environment may run, since it would share the pages of libraries. Writes
+``peak_memory_DATASET.json`` and ``.md``; exits with status 1 where a limit is exceeded. Linux, CPU.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ SETTINGS: dict[str, Any] = {
 LABELLED, UNLABELLED, TESTED, SIDE = 10, 8, 4, 128
 SECONDS_BETWEEN = 0.1
 
-#: nnU-Net's name of the dataset, its configuration.
+#: Name of the dataset in nnU-Net, and its configuration.
 DATASETS = {
     "cxr": ("Dataset710_PeakChestXrays", "2d"),
     "hippocampus": ("Dataset810_PeakHippocampus", "3d_fullres"),
 }
-#: What docs/results/benchmarks.md states of the commands on either, in MiB for all processes: a quarter above what was
-#: measured, rounded up to 250.
+#: Limits in docs/results/benchmarks.md, in MiB for all processes of a command: a quarter above the measured peak,
+#: rounded up to 250.
 PROMISED = {
     "nnUNetv2_plan_and_preprocess": 5750,
     "nnunet_cfcl pool": 2000,
@@ -82,11 +82,11 @@ def parse_arguments() -> argparse.Namespace:
 
 @dataclass
 class Peak:
-    """Highest memory of a group of processes so far, in MiB.
+    """Peak memory of a group of processes in MiB.
 
     Attributes:
-        together: proportional set sizes of all of them, summed.
-        largest: resident set of one of them.
+        together: sum of their proportional set sizes.
+        largest: largest resident set of a single process.
     """
 
     together: float = 0.0
@@ -100,20 +100,20 @@ class Peak:
 
 
 def processes_of(session: int) -> Iterator[Path]:
-    """``/proc`` folders of a session's processes."""
+    """List the ``/proc`` folders of the processes of a session."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                # behind the name, which may hold anything: state, parent, group, session
+                # after the name, which may contain any character: state, parent, group, session
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
             except OSError:
-                continue  # it has ended meanwhile
+                continue  # the process has ended
             if int(fields[3]) == session:
                 yield folder
 
 
 def memory_of(process: Path) -> tuple[float, float] | None:
-    """Proportional and resident set size of a process in MiB; None where it has ended."""
+    """Read proportional and resident set size of a process in MiB; None where it has ended."""
     try:
         lines = (process / "smaps_rollup").read_text().splitlines()[1:]
     except OSError:
@@ -124,12 +124,12 @@ def memory_of(process: Path) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class Command:
-    """What a user types.
+    """Command line.
 
     Attributes:
-        name: of the command, or of its first part.
-        words: of the command line.
-        then: text in the output -> name of the part that begins with it.
+        name: name of the command, or of its first part.
+        words: words of the command line.
+        then: text in the output -> name of the part that starts with it.
     """
 
     name: str
@@ -139,12 +139,12 @@ class Command:
 
 @dataclass
 class Measured:
-    """Runs commands one after the other and keeps their peaks.
+    """Runner of commands that records their peak memory.
 
     Attributes:
         log: file of their output.
-        environment: of all of them.
-        peaks: by name.
+        environment: environment variables of the commands.
+        peaks: name -> peak memory.
     """
 
     log: Path
@@ -152,10 +152,10 @@ class Measured:
     peaks: dict[str, Peak] = field(default_factory=dict)
 
     def run(self, command: Command) -> None:
-        """One command.
+        """Run a command.
 
         Raises:
-            RuntimeError: it failed; names the log.
+            RuntimeError: the command failed; the message has the log file.
         """
         print(" ".join(command.words), flush=True)
         process = subprocess.Popen(command.words, env=dict(self.environment), text=True, stdout=subprocess.PIPE,
@@ -183,7 +183,7 @@ class Measured:
 
 
 def write_raw(arguments: argparse.Namespace, raw: Path) -> None:
-    """The domain shift study's dataset, with fewer images."""
+    """Write the dataset of the domain shift study, with fewer images."""
     WRITERS[arguments.dataset](arguments.data, raw, LABELLED, SIDE)
     for folder, count in (("imagesUn", UNLABELLED), ("imagesTs", TESTED)):
         files = sorted((raw / folder).iterdir())
@@ -204,7 +204,7 @@ def environment_of(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def commands_of(arguments: argparse.Namespace, dataset: str, configuration: str) -> Iterator[Command]:
-    """All commands, in the order in which a user types them."""
+    """List all commands in their usual order."""
     work, number = arguments.work, dataset[7:10]
     which = ("-d", number, "-c", configuration)
     fold = (*which, "-f", "0", "-device", "cpu")
@@ -233,12 +233,12 @@ def table(peaks: Mapping[str, Peak]) -> str:
     """Markdown."""
     rows = [f"| `{name}` | {PROMISED[name]} | {peak.together:.0f} | {peak.largest:.0f} |"
             for name, peak in peaks.items()]
-    head = "| command | promised, MiB | all processes, MiB | largest process, MiB |"
+    head = "| command | limit, MiB | all processes, MiB | largest process, MiB |"
     return "\n".join([head, "|---|---|---|---|", *rows]) + "\n"
 
 
 def write(arguments: argparse.Namespace, peaks: Mapping[str, Peak]) -> None:
-    """Both files; after every command, so that a run that is stopped leaves what it has found."""
+    """Write both files, after every command, so that a stopped run leaves its results."""
     found = {
         "dataset": arguments.dataset, "configuration": DATASETS[arguments.dataset][1], "threads": arguments.threads,
         "workers": arguments.workers, "promised_mib": PROMISED,
@@ -266,7 +266,7 @@ def main() -> None:
     print(table(measured.peaks))
     broken = [name for name, limit in PROMISED.items() if measured.peaks[name].together > limit]
     if broken:
-        raise SystemExit(f"more memory than promised: {', '.join(broken)}")
+        raise SystemExit(f"more memory than documented: {', '.join(broken)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How hard is the phantom? Stock nnU-Net, trained briefly on one scanner, tested on both.
+"""Domain gap of the phantom: stock nnU-Net, trained briefly on one scanner, tested on both.
 
 Writes the phantom, plans and preprocesses it with nnU-Net's own command, trains `nnUNetTrainer` on all training
 cases for a few hundred steps and predicts every test patient as each scanner shows it (one is the image taken, the
@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def set_folders(work: Path) -> None:
-    """Point nnU-Net at `work`; must come before nnU-Net is imported."""
+    """Set nnU-Net's folders to `work`; must precede the import of nnU-Net."""
     for name in ("raw", "preprocessed", "results"):
         (work / name).mkdir(parents=True, exist_ok=True)
         os.environ[f"nnUNet_{name}"] = str(work / name)
@@ -62,7 +62,7 @@ def plan(folder: Path, dim: int, batch_size: int) -> Path:
     entry = f"from {module} import plan_and_preprocess_entry as entry; entry()"
     options = ["-d", str(DATASET_ID), "-c", CONFIGURATION[dim], "-np", "1", "-npfp", "1", "--verify_dataset_integrity"]
     command = [sys.executable, "-c", entry, *options]
-    # nnU-Net's planner uses this number as its thread count and fails on 0
+    # nnU-Net's planner uses this number as its thread count and fails with 0
     environment = os.environ | {"nnUNet_n_proc_DA": "1"}
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     preprocessed = Path(os.environ["nnUNet_preprocessed"]) / folder.name
@@ -156,7 +156,7 @@ def summarise(rows: list[dict]) -> dict[str, float]:
 
 
 def run(arguments: argparse.Namespace, work: Path) -> dict:
-    """Do the whole experiment in `work`; return what is written as JSON."""
+    """Run the whole experiment in `work` and return its results as JSON."""
     set_folders(work)
     import torch
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of the pretraining step share: a real trainer, its pretraining, one batch of each phase."""
+"""Common setup of the benchmarks of the pretraining step: a real trainer, its pretraining, one batch of each phase."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nnunet_cfcl.runs.ranks import Ranks
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that name a planned and preprocessed dataset in nnU-Net's folders, and where results go."""
+    """Add the arguments of a planned and preprocessed dataset in nnU-Net's folders, and of the results."""
     parser.add_argument("-d", required=True, help="dataset id or name, planned and preprocessed")
     parser.add_argument("-c", default="3d_fullres", help="configuration")
     parser.add_argument("-p", default="nnUNetPlans", help="plans")
@@ -31,7 +31,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def make_trainer(arguments: argparse.Namespace) -> Any:
-    """An initialised trainer, found by nnU-Net's own look-up."""
+    """Create an initialised trainer with nnU-Net's own look-up."""
     from nnunetv2.run.run_training import get_trainer_from_args
 
     torch.set_num_threads(arguments.threads)
@@ -53,7 +53,7 @@ class Prepared:
 def prepared_pretraining(
     trainer: Any, images: int | None = None, patches_per_pass: int | None = None
 ) -> Iterator[Prepared]:
-    """The trainer's pretraining, ready to step; afterwards its network is as before."""
+    """Provide the trainer's pretraining, ready to step, and restore the network afterwards."""
     fold = FoldContext.of(trainer)
     objective = build_objective(fold, trainer.method)
     task = build_task(fold, trainer.method, objective, Ranks())

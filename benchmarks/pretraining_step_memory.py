@@ -1,8 +1,8 @@
-"""Peak memory of one pretraining step as the number of images grows, with cached gradients and without.
+"""Peak memory of one pretraining step by the number of images, with and without gradient caching.
 
     python benchmarks/pretraining_step_memory.py -d 4 -c 3d_fullres -device cpu
 
-Every point is measured in a process of its own: on a CPU as the growth of the peak resident size during the step, on a
+Every point is measured in a separate process: on a CPU as the growth of the peak resident size during the step, on a
 GPU as the peak allocation.
 """
 
@@ -29,7 +29,7 @@ def _peak_mib(device: torch.device) -> float:
 
 
 def _measure_here(arguments: argparse.Namespace) -> float:
-    """MiB added by one step in this process, after a first one that fills the optimiser's state."""
+    """Measure the MiB added by one step in this process, after a first step that allocates the optimiser's state."""
     trainer = make_trainer(arguments)
     images, cached = arguments.only
     passes = None if cached else 10**6

@@ -1,11 +1,11 @@
-"""Time of one pretraining step against nnU-Net's own training steps on as many patches, in one run.
+"""Time of one pretraining step against nnU-Net's own training steps on the same number of patches, in one run.
 
     python benchmarks/pretraining_step_time.py -d 4 -c 3d_fullres -device cpu
 
 A round is one pretraining step (V views of B images) and the nnU-Net training steps that cover the same number of
-patches; both on data already loaded. The ratio is taken round by round, so a busy machine slows both sides. The
-objective alone (loss of the embeddings, forward and backward) is timed beside and subtracted. The floor of the ratio is
-1 with one pass, and 4/3 with cached gradients, which need one more forward pass (a backward pass costs two).
+patches; both on loaded data. The ratio is computed per round, so that a busy machine slows both sides. The objective
+alone (loss of the embeddings, forward and backward) is timed separately and subtracted. The lower bound of the ratio
+is 1 with one pass, and 4/3 with cached gradients, which need one more forward pass (a backward pass costs two).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _objective_alone(prepared: Prepared) -> Callable[[], None]:
 
 
 def _views_alone(prepared: Prepared) -> Callable[[], None]:
-    """As often as a step does: in both passes of gradient caching."""
+    """Run the objective as often as a step does: in both passes of gradient caching."""
     pretraining = prepared.pretraining
     size, rows = pretraining.task.patches_per_pass, pretraining.rows
     chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -57,7 +57,7 @@ def _views_alone(prepared: Prepared) -> Callable[[], None]:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, object]:
-    """All figures of a run, JSON-ready; times in seconds."""
+    """Compute all results of a run as JSON, with times in seconds."""
     trainer = make_trainer(arguments)
     device = trainer.device
     loader = trainer.get_dataloaders()[0]

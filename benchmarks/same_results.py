@@ -1,4 +1,4 @@
-"""Do two versions of the code compute the same, bit for bit? For refactorings that must not change a result.
+"""Comparison of the results of two versions of the code, bit for bit, for refactorings that must not change them.
 
 Record each version in an environment of its own checkout, then compare:
 
@@ -6,9 +6,9 @@ Record each version in an environment of its own checkout, then compare:
     python benchmarks/same_results.py record after
     python benchmarks/same_results.py compare before after
 
-Only commands are used (nnU-Net's and ours), so that the script runs on any version. Recorded are, on synthetic patients
-with attributes: loss curves and final weights of two-epoch DVD-CL and S-MVD-CL trainings (both phases, 2D and 3D), a
-generator's weights, losses, gate metrics and counterfactuals, CHRO-maps, masks, and the tables of ``evaluate``.
+Only commands are used (nnU-Net's and the plugin's), so that the script runs on any version. It records, on synthetic
+patients with attributes, loss curves and final weights of two-epoch DVD-CL and S-MVD-CL trainings (both phases, 2D and
+3D), a generator's weights, losses, gate metrics and counterfactuals, CHRO-maps, masks, and the tables of ``evaluate``.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ SETTINGS: dict[str, Any] = {
     "generator": GENERATOR,
     "gate": {"predictor_steps": 5, "segmenter_steps": 2, "cases": 8, "enabled": False},
 }
-#: Values of clocks and disks, which differ from run to run.
+#: Keys of times and paths, which differ between runs.
 UNREPEATABLE = ("second", "time", "memory", "created", "written", "gib", "version", "folder", "path")
 
 
 class Recorder:
-    """Runs commands of one checkout in nnU-Net folders of their own and collects what they leave."""
+    """Runner of commands of one checkout in separate nnU-Net folders, which collects their results."""
 
     def __init__(self, folder: Path, checkout: Path) -> None:
         self.folder, self.checkout, self.found = folder.resolve(), checkout.resolve(), dict[str, str]()
@@ -62,7 +62,7 @@ class Recorder:
         scripts = Path(sys.executable).parent
         environment = {
             **os.environ, **folders, "nnUNet_cfcl_config": str(self.folder / "settings.json"), "nnUNet_def_n_proc": "1",
-            # a single thread adds up in one order
+            # a single thread sums in a fixed order
             "nnUNet_n_proc_DA": "1" if "plan" in command[0] else "0", "OMP_NUM_THREADS": "1",
             "nnUNet_extTrainer": str(self.checkout / "trainers"), "PYTHONPATH": str(self.checkout),
             "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
@@ -70,8 +70,8 @@ class Recorder:
         print("$", *command, flush=True)
         done = subprocess.run(command, env=environment, cwd=self.folder, text=True, capture_output=True)
         if done.returncode:
-            said = (done.stdout + done.stderr)[-5000:]
-            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{said}")
+            output = (done.stdout + done.stderr)[-5000:]
+            raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{output}")
 
     def note(self, name: str, content: Any) -> None:
         """Keep the hash of JSON-ready content."""
@@ -172,7 +172,7 @@ def _logged(file: Path) -> Any:
 
 
 def _repeatable(content: Any, folder: Path) -> Any:
-    """Without clocks, versions and the run's own folder."""
+    """Drop times, versions and the folder of the run."""
     if isinstance(content, dict):
         return {key: _repeatable(value, folder) for key, value in content.items()
                 if not any(word in key.lower() for word in UNREPEATABLE)}
@@ -189,7 +189,7 @@ def _lines(file: Path) -> list[Any]:
 
 
 def _compare(before: dict[str, str], after: dict[str, str]) -> int:
-    """Print every difference; 1 where there is one."""
+    """Print every difference; return 1 if there is any."""
     names = sorted({*before, *after})
     different = [name for name in names if before.get(name) != after.get(name)]
     for name in different:

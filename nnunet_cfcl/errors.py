@@ -6,6 +6,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 #: Longer messages are cut in the middle.
@@ -122,6 +123,21 @@ def isolated() -> Iterator[list[Exception]]:
         yield errors
     except Exception as error:
         errors.append(error)
+
+
+@contextmanager
+def best_effort(file: Path, log: Callable[[str], object], what: str = "picture") -> Iterator[None]:
+    """Context in which a file is written that a run does not depend on; a failure is logged and nothing is raised.
+
+    Args:
+        file: the file, for the message.
+        log: reports the failure.
+        what: kind of the file, for the message.
+    """
+    with isolated() as errors:
+        yield
+    for error in errors:
+        log(f"No {what} {file} ({reason(error)}); the run continues")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The arms of the study: which trainer, with which settings; everything else is the same for all of them."""
+"""Arms of the study: trainer and settings; everything else is the same for all arms."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to come to a network.
+    """Arm of the study.
 
     Attributes:
-        trainer: of the plugin.
-        settings: dotted settings in which it differs from the preset.
-        silver: it learns from silver labels.
-        longer: the pretraining's patches are spent on more fine-tuning steps instead.
-        like: name of the arm with the very same pretraining, which is taken from there where it is finished.
+        trainer: trainer of the plugin.
+        settings: dotted settings that differ from the preset.
+        silver: whether the arm uses silver labels.
+        longer: whether the compute of the pretraining is spent on more fine-tuning steps instead.
+        like: arm with the same pretraining, which is reused where it is finished.
     """
 
     trainer: str
@@ -56,8 +56,8 @@ def _scratch(longer: bool = False, **settings: Any) -> Arm:
     return Arm("nnUNetTrainerCFCLScratch", {"finetune." + key: value for key, value in settings.items()}, longer=longer)
 
 
-#: Name in the tables -> arm. After the @ stands where the counterfactuals come from; "precomputed" are the true ones of
-#: the phantom.
+#: Name in the tables -> arm. The source of the counterfactuals follows the @; "precomputed" are the phantom's true
+#: counterfactuals.
 ARMS: dict[str, Arm] = {
     "Scratch": _scratch(),
     "ScratchLong": _scratch(longer=True),
@@ -67,7 +67,7 @@ ARMS: dict[str, Arm] = {
        for source in ("generator", "precomputed") for long in ("", "Long")},
     **_PLAIN,
     **{f"{name}@{source}": _with_source(arm, source) for name, arm in _COUNTERFACTUAL.items() for source in _SOURCES},
-    # does pretraining add to the same images in fine-tuning?
+    # whether pretraining improves on the same images in fine-tuning
     **{f"{name}@{source}{mark}": Arm(
         arm.trainer, {"counterfactual.source": source, f"finetune.{key}_probability": 0.5}, arm.silver,
         like=f"{name}@{source}")

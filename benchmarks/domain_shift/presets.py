@@ -1,4 +1,4 @@
-"""How large the study is: image size, network, steps, arms, seeds."""
+"""Presets of the study: image size, network, steps, arms, seeds."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """One size of the study of one dataset.
+    """Size of the study of one dataset.
 
     Attributes:
-        image_size: side of the images in pixels (chest X-rays, phantom); 0: as they are.
-        stages, features: of the network: resolutions, and channels of the first; 0 keeps nnU-Net's plan.
-        batch_size: of the fine-tuning; 0 keeps nnU-Net's.
+        image_size: side of the images in pixels (chest X-rays, phantom); 0: original size.
+        stages: number of resolutions of the network; 0: that of nnU-Net's plan.
+        features: channels of the first stage; 0: those of nnU-Net's plan.
+        batch_size: batch size of the fine-tuning; 0: that of nnU-Net's plan.
         labels: label budgets, numbers of labelled cases.
-        seeds: of the runs.
-        arms: names of `arms.ARMS`.
-        settings: of the plugin, the same for every arm, nested.
-        spacing: of the resampled voxels in mm, the same along all axes; 0 keeps nnU-Net's.
-        generator: settings of the generator, which all arms that need one share.
-        workers: data loading processes; 0: none, and every run is reproducible to the last digit on a CPU.
+        seeds: seeds of the runs.
+        arms: names in `arms.ARMS`.
+        settings: nested settings of the plugin, common to all arms.
+        spacing: isotropic spacing of the resampled voxels in mm; 0: that of nnU-Net's plan.
+        generator: settings of the generator, which is shared by all arms that need one.
+        workers: number of data loading processes; with 0 every run is bit-reproducible on a CPU.
     """
 
     image_size: int
@@ -40,9 +41,9 @@ class Preset:
 def _settings(
     pretraining: dict[str, Any], finetuning: dict[str, Any], sided: bool, views: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Labels defined by side: no mirroring, rotation within 15 degrees."""
+    """Settings for labels defined by side: no mirroring, rotation by at most 15 degrees."""
     geometry = {"mirror_axes": [], "rotation_deg": 15} if sided else {}
-    # what is a default as well is part of the hashes of the runs that are committed
+    # some values equal the defaults, but are part of the hashes of committed runs
     return {
         "pretrain": {"data": "training_and_pool", "temperature": 0.1, **pretraining},
         "counterfactual": {"count": 1},
@@ -52,7 +53,7 @@ def _settings(
     }
 
 
-# the long ones cost as much as a pretraining and fine-tuning together
+# the long arms have the cost of pretraining and fine-tuning together
 _BASELINES = ("Scratch", "ScratchLong", "ScratchAug", "ScratchAugLong")
 _NANO_ARMS = (*_BASELINES, "SilverSeg", "DVDCL@acquisition", "SMVDCL@acquisition", "DVDCL@acquisition+Aug")
 _NANO_CHEST_ARMS = (
@@ -74,11 +75,11 @@ _FROZEN, _VIEWS = {"frozen_fraction": 0.25}, {"crop_fraction": [0.3, 1.0]}
 _NANO_2D = _settings(
     {"epochs": 8, "iterations_per_epoch": 50, "images_per_step": 4, "points_per_image": 128},
     {"epochs": 8, "iterations_per_epoch": 50, **_FROZEN}, sided=True, views=_VIEWS)
-# as coarse and as long as it takes for nnU-Net itself to learn both labels within minutes of one core
+# coarse and long enough for nnU-Net to learn both labels within minutes on one core
 _NANO_3D = _settings(
     {"epochs": 6, "iterations_per_epoch": 50, "images_per_step": 4, "points_per_image": 128},
     {"epochs": 12, "iterations_per_epoch": 50, **_FROZEN}, sided=False, views=_VIEWS)
-# half an hour of one core, the gate included; the defaults are made for a GPU
+# half an hour on one core, the gate included; the defaults are meant for a GPU
 _NANO_GENERATOR = {"width": 12, "blocks": 1, "images_per_step": 8, "epochs": 20, "iterations_per_epoch": 100,
                    "ema": 0.998, "finetune_epochs": 4}
 _FULL_2D = _settings(
@@ -88,7 +89,7 @@ _FULL_3D = _settings(
     {"epochs": 40, "iterations_per_epoch": 100, "images_per_step": 8, "points_per_image": 500},
     {"epochs": 60, "iterations_per_epoch": 100}, sided=False)
 
-#: (preset, dataset) -> its size.
+#: (preset, dataset) -> size.
 PRESETS: dict[tuple[str, str], Preset] = {
     ("nano", "chest_xrays"): Preset(96, 4, 16, 8, (12,), (0, 1, 2), _NANO_CHEST_ARMS, _NANO_2D, workers=0,
                                     generator=_NANO_GENERATOR),

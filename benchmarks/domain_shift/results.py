@@ -1,8 +1,8 @@
-"""The study's table and figure, from the files of its runs and from nothing else.
+"""Tables and plots of the study, computed from the files of its runs.
 
-Figures are of the report half of the test patients (--half development for choices). Two intervals stand beside each
-difference, since they answer different questions: over patients (BCa bootstrap of the differences averaged over seeds:
-would other patients say the same?) and over seeds (Student's t of the seeds' mean differences: would other trainings?).
+Metrics are those of the report half of the test patients (--half development for choices). Each difference has two
+intervals: over patients (BCa bootstrap of the differences averaged over seeds: variation between patients) and over
+seeds (Student's t of the seeds' mean differences: variation between trainings).
 
     python benchmarks/domain_shift/results.py --work study --preset nano --dataset chest_xrays --out docs/results
 """
@@ -31,19 +31,20 @@ from nnunet_cfcl.evaluation.statistics import LEVEL, Draws, patient_sums
 from nnunet_cfcl.files.atomic import replace_atomically, write_text_atomically
 from nnunet_cfcl.nnunet.label_files import read_label_file
 
-#: Arms without a pretraining.
+#: Arms without pretraining.
 BASELINES = tuple(name for name in ARMS if name.startswith("Scratch"))
 
 
 @dataclass(frozen=True)
 class Finished:
-    """One run's figures of the cases of one half.
+    """Metrics of one run on the cases of one half.
 
     Attributes:
-        arm, seed: of the run.
-        hash: of all that decides about it.
-        values: figure -> (cases,), in the order of `Cases.names`; Dice in percent, a mean over the labels.
-        seconds: of the training.
+        arm: arm of the run.
+        seed: seed of the run.
+        hash: hash of everything that determines the run.
+        values: metric -> (cases,), in the order of `Cases.names`; Dice in percent, a mean over the labels.
+        seconds: duration of the training.
     """
 
     arm: str
@@ -86,7 +87,7 @@ def read_run(folder: Path, cases: Cases, truth: Path, sided: bool) -> Finished:
         if missing := [case for case in cases.names if not found[case]]:
             raise UserError(f"{folder} has no figures of {len(missing)} test cases, such as {missing[0]}: delete it "
                             "and run the study again")
-        # a label that is missed has no distance: NaN, and counted beside the mean
+        # a missed label has no distance: NaN, and counted separately
         values[figure] = np.array([np.mean(found[case]) for case in cases.names])
     values["missed"] = (~np.isfinite(values["hd95"])).astype(float)
     if sided:
@@ -97,7 +98,7 @@ def read_run(folder: Path, cases: Cases, truth: Path, sided: bool) -> Finished:
 
 
 def sides(predictions: Path, truth: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """Dice of both lungs as one in percent, and whether the labels fit better with left and right swapped (0 or 1)."""
+    """Compute the Dice of both lungs as one label in percent, and whether swapped sides fit better (0 or 1)."""
     binary, swapped = [], []
     for name in names:
         found, true = (read_label_file(folder / f"{name}.png").labels for folder in (predictions, truth))
@@ -115,13 +116,13 @@ def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm minus a baseline, seed by seed and case by case.
+    """Difference between an arm and a baseline, seed by seed and case by case.
 
     Attributes:
-        mean: over seeds and cases.
+        mean: mean over seeds and cases.
         patients: 95 % interval over patients.
         seeds: 95 % interval over seeds.
-        p: of the sign-flip test over patients.
+        p: p value of the sign-flip test over patients.
         of_seeds: mean difference of every seed.
     """
 
@@ -134,7 +135,7 @@ class Difference:
 
 def difference(arm: Sequence[Finished], baseline: Sequence[Finished], mask: NDArray[np.bool_], cases: Cases,
                draws: Draws) -> Difference | None:
-    """Of the Dice; None without a common seed."""
+    """Compare the Dice of two arms; None without a common seed."""
     other = {run.seed: run.values["dice"] for run in baseline}
     pairs = np.array([run.values["dice"][mask] - other[run.seed][mask] for run in arm if run.seed in other])
     if not len(pairs):
@@ -151,14 +152,14 @@ def difference(arm: Sequence[Finished], baseline: Sequence[Finished], mask: NDAr
 
 @dataclass(frozen=True)
 class Results:
-    """All that is shown of one label budget.
+    """Results of one label budget.
 
     Attributes:
-        dataset: of the study.
-        budget: labelled cases.
-        cases: of the half.
-        runs: arm -> its finished runs, in the preset's order of arms.
-        differences: (arm, baseline, scanner) -> that of the Dice.
+        dataset: dataset of the study.
+        budget: number of labelled cases.
+        cases: cases of the half.
+        runs: arm -> finished runs, in the order of the preset.
+        differences: (arm, baseline, scanner) -> difference of the Dice.
     """
 
     dataset: StudyDataset
@@ -177,7 +178,7 @@ class Results:
         return np.asarray(self.cases.scanner == scanner)
 
     def mean(self, arm: str, figure: str, mask: NDArray[np.bool_]) -> tuple[float, float]:
-        """Mean over seeds and cases, and standard deviation over seeds; a seed without any such figure is left out."""
+        """Compute the mean over seeds and cases and the std over seeds, without seeds that have no value."""
         means = [mean for run in self.runs[arm] if np.isfinite(mean := _mean(run.values[figure][mask]))]
         spread = float(np.std(means, ddof=1)) if len(means) > 1 else float("nan")
         return float(np.mean(means)) if means else float("nan"), spread
@@ -225,7 +226,7 @@ def table_of_means(results: Results) -> str:
 
 
 def table_of_differences(results: Results, baseline: str) -> str:
-    """Markdown: a row per arm and scanner; empty without the baseline."""
+    """Format a Markdown table with a row per arm and scanner; empty without the baseline."""
     rows = []
     for (arm, against, scanner), one in results.differences.items():
         if against == baseline:
@@ -241,7 +242,7 @@ def folded(summary: str, table: str) -> str:
 
 
 def _mean(values: NDArray[np.float64]) -> float:
-    """Without the cases that have no such figure; NaN where none has it."""
+    """Mean over the cases with a value; NaN where no case has one."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
@@ -260,7 +261,7 @@ def _interval(ends: tuple[float, float]) -> str:
 
 
 def draw(results: Results, file: Path) -> None:
-    """Left: every seed's mean Dice. Right: differences to the first baseline with both intervals."""
+    """Plot the mean Dice of every seed (left) and the differences to the first baseline with both intervals (right)."""
     arms, places = list(results.runs), np.arange(len(results.runs))
     figure = Figure(figsize=(12, 1.5 + 0.5 * len(arms)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -288,7 +289,7 @@ def draw(results: Results, file: Path) -> None:
 
 
 def to_json(results: Results) -> dict[str, object]:
-    """Every figure of the tables, every run's hash."""
+    """Collect every value of the tables and the hash of every run."""
     return {
         "labels": results.budget, "cases": len(results.cases.names), "patients": len(set(results.cases.patients)),
         "runs": [{"arm": run.arm, "seed": run.seed, "hash": run.hash, "training_seconds": run.seconds,
@@ -314,7 +315,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Write DATASET_PRESET.json and, per label budget, a figure; print the tables."""
+    """Write DATASET_PRESET.json and a plot per label budget, and print the tables."""
     arguments = parse_arguments()
     dataset, preset = DATASETS[arguments.dataset], PRESETS[arguments.preset, arguments.dataset]
     root, name = arguments.work / f"{arguments.preset}_{arguments.dataset}", f"{arguments.dataset}_{arguments.preset}"

@@ -1,21 +1,22 @@
-"""What does pretraining buy on another scanner? Arms x seeds x label budgets, resumable, by nnU-Net's own commands.
+"""Effect of pretraining on another scanner: arms x seeds x label budgets, resumable, with nnU-Net's own commands.
 
-Every run is one `nnUNetv2_train`, `nnUNetv2_predict` and `nnunet_cfcl evaluate` with settings of its own, on fold "all"
-(all labelled cases; there is no validation to choose by), evaluated after the last epoch, without mirroring in
-prediction. Runs of one seed begin with the same weights, and without data loading processes see the same batches in
-fine-tuning (not those whose images are replaced: they draw more). A command that is stopped, or that stops itself after
---minutes, is begun again as it was and goes on where it was.
+Every run is one `nnUNetv2_train`, `nnUNetv2_predict` and `nnunet_cfcl evaluate` with its own settings, on fold "all"
+(all labelled cases, without validation cases for model selection), evaluated after the last epoch, without mirroring in
+prediction. Runs of one seed have the same initial weights and, without data loading processes, the same batches in
+fine-tuning (except runs with replaced images, which need more random draws). Repeat a stopped command, or one that
+stopped after --minutes, to resume it.
 
-Arms with a generator share one, as those with silver labels share these: the spread over seeds does not hold its own,
-nor the minutes of a run its training. What its gate refuses is left out, without acquisition in its place.
+Arms with a generator share one generator, and arms with silver labels share these labels: the std over seeds does not
+include their variation, nor the duration of a run their training. Interventions that fail the gate are left out and not
+replaced by acquisition effects.
 
     python benchmarks/domain_shift/study.py --preset nano --dataset chest_xrays --work study
     python benchmarks/domain_shift/results.py --work study --preset nano --dataset chest_xrays --out docs/results
 
     WORK/PRESET_DATASET/raw, preprocessed         one dataset per label budget, with a plan called studyPlans
-    WORK/PRESET_DATASET/runs/ARM_LABELS_SEED/     run.json (all that decides about it, with its hash), settings.json,
+    WORK/PRESET_DATASET/runs/ARM_LABELS_SEED/     run.json (everything that determines it, with a hash), settings.json,
                                                   the trainer's own folder, log.txt, predictions, evaluation
-    WORK/PRESET_DATASET/generator_LABELS.log      how the generator was trained and judged, for arms that need one
+    WORK/PRESET_DATASET/generator_LABELS.log      training and gate of the generator, for arms that need one
 """
 
 from __future__ import annotations
@@ -44,26 +45,27 @@ from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.runs.lock import exclusive
 
 PLANS = "studyPlans"
-#: Seed of the model that labels the pool, and of the generator; no run has it.
+#: Seed of the model that labels the pool, and of the generator; no run uses it.
 TEACHER_SEED = 1000
 
 
 class OutOfTime(Exception):
-    """The time given with --minutes is over; what was done is kept."""
+    """The time limit of --minutes is reached; finished work is kept."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """One dataset with one preset, and where it is worked on.
+    """Study of one dataset with one preset.
 
     Attributes:
-        dataset, preset: see there.
+        dataset: see `study_data`.
+        preset: see `presets`.
         data: source of the images.
         root: folder of the study's files.
         device: cpu or cuda.
-        threads: of every process.
+        threads: number of threads of every process.
         deadline: time.time() at which to stop.
-        changes: dotted settings, changed in every arm; for choices on the development half.
+        changes: dotted settings that change every arm, for choices on the development half.
     """
 
     dataset: StudyDataset
@@ -86,14 +88,13 @@ class Study:
                **({"nnUNet_cfcl_config": settings} if settings else {})}
         if self.device == "cpu":
             own["nnUNet_compile"] = "f"
-        # what the user has set for trainings of their own
+        # settings of the user for other trainings
         inherited = {key: value for key, value in os.environ.items()
                      if key not in ("nnUNet_cfcl_config", "nnUNet_wandb_enabled")}
         return {**inherited, "PATH": path, **{key: str(value) for key, value in own.items()}}
 
     def settings(self, own: Mapping[str, Any], generator: bool) -> dict[str, Any]:
-        """Nested settings of the plugin: the preset's, those of a generator if there is one, the dotted changes and
-        ``own``."""
+        """Merge the nested settings of the preset and the generator with the dotted changes and ``own``."""
         parts = {**self.preset.settings, **({"generator": self.preset.generator} if generator else {})}
         settings: dict[str, Any] = json.loads(json.dumps(parts))
         for key, value in {**self.changes, **own}.items():
@@ -108,11 +109,11 @@ class Study:
         return plan
 
     def call(self, log: Path, environment: Mapping[str, str], *command: str) -> None:
-        """One command; its output goes to a file. Stopped at the deadline.
+        """Run a command until the deadline, with its output in a log file.
 
         Raises:
-            OutOfTime: it was stopped.
-            RuntimeError: it failed; names the log.
+            OutOfTime: the command was stopped at the deadline.
+            RuntimeError: the command failed; the message has the log file.
         """
         with open(log, "a") as file:
             file.write(f"\n$ {' '.join(command)}\n")
@@ -134,14 +135,14 @@ class Study:
 
 @dataclass(frozen=True)
 class Run:
-    """One training of the study.
+    """Run of the study.
 
     Attributes:
-        study: it belongs to.
-        name: of the arm.
-        arm: see there.
+        study: study of the run.
+        name: name of the arm.
+        arm: see `arms`.
         budget: number of labelled cases.
-        seed: of everything that is drawn.
+        seed: seed of all random draws.
     """
 
     study: Study
@@ -163,14 +164,14 @@ class Run:
         return self.folder / "results" / study.dataset.folder(self.budget) / model / "fold_all"
 
     def settings(self) -> dict[str, Any]:
-        """Nested settings of the plugin: the preset's, the arm's, the seed."""
+        """Nested settings of the plugin from preset, arm and seed."""
         settings = self.study.settings({**self.arm.settings, "seed": self.seed}, self.arm.needs_generator)
         if self.arm.longer:
             settings["finetune"]["epochs"] += self._pretraining_in_epochs(settings)
         return settings
 
     def _pretraining_in_epochs(self, settings: Mapping[str, Any]) -> int:
-        """Epochs of fine-tuning that process as many patches as the pretraining of the other arms."""
+        """Number of fine-tuning epochs that process as many patches as the pretraining of the other arms."""
         pretraining, finetuning = settings["pretrain"], settings["finetune"]
         views = settings["counterfactual"]["count"] + 1
         patches = pretraining["epochs"] * pretraining["iterations_per_epoch"] * pretraining["images_per_step"] * views
@@ -186,10 +187,10 @@ class Run:
                 **generated}
 
     def check_identity(self) -> None:
-        """A folder is one run's, for ever.
+        """Check that the folder belongs to this run.
 
         Raises:
-            RuntimeError: it holds a run with other settings.
+            RuntimeError: the folder has a run with other settings.
         """
         file = self.folder / "run.json"
         if file.exists() and json.loads(file.read_text())["hash"] != digest(self.identity()):
@@ -200,7 +201,7 @@ class Run:
         return (self.folder / "evaluation" / "metrics.csv").exists()
 
     def work(self) -> None:
-        """Train, predict, evaluate, whatever of it is not done yet.
+        """Train, predict and evaluate, as far as not done yet.
 
         Raises:
             OutOfTime: see `Study.call`.
@@ -222,25 +223,25 @@ class Run:
             *self.study.dataset.groups, "-o", str(self.folder / "evaluation"), "-np", "1")
 
     def _with_store(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """The generator's counterfactuals were made before, the same for every run."""
+        """Add the generator's counterfactuals, which exist already and are common to all runs."""
         if not self.arm.needs_generator:
             return settings
         store = {"source": "precomputed", "store": str(self.study.root / self._generated()["store"])}
         return {**settings, "counterfactual": {**settings["counterfactual"], **store}}
 
     def _generated(self) -> dict[str, Any]:
-        """What the generator made; empty where it has not been there yet."""
+        """Read the record of the generator's counterfactuals; empty where they do not exist yet."""
         file = generated_file(self.study, self.budget)
-        told: dict[str, Any] = json.loads(file.read_text()) if self.arm.needs_generator and file.exists() else {}
-        return told
+        record: dict[str, Any] = json.loads(file.read_text()) if self.arm.needs_generator and file.exists() else {}
+        return record
 
     def has_no_generator(self) -> bool:
-        """Its counterfactuals would not show another scanner: the gate refused those."""
-        told = self._generated()
-        return bool(told) and not any("scanner" in name.split("+") for name in told["interventions"])
+        """Whether no change of the scanner passed the generator's gate."""
+        record = self._generated()
+        return bool(record) and not any("scanner" in name.split("+") for name in record["interventions"])
 
     def label(self, images: Path, target: Path) -> None:
-        """Predict other images, with probabilities; the run has been trained."""
+        """Predict other images, with probabilities, after the training."""
         environment = self.study.environment(self.folder / "settings.json", self.folder / "results")
         model = ("-tr", self.arm.trainer, "-p", PLANS, "-device", self.study.device, "--save_probabilities")
         self._predict(environment, model, images, target)
@@ -255,7 +256,7 @@ class Run:
         return dataset.folder(self.budget)[7:10], dataset.configuration, "all"
 
     def _take_pretraining(self) -> None:
-        """Of the arm that pretrains alike; the trainer compares the hash, and pretrains itself where it differs."""
+        """Reuse the pretraining of the arm in ``like``; the trainer pretrains anew where the hash differs."""
         own = self.fold / "cfcl" / "pretraining"
         if not self.arm.like or own.exists():
             return
@@ -283,7 +284,7 @@ class Run:
     def _predict(self, environment: Mapping[str, str], model: tuple[str, ...], images: Path, target: Path) -> None:
         if target.exists():
             return
-        # nnU-Net takes a mask that was cut short by a kill for a good one
+        # nnU-Net skips existing masks, even one truncated by a kill
         partial, (dataset, configuration, fold) = target.with_name(f".{target.name}.partial"), self._where
         shutil.rmtree(partial, ignore_errors=True)
         self.study.call(
@@ -293,7 +294,7 @@ class Run:
         partial.rename(target)
 
     def _check_prepared(self) -> None:
-        """Without silver labels the trainers would take the manual ones, and say so only in their log."""
+        """Check for silver labels, without which the trainers use the manual labels and only log it."""
         root = self.study.root
         needed = {
             "silver labels": (self.arm.silver, root / f"silver_{self.budget}.done"),
@@ -307,19 +308,19 @@ class Run:
 
 
 def prepare(study: Study, budget: int) -> None:
-    """Write, plan, preprocess: dataset and pool of a label budget; what is there already is kept."""
+    """Write, plan and preprocess dataset and pool of a label budget, as far as not done yet."""
     study.root.mkdir(parents=True, exist_ok=True)
     folder, log = study.dataset.folder(budget), study.root / "prepare.log"
     raw, preprocessed = study.root / "raw" / folder, study.root / "preprocessed" / folder
     if not (raw / "dataset.json").exists():
         shutil.rmtree(raw, ignore_errors=True)
         study.dataset.write(study.data, raw, budget, study.preset.image_size)
-    # nnU-Net's planner uses this number as its thread count and fails on 0
+    # nnU-Net's planner uses this number as its thread count and fails with 0
     environment = {**study.environment(), "nnUNet_n_proc_DA": "1"}
     command = (folder[7:10], "-c", study.dataset.configuration)
     if not (preprocessed / f"{PLANS}.json").exists():
         spacing = [f"{study.preset.spacing:g}"] * 3
-        # nnU-Net wants the plan to be named anew where its spacing is given; ours takes its place anyway
+        # nnU-Net requires another plans name for a given spacing; the study's plan replaces it anyway
         resampled = ["-overwrite_target_spacing", *spacing, "-overwrite_plans_name", "nnUNetPlans"]
         study.call(log, environment, "nnUNetv2_plan_and_preprocess", "-d", *command, "-np", "1", "-npfp", "1",
                    "--no_pbar", *(resampled if study.preset.spacing else ()))
@@ -328,14 +329,14 @@ def prepare(study: Study, budget: int) -> None:
 
 
 def preprocess(study: Study, budget: int, *verb: str) -> None:
-    """One of the plugin's commands that preprocess images with the study's plan."""
+    """Run a command of the plugin that preprocesses images with the study's plan."""
     environment = {**study.environment(), "nnUNet_n_proc_DA": "1"}
     study.call(study.root / "prepare.log", environment, "nnunet_cfcl", *verb, "-d", study.dataset.folder(budget)[7:10],
                "-c", study.dataset.configuration, "-p", PLANS, "-np", "1")
 
 
 def _write_plan(preprocessed: Path, preset: Preset) -> None:
-    """nnU-Net's own plan, with the preset's network and batch size."""
+    """Change nnU-Net's plan to the preset's network and batch size."""
     plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
     plans["plans_name"] = PLANS
     for configuration in plans["configurations"].values():
@@ -352,7 +353,7 @@ def _write_plan(preprocessed: Path, preset: Preset) -> None:
 
 
 def make_silver(study: Study, budget: int) -> None:
-    """Labels of the pool by nnU-Net, trained on the labelled cases alone with a seed that no run has."""
+    """Label the pool with nnU-Net, trained on the labelled cases with a seed that no run uses."""
     raw = study.root / "raw" / study.dataset.folder(budget)
     done = study.root / f"silver_{budget}.done"
     if done.exists():
@@ -367,7 +368,7 @@ def make_silver(study: Study, budget: int) -> None:
 
 
 def import_counterfactuals(study: Study, budget: int) -> None:
-    """The phantom's true counterfactuals, where the dataset has them."""
+    """Import the phantom's true counterfactuals, where the dataset has them."""
     images = study.root / "raw" / study.dataset.folder(budget) / "counterfactuals"
     done = study.root / f"counterfactuals_{budget}.done"
     if images.is_dir() and not done.exists():
@@ -376,11 +377,12 @@ def import_counterfactuals(study: Study, budget: int) -> None:
 
 
 def make_generated(study: Study, budget: int) -> None:
-    """Counterfactuals of the labelled cases and the pool, by one generator with a seed that no run has; what came of it
-    is written to `generated_file`.
+    """Generate counterfactuals of the labelled cases and the pool, with one generator and a seed that no run uses.
+
+    The result is recorded in `generated_file`.
 
     Raises:
-        RuntimeError: they were made before, with other settings.
+        RuntimeError: they were generated before, with other settings.
     """
     settings = study.root / f"generator_{budget}.json"
     own = study.settings({"counterfactual.source": "generator", "seed": TEACHER_SEED}, generator=True)
@@ -408,7 +410,7 @@ def make_generated(study: Study, budget: int) -> None:
 
 
 def generated_file(study: Study, budget: int) -> Path:
-    """What the generator made: the store, by which generator, which interventions passed its gate."""
+    """Collect store, generator, and the interventions that passed the gate."""
     return study.root / f"generated_{budget}.json"
 
 
@@ -418,7 +420,7 @@ def generator_log(study: Study, budget: int) -> Path:
 
 
 def runs_of(study: Study, arms: list[str], budgets: list[int], seeds: list[int]) -> Iterator[Run]:
-    """In the order in which they are worked on: all arms of a seed, so that a part of the study can be read."""
+    """List the runs in order, all arms of a seed together, so that an unfinished study is readable."""
     for budget in budgets:
         for seed in seeds:
             for name in arms:
@@ -426,7 +428,7 @@ def runs_of(study: Study, arms: list[str], budgets: list[int], seeds: list[int])
 
 
 def work_on(study: Study, runs: list[Run], part: int, parts: int) -> None:
-    """Do every ``parts``-th of the runs, one after the other."""
+    """Execute every ``parts``-th run."""
     from tqdm import tqdm
 
     mine = [run for number, run in enumerate(runs) if number % parts == part]
@@ -466,14 +468,14 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Prepare, then do the runs that are not done yet."""
+    """Prepare the study, then execute the unfinished runs."""
     arguments = parse_arguments()
     preset = PRESETS[arguments.preset, arguments.dataset]
     root = (arguments.work / f"{arguments.preset}_{arguments.dataset}").resolve()
     study = Study(DATASETS[arguments.dataset], preset, arguments.data.resolve(), root, arguments.device,
                   arguments.threads, time.time() + 60 * arguments.minutes, arguments.changes)
     for one in (signal.SIGTERM, signal.SIGHUP):
-        # an exception, so that the command that is running is stopped too
+        # an exception, so that the running command is stopped too
         signal.signal(one, lambda *_: sys.exit("stopped; the same command goes on from here"))
     arms = list(dict.fromkeys(arguments.arms or preset.arms))
     budgets, seeds = arguments.labels or list(preset.labels), arguments.seeds or list(preset.seeds)
@@ -481,7 +483,7 @@ def main() -> None:
         for budget in budgets if arguments.part[0] == 0 else ():
             prepare(study, budget)
             import_counterfactuals(study, budget)
-            # before the silver labels, so that its gate sees the same whatever the arms are
+            # before the silver labels, so that its gate sees the same data for any choice of arms
             if any(ARMS[name].needs_generator for name in arms):
                 make_generated(study, budget)
             if any(ARMS[name].silver for name in arms):

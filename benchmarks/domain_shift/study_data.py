@@ -1,4 +1,4 @@
-"""The three datasets of the study, written as nnU-Net raw datasets: labelled cases, pool, and test patients.
+"""Three datasets of the study as nnU-Net raw datasets: labelled cases, pool, and test patients.
 
     DatasetXXX_Name/imagesTr, labelsTr        labelled cases, all of one scanner
                     imagesUn                  pool: unlabelled images of both scanners
@@ -6,8 +6,8 @@
                     attributes.csv            case, patient, scanner, disease of the labelled cases and the pool
                     test.csv                  the same of the test cases, and their half: development or report
 
-Nothing is ever chosen by the half called report. Choices by the development half use labels of the other scanner: what
-was chosen by it is said with the results, and baselines get the same search.
+The report half is never used for choices. Choices on the development half use labels of the other scanner; they are
+documented with the results, and baselines get the same search.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nnunet_cfcl.files.atomic import write_text_atomically
 
 Row = dict[str, str]
 DEVELOPMENT, REPORT = "development", "report"
-#: Test patients of each scanner and disease: for choices, and for the report.
+#: Number of test patients of each scanner and disease for choices, and for the report.
 CHEST_X_RAYS_PER_GROUP = {DEVELOPMENT: 10, REPORT: 20}
 HIPPOCAMPI = {DEVELOPMENT: 9, REPORT: 19}
 PHANTOMS = {"pool": 80, DEVELOPMENT: 20, REPORT: 40}
@@ -38,16 +38,17 @@ LUNGS = {"background": 0, "right lung": 1, "left lung": 2}
 
 @dataclass(frozen=True)
 class StudyDataset:
-    """One dataset of the study.
+    """Dataset of the study.
 
     Attributes:
-        number: of nnU-Net's dataset with a label budget of 0; the budget is added.
-        name: of nnU-Net's dataset.
-        configuration: of nnU-Net.
-        own, other: scanner of the labelled cases, and the other one.
+        number: number of nnU-Net's dataset, without the label budget, which is added.
+        name: name of nnU-Net's dataset.
+        configuration: configuration of nnU-Net.
+        own: scanner of the labelled cases.
+        other: the other scanner.
         groups: columns by which results are reported.
-        write: (source of the data, raw folder, label budget, image size).
-        sided: labels are defined by side, so that a swap of left and right is counted.
+        write: function of source of the data, raw folder, label budget and image size.
+        sided: whether labels are defined by side, so that swaps of left and right are counted.
     """
 
     number: int
@@ -60,7 +61,7 @@ class StudyDataset:
     sided: bool = False
 
     def folder(self, budget: int) -> str:
-        """nnU-Net's name of the dataset with a label budget."""
+        """Name of nnU-Net's dataset with a label budget."""
         return f"Dataset{self.number + budget:03d}_{self.name}"
 
 
@@ -76,13 +77,13 @@ def _write_tables(raw: Path, split: Mapping[str, Sequence[Row]], description: Ma
     _write_table(raw / "attributes.csv", [*split["labelled"], *split["pool"]], columns)
     test = [{**row, "half": half} for half in (DEVELOPMENT, REPORT) for row in split[half]]
     _write_table(raw / "test.csv", test, (*columns, "half"))
-    # the last file: with it the dataset is complete
+    # written last: marks the dataset as complete
     text = json.dumps({**description, "numTraining": len(split["labelled"])}, indent=1)
     write_text_atomically(raw / "dataset.json", text)
 
 
 def _places(split: Mapping[str, Sequence[Row]], raw: Path) -> list[tuple[Row, Path, Path | None]]:
-    """(row, folder of the image, folder of the mask or None) of every case; makes the folders."""
+    """Create the folders and iterate over row, folder of the image, and folder of the mask or None of every case."""
     folders = {"labelled": ("imagesTr", "labelsTr"), "pool": ("imagesUn", None),
                DEVELOPMENT: ("imagesTs", "labelsTs"), REPORT: ("imagesTs", "labelsTs")}
     for names in folders.values():
@@ -93,9 +94,9 @@ def _places(split: Mapping[str, Sequence[Row]], raw: Path) -> list[tuple[Row, Pa
 
 
 def split_chest_x_rays(rows: Sequence[Row], budget: int) -> dict[str, list[Row]]:
-    """Patients are dealt out in an order drawn once: to the report, to development, to the labelled cases, to the pool.
+    """Assign patients in a random order to report, development, labelled cases and pool.
 
-    A patient with several images goes with all of them. A smaller budget is a part of a larger one.
+    All images of a patient stay together. A smaller budget is a subset of a larger one.
     """
     order = np.random.default_rng(0).permutation(len(rows))
     groups: dict[tuple[str, str], list[list[Row]]] = {}
@@ -116,7 +117,7 @@ def split_chest_x_rays(rows: Sequence[Row], budget: int) -> dict[str, list[Row]]
 
 
 def write_chest_x_rays(data: Path, raw: Path, budget: int, size: int) -> None:
-    """Half of the labelled images healthy, half with tuberculosis, all of Montgomery County."""
+    """Choose labelled images of Montgomery County, half healthy and half with tuberculosis."""
     with open(data / "cxr" / "meta.csv", newline="") as file:
         rows = [{**row, "case": row["case_id"], "patient": row["patient_id"]} for row in csv.DictReader(file)]
     split = split_chest_x_rays(rows, budget)
@@ -131,7 +132,7 @@ def write_chest_x_rays(data: Path, raw: Path, budget: int, size: int) -> None:
 
 
 def on_other_scanner(volume: NDArray[np.floating], spacing: Sequence[float], seed: int) -> NDArray[np.float32]:
-    """A volume (Z, Y, X) as the phantom's scanner B shows it, in its own range of intensities."""
+    """Simulate the phantom's scanner B on a volume (Z, Y, X), in the volume's range of intensities."""
     from nnunet_cfcl.phantom.scanner import SCANNER_B, apply_scanner, draw_acquisition_noise
 
     low, high = np.percentile(volume, (0.5, 99.5))
@@ -141,8 +142,7 @@ def on_other_scanner(volume: NDArray[np.floating], spacing: Sequence[float], see
 
 
 def split_hippocampi(names: Sequence[str], budget: int) -> dict[str, list[Row]]:
-    """Every other volume of the pool is shown by the simulated scanner; test patients are there as both scanners show
-    them."""
+    """Assign the simulated scanner to every second volume of the pool, and both scanners to test patients."""
     order = [names[place] for place in np.random.default_rng(0).permutation(len(names))]
     cut = HIPPOCAMPI[REPORT], HIPPOCAMPI[REPORT] + HIPPOCAMPI[DEVELOPMENT]
     parts = {REPORT: order[: cut[0]], DEVELOPMENT: order[cut[0] : cut[1]],
@@ -161,7 +161,7 @@ def split_hippocampi(names: Sequence[str], budget: int) -> dict[str, list[Row]]:
 
 
 def write_hippocampi(data: Path, raw: Path, budget: int, size: int) -> None:
-    """Volumes as they are and, for "simulated", through the phantom's scanner model."""
+    """Write original volumes and, for "simulated", volumes of the phantom's scanner model."""
     source = data / "Dataset004_Hippocampus"
     names = sorted(file.name.removesuffix(".nii.gz") for file in (source / "labelsTr").glob("*.nii.gz"))
     split = split_hippocampi(names, budget)
@@ -182,8 +182,10 @@ def write_hippocampi(data: Path, raw: Path, budget: int, size: int) -> None:
 
 
 def write_phantoms(data: Path, raw: Path, budget: int, size: int) -> None:
-    """Labelled patients of scanner A, a pool and test patients of both; the true counterfactuals lie in
-    ``counterfactuals``, which no arm but "precomputed" sees."""
+    """Write labelled patients of scanner A, and a pool and test patients of both scanners.
+
+    The true counterfactuals are in ``counterfactuals``, which only the arm "precomputed" uses.
+    """
     from nnunet_cfcl.phantom.anatomy import LABELS
     from nnunet_cfcl.phantom.dataset import FILE_ENDING, quantise
     from nnunet_cfcl.phantom.scm import INTERVENTIONS, Attributes, counterfactual, draw_patient, render

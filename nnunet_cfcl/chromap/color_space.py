@@ -1,13 +1,11 @@
-"""What makes a network's features comparable as colours: one reduction, one plane, one colour wheel for all images."""
+"""Colour space of a network's features: one reduction, one plane and one colour wheel for all images."""
 
 from __future__ import annotations
 
-import math
 import os
-import warnings
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 from zipfile import ZIP_STORED
 
 import numpy as np
@@ -15,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nnunet_cfcl.chromap.ellipse import minimum_volume_enclosing_ellipse
+from nnunet_cfcl.chromap.fitting import checked_samples, clipped, principal_components, to_disc, umap_places
 from nnunet_cfcl.chromap.landmarks import choose_landmarks, extend
 from nnunet_cfcl.chromap.palettes import Palette, colors
 from nnunet_cfcl.errors import UserError, first_line, foreign_errors_as
@@ -24,12 +22,8 @@ from nnunet_cfcl.files.atomic import replace_atomically
 Reducer = Literal["umap", "pca"]
 
 FORMAT = 1
-#: UMAP's own defaults; fewer landmarks than this are too few neighbours for a plane that is curved.
-UMAP_NEIGHBOURS, UMAP_MIN_DISTANCE = 15, 0.1
-#: Neighbours that say where a voxel lies, see `landmarks.extend`.
+#: Landmarks that determine the place of a voxel, see `landmarks.extend`.
 NEIGHBOURS = 4
-#: A spread below this share of the feature's size, or of the largest spread of the principal components, is rounding.
-ROUNDING = 1e-6
 #: Numbers converted to float32 at once, where features come in half precision.
 BLOCK = 2**24
 
@@ -41,13 +35,14 @@ class ColorSpace:
     Attributes:
         weight, bias: (k, F) and (k,) float32; reduced = weight @ features + bias, which standardises the features and
             projects them on principal components. With ``reducer`` "pca" k is 2, and this is the plane already.
-        landmarks, positions: (L, k) reduced features and their places (L, 2) in the unit disc, float32; none with
+        landmarks, positions: (L, k) reduced features and their places (L, 2) in the unit disc, float32; empty with
             "pca".
-        reducer: "umap" or "pca", what was used.
+        reducer: "umap" or "pca", the method that was used.
         palette: "hsv" or "oklch".
-        neighbours: landmarks that say where a point lies.
-        identity: digest of the model that the features are of; "" is unknown.
-        fallback: why ``reducer`` is not what was asked for, or why all is at the centre; "" where nothing was amiss.
+        neighbours: number of landmarks that determine the place of a point.
+        identity: digest of the model's weights; "" is unknown.
+        fallback: reason for another ``reducer`` than requested, or for a space with all features at the centre; "" if
+            there is none.
     """
 
     weight: Tensor
@@ -77,7 +72,7 @@ class ColorSpace:
 
     @property
     def features(self) -> int:
-        """Number F of features it was fitted on."""
+        """Number F of features."""
         return self.weight.shape[1]
 
     @property
@@ -87,7 +82,7 @@ class ColorSpace:
 
     @property
     def device(self) -> torch.device:
-        """Where it works without copies."""
+        """Device of the tensors, on which nothing is copied."""
         return self.weight.device
 
     @classmethod
@@ -101,31 +96,31 @@ class ColorSpace:
         of landmarks to the plane, begun at the first two components; the ellipse around them becomes the unit disc,
         turned and mirrored so that it follows the first two components as nearly as it can.
 
-        Two kinds of features that UMAP cannot place still give a space: too few different samples for it are placed by
-        the first two components; where all are alike, or only one or none is left to tell apart, everything is at the
-        centre. ``fallback`` says so.
+        Two kinds of features that UMAP cannot place still give a space: too few different samples are placed by the
+        first two components; where all samples are alike, all are placed at the centre. ``fallback`` then holds the
+        reason.
 
         Args:
             features: (N, F), N >= 1, of any number type.
-            seed: of landmarks and UMAP.
+            seed: seed of landmarks and UMAP.
             reducer: "pca" takes the first two principal components as the plane.
-            components: of the reduced features, at least 2, for "umap".
-            landmarks: points that UMAP places.
+            components: number k of reduced features, at least 2, for "umap".
+            landmarks: number of points that UMAP places.
             coverage: share of the placed points that the ellipse encloses, in (0, 1]; the others are put on its rim.
-            palette: of the colours.
-            identity: of the model.
+            palette: palette of the colours.
+            identity: digest of the model's weights.
 
         Raises:
             ValueError: another shape, settings out of range.
             UserError: features that are not finite.
         """
-        samples = _checked(features)
+        samples = checked_samples(features)
         if reducer not in get_args(Reducer) or palette not in get_args(Palette):
             raise ValueError(f"unknown reducer {reducer!r} or palette {palette!r}")
         if components < 2 or landmarks < 1 or not 0 < coverage <= 1:
             raise ValueError(f"expected components >= 2, landmarks >= 1 and a coverage in (0, 1], found {components}, "
                              f"{landmarks} and {coverage}")
-        weight, bias = _principal_components(samples, components if reducer == "umap" else 2)
+        weight, bias = principal_components(samples, components if reducer == "umap" else 2)
         rest: dict[str, Any] = {"palette": palette, "identity": identity}
         if not weight.any():
             return cls._affine(weight[:2], bias[:2], fallback="all samples are alike", **rest)
@@ -133,14 +128,14 @@ class ColorSpace:
         fallback = ""
         if reducer == "umap":
             marks = reduced[choose_landmarks(reduced, landmarks, seed)]
-            placed = _umap(marks, seed)
+            placed = umap_places(marks, seed)
             if isinstance(placed, Tensor):
-                turn, shift = _to_disc(placed, marks[:, :2], coverage)
-                positions = _clipped(placed @ turn.T + shift)
+                turn, shift = to_disc(placed, marks[:, :2], coverage)
+                positions = clipped(placed @ turn.T + shift)
                 return cls(weight.float(), bias.float(), marks.float(), positions.float(), "umap", **rest)
             fallback = placed
         plane = reduced[:, :2]
-        turn, shift = _to_disc(plane, plane, coverage)
+        turn, shift = to_disc(plane, plane, coverage)
         return cls._affine(turn @ weight[:2], turn @ bias[:2] + shift, fallback=fallback, **rest)
 
     @classmethod
@@ -151,7 +146,7 @@ class ColorSpace:
     def reduce(self, channels: Tensor) -> Tensor:
         """Features (F, *S) of any float type -> (k, *S) of the same type, on their device.
 
-        Everything is computed in float32. In half precision, what is too large becomes the largest number.
+        Computed in float32. Values too large for half precision become its largest number.
 
         Raises:
             UserError: another number of features.
@@ -176,7 +171,7 @@ class ColorSpace:
     def place(self, reduced: Tensor) -> Tensor:
         """Reduced features (k, *S) of any float type -> coordinates (2, *S) float32 in the unit disc, on their device.
 
-        Never NaN: features that are not finite count as nothing, or as very large.
+        Never NaN: NaN counts as 0, infinite features count as very large ones.
 
         Raises:
             ValueError: another number of reduced features.
@@ -185,7 +180,7 @@ class ColorSpace:
             raise ValueError(f"expected ({self.components}, *S) reduced features, found {tuple(reduced.shape)}")
         points = reduced.reshape(self.components, -1).T
         if self.reducer == "pca":
-            placed = _clipped(points.float().nan_to_num(0, 1e15, -1e15))
+            placed = clipped(points.float().nan_to_num(0, 1e15, -1e15))
         else:
             placed = extend(points, self.landmarks, self.positions, self.neighbours)
         return placed.T.reshape(2, *reduced.shape[1:])
@@ -207,7 +202,7 @@ class ColorSpace:
         return found if isinstance(features, Tensor) else found.numpy()
 
     def to(self, device: torch.device | str) -> ColorSpace:
-        """On another device, so that nothing is copied for tensors there."""
+        """The same space on another device, so that nothing is copied for tensors there."""
         return replace(self, **{name: getattr(self, name).to(device) for name in _ARRAYS})
 
     def save(self, file: str | os.PathLike[str]) -> None:
@@ -224,7 +219,7 @@ class ColorSpace:
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> ColorSpace:
-        """The opposite of `save`, on the CPU.
+        """Read a file of `save`, on the CPU.
 
         Raises:
             UserError: the file is missing, damaged, no colour space, or of a newer version.
@@ -253,79 +248,3 @@ class ColorSpace:
 
 _ARRAYS = ("weight", "bias", "landmarks", "positions")
 _PLAIN = tuple(one.name for one in fields(ColorSpace) if one.name not in _ARRAYS)
-
-
-class _Affine(NamedTuple):
-    """x -> matrix @ x + shift."""
-
-    matrix: Tensor
-    shift: Tensor
-
-
-def _checked(features: Tensor | NDArray[Any]) -> Tensor:
-    """(N, F) float64 on the CPU."""
-    samples = torch.as_tensor(features).detach().to("cpu", torch.float64)
-    if samples.ndim != 2 or not samples.numel():
-        raise ValueError(f"expected features (N, F), at least one, found {tuple(samples.shape)}")
-    bad = int((~samples.isfinite()).any(1).sum())
-    if bad:
-        raise UserError(f"{bad} of {len(samples)} samples have features that are not finite (NaN or infinite)", "a "
-                        "network whose training diverged gives such features")
-    return samples
-
-
-def _principal_components(samples: Tensor, components: int) -> _Affine:
-    """Standardisation and projection, ordered by variance; (k, F) with 2 <= k <= components.
-
-    Rows that would tell only rounding are zero, or left out. Signs are such that each component's third moment is
-    positive: they do not depend on the order of samples, nor on the sign of a feature.
-    """
-    mean, spread = samples.mean(0), samples.std(0, correction=0)
-    varies = spread > ROUNDING * mean.abs().clamp_min(torch.finfo(torch.float32).tiny)
-    scale = torch.where(varies, 1 / spread.where(varies, 1), 0)
-    standard = (samples - mean) * scale
-    values, vectors = torch.linalg.eigh(standard.T @ standard / len(samples))
-    kept = int((values > ROUNDING * values[-1].clamp_min(ROUNDING)).sum())
-    axes = vectors.flip(1)[:, : min(components, kept)].T
-    thirds = (standard @ axes.T).pow(3).sum(0)
-    axes = axes * torch.where(thirds < 0, -1.0, 1.0)[:, None]
-    axes = torch.cat([axes, axes.new_zeros(max(0, 2 - len(axes)), len(mean))])
-    weight = axes * scale
-    return _Affine(weight, -(weight @ mean))
-
-
-def _umap(landmarks: Tensor, seed: int) -> Tensor | str:
-    """Places (L, 2) float64 of landmarks (L, k), or why there are none."""
-    if len(landmarks) <= UMAP_NEIGHBOURS:
-        return f"UMAP needs more than {UMAP_NEIGHBOURS} different samples, found {len(landmarks)}"
-    if not landmarks[:, 1].any():
-        return "the samples lie on a line"
-    # slow to import, and needed for fitting alone
-    from umap import UMAP
-
-    # an own beginning keeps the coarse order of the components, and does not hang on eigenvectors of a graph
-    start = landmarks[:, :2].numpy().astype(np.float32)
-    model = UMAP(n_neighbors=UMAP_NEIGHBOURS, min_dist=UMAP_MIN_DISTANCE, init=start, random_state=seed, n_jobs=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        placed = torch.from_numpy(np.asarray(model.fit_transform(landmarks.numpy().astype(np.float32)))).double()
-    return placed if placed.isfinite().all() else "UMAP found no finite places"
-
-
-def _to_disc(places: Tensor, guide: Tensor, coverage: float) -> _Affine:
-    """Maps the ellipse around places (N, 2) to the unit disc, turned and mirrored towards the guide (N, 2)."""
-    found = minimum_volume_enclosing_ellipse(places.numpy(), coverage=coverage)
-    centre, form = (torch.from_numpy(np.asarray(part, dtype=np.float64)) for part in found)
-    squares, axes = torch.linalg.eigh(form)
-    round_ = (axes * squares.clamp_min(0).sqrt()) @ axes.T
-    # the orthogonal map that takes places nearest to the guide (Schönemann 1966); for equal weights of its two axes
-    guide = guide - guide.mean(0)
-    guide = guide / guide.std(0, correction=0).clamp_min(math.sqrt(torch.finfo(torch.float64).tiny))
-    left, _, right = torch.linalg.svd(guide.T @ ((places - centre) @ round_.T))
-    turn = left @ right @ round_
-    return _Affine(turn, -(turn @ centre))
-
-
-def _clipped(places: Tensor) -> Tensor:
-    """Places (N, 2) within the unit disc; those outside are moved to the rim straight towards the centre."""
-    return places / torch.linalg.vector_norm(places, dim=1, keepdim=True).clamp_min(1)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import nnls
 
 LARGEST_COORDINATE = 1e100
-"""Larger coordinates are refused: products of their squares would overflow."""
+"""Greatest coordinate: products of larger squares would overflow."""
 
 SMALLEST_CLOUD = 1e-100
 """A cloud whose coordinates are all smaller has `LEAST_HALF_AXIS` as its least half-axis, not a share of its size."""
@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 def minimum_volume_enclosing_ellipse(
     points: ArrayLike, coverage: float = 1.0, tolerance: float = 1e-6
 ) -> tuple[Array, Array]:
-    """The ellipse (ellipsoid) {p: (p - centre)' A (p - centre) <= 1} of least volume around the points.
+    """Compute the ellipse (ellipsoid) {p: (p - centre)' A (p - centre) <= 1} of least volume around the points.
 
     Khachiyan's problem is solved by Frank-Wolfe steps with away steps (Todd & Yildirim 2007, "On Khachiyan's algorithm
     for the computation of minimum-volume enclosing ellipsoids"), each followed by a Newton step, on a core set: a few
@@ -55,8 +55,8 @@ def minimum_volume_enclosing_ellipse(
     Args:
         points: (N, d), N and d >= 1, finite and not beyond `LARGEST_COORDINATE`.
         coverage: share of the points that must be inside, in (0, 1]: at least ceil(coverage N) are; points at equal
-            distance stay or go together, so that their order plays no part: of the points on the boundary (in the plane
-            mostly three to five) all stay, even where fewer would do.
+            distance stay or go together, so that their order does not matter: all points on the boundary (in the plane
+            mostly three to five) stay, even where fewer would do.
         tolerance: relative duality gap, in (0, 1): the volume is at most (1 + tolerance)^((d + 1) / 2) times the least
             one (with coverage 1). Below about 1e-12 rounding ends the search.
 
@@ -180,7 +180,7 @@ def _optimal_weights(lifted: Array, start: list[int], tolerance: float) -> tuple
 
 
 def _outermost(white: Array, variances: Array, indices: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Of the points outside, the farthest and those at both ends of each axis: more sides at once save passes."""
+    """The farthest of the points outside, and those at both ends of each axis: several at once save passes."""
     if not len(indices):
         return indices
     ends = [variances.argmax(), *white[1:].argmax(axis=1), *white[1:].argmin(axis=1)]

@@ -1,11 +1,11 @@
-"""Landmarks stand for a cloud of points: what is known of them alone is extended to any other point.
+"""Landmarks of a cloud of points, and interpolation from the landmarks to any other point.
 
-UMAP places a few thousand points in the plane; placing 10^8 voxels by it would take days. A voxel gets a mean of the
-places of the landmarks nearest to it instead.
+UMAP places a few thousand points in the plane; placing 10^8 voxels would take days. A voxel gets a weighted mean of the
+places of its nearest landmarks instead.
 
 Cost of one point among L landmarks in k dimensions: 2 (k + 2) L operations for the products, and one write and one read
 of L numbers, in cache. For k = 8, L = 2000 that is 40,000 operations and 16 kB, 0.6 microseconds on one core with
-AVX-512; all together takes 1.6.
+AVX-512; 1.6 microseconds in all.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: From a larger cloud, so many points are drawn before landmarks are chosen.
+#: Points that are drawn from a larger cloud before landmarks are chosen.
 CLOUD = 200_000
 #: Bytes of the products of one block of points. On CPUs a block should lie in cache, on GPUs launches should be few.
 CPU_BLOCK, DEVICE_BLOCK = 4 * 2**20, 64 * 2**20
-#: Landmarks of one group, of which only the smallest distance is ranked first.
+#: Landmarks of one group; groups are ranked by their smallest distance first.
 GROUP = 16
-#: In disc radii: a landmark farther than this from the nearest one's place has no say.
+#: Greatest distance, in disc radii, of a neighbour's place from that of the nearest landmark.
 REACH = 0.25
-#: Coordinates of points end here, so that their squares are finite.
+#: Largest coordinate of points, so that their squares are finite.
 FAR = 1e15
-#: Above and below all squared distances that are told apart.
+#: Above and below all squared distances that are distinguished.
 NONE, LEAST = 3e38, 1e-30
 
 
 def choose_landmarks(features: Tensor, count: int, seed: int = 0) -> Tensor:
-    """Points spread evenly over a cloud, rare parts included.
+    """Choose points all over a cloud, rare parts included.
 
     The seeding of k-means++ (Arthur and Vassilvitskii 2007): each landmark is drawn with a probability proportional to
     the squared distance to the nearest one chosen before. A dense part gets more landmarks than a sparse one of the
@@ -36,7 +36,7 @@ def choose_landmarks(features: Tensor, count: int, seed: int = 0) -> Tensor:
 
     Args:
         features: (N, k) finite, of any float type, on any device.
-        count: how many are wanted, at least 1.
+        count: number of landmarks, at least 1.
         seed: the same seed gives the same landmarks for the same data.
 
     Returns:
@@ -70,19 +70,19 @@ def extend(
     points: Tensor, landmarks: Tensor, positions: Tensor, neighbours: int = 4, *, reach: float = REACH,
     block_bytes: int | None = None,
 ) -> Tensor:
-    """Places of points in the plane, from the places of the landmarks nearest to them.
+    """Interpolate places of points in the plane from those of their nearest landmarks.
 
     The weight of a neighbour is (1 / d - 1 / d_last)^2, d its distance and d_last that of the last neighbour (Franke
-    and Little's modification of Shepard's method): the last one's is nothing, so that a place changes steadily where
-    another landmark takes its turn. Neighbours whose places are farther than ``reach`` from that of the nearest one are
-    left out: UMAP tore them apart, and nothing of the data lies between. A point on a landmark gets its place.
+    and Little's modification of Shepard's method): the weight of the last one is 0, so that a place changes
+    continuously where another landmark comes in. Neighbours whose places are farther than ``reach`` from that of the
+    nearest one are left out: UMAP separated them, and no data lie between. A point on a landmark gets its place.
 
     Args:
         points: (M, k) of any float type. Infinite coordinates count as very large ones, NaN as 0.
         landmarks: (L, k), L >= 1, on any device.
         positions: (L, 2) in the plane.
-        neighbours: how many, at least 1; L where there are less landmarks.
-        reach: in the plane's units.
+        neighbours: number of landmarks per point, at least 1; at most L are used.
+        reach: greatest distance, in the plane, of a neighbour's place from that of the nearest landmark.
         block_bytes: bound of the largest temporary; one point at least is taken at a time.
 
     Returns:
@@ -103,10 +103,10 @@ def extend(
 
 
 class _Search:
-    """The nearest landmarks of blocks of points, with one buffer for all blocks.
+    """Search for the nearest landmarks of blocks of points, with one buffer for all blocks.
 
     Landmark i is number i // n of group i % n. The nearest K landmarks lie in those K groups whose smallest distances
-    are smallest, so that all but K groups are only looked through for their minimum.
+    are smallest, so that of all other groups only the minimum is computed.
 
     Args:
         landmarks: (L, k) float32.
@@ -152,7 +152,7 @@ class _Search:
 def _smallest(values: Tensor, count: int) -> Tensor:
     """Rows (count, B), int64, of the smallest values of each column (R, B), in ascending order; not negative ones.
 
-    The last bits of a number are replaced by its row, so that a plain minimum, which runs as fast as memory, says both;
+    The last bits of a number are replaced by its row, so that a plain minimum, as fast as memory, gives both;
     torch's topk and argmin take 3 to 10 times as long. Values that differ by less than R / 2^22 of themselves may
     change places.
     """
@@ -170,7 +170,7 @@ def _smallest(values: Tensor, count: int) -> Tensor:
 
 
 def _mean_place(block: Tensor, near: Tensor, places: Tensor, reach: float) -> Tensor:
-    """(B, 2) of points (B, k), their neighbours (B, K, k) and those' places (B, K, 2)."""
+    """Places (B, 2) of points (B, k) from their neighbours (B, K, k) with places (B, K, 2)."""
     # differences are exact where the products above lost digits
     distances = (near - block[:, None]).pow_(2).sum(2).sqrt_()
     tiny = torch.finfo(torch.float32).tiny

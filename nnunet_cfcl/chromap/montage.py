@@ -1,4 +1,4 @@
-"""A CHRO-map at a glance: slices of the three planes, each beside itself in colour, and the wheel that explains it."""
+"""Montage of a CHRO-map: slices in three planes, in grey and in colour, with colour wheel, legend and scale bar."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ LINE, LETTER, LEGEND, SIDE, WHEEL = 24, 13, 21, 220, 180
 BACKGROUND, INK, FAINT = "#15171b", "#f2f2f2", "#a9adb5"
 #: Dashes of the outlines of labels, in ascending order of the labels.
 DASHES = ("solid", (0, (4, 2)), (0, (1, 1.4)), (0, (6, 1.6, 1, 1.6)))
-#: What an outline is drawn on, and its own colour: both together contrast with every hue, and colours are taken.
+#: Halo and colour of an outline: together they contrast with every hue of the map.
 TWO_TONES = (("black", "white"), ("white", "black"))
-#: As many labels as have an outline of their own; the legend names no more.
+#: Number of labels with an outline of their own; the legend names no more.
 NAMED = len(DASHES) * len(TWO_TONES)
-#: What nnU-Net's readers say is the distance between slices of a picture that has neither slices nor mm.
+#: Distance between slices that nnU-Net's readers give for a picture, which has neither slices nor mm.
 NO_SPACING = 999.0
-#: A plane's name, and what is at its left, right and upper edge.
+#: Name of a plane, and the directions at its left, right and upper edge.
 PLANES = (("axial", "R", "L", "A"), ("coronal", "R", "L", "S"), ("sagittal", "A", "P", "S"))
 
 
@@ -48,10 +48,10 @@ class _Volume(NamedTuple):
     mask: NDArray[Any] | None
     #: (z, y, x) in mm.
     spacing: tuple[float, ...]
-    #: For each axis that of the given arrays, and whether it was reversed.
+    #: For each axis the axis of the given arrays, and whether it was reversed.
     axes: tuple[int, ...]
     flipped: tuple[bool, ...]
-    #: Whether it is known where left and right are.
+    #: Whether the directions in the patient are known.
     placed: bool
 
 
@@ -71,25 +71,24 @@ def write_montage(
 ) -> None:
     """Draw informative slices of a volume in the three planes as PNG, atomically; safe in a thread.
 
-    Every slice is shown as it was taken and, beside it, under its colours with the outlines of the mask. All panels
+    Every slice is shown in grey and, beside it, under its colours with the outlines of the mask. All panels
     have the same scale and one grey window. Superior is up, in axial slices anterior. A plane in which slices are one
     voxel thin is left out.
 
     Args:
-        file: where the picture goes.
+        file: path of the picture.
         image: (Z, Y, X), numbers of any kind.
         colors: (Z, Y, X, 3) uint8.
-        inside: (Z, Y, X), where there are colours; None is everywhere.
-        mask: (Z, Y, X) integers, 0 is background; None draws no outlines.
-        spacing: (z, y, x) in mm; (999, y, x) is nnU-Net's word for a picture in pixels.
-        wheel: (size, size, 4) RGBA uint8 or float in [0, 1], what the colours are.
-        title: above everything; one line is best.
+        inside: (Z, Y, X), True where there are colours; None: everywhere.
+        mask: (Z, Y, X) integers, 0 is background; None: no outlines.
+        spacing: (z, y, x) in mm; (999, y, x) means a picture in pixels, as in nnU-Net.
+        wheel: (size, size, 4) RGBA uint8 or float in [0, 1], the colour wheel.
+        title: title of the montage, best one line.
         alpha: share of the colours, 0 to 1.
-        geometry: where the arrays are in the patient: they are turned, and the edges of the slices are named. None
-            takes them as running to superior, posterior and left, as those of an image without direction do, and names
-            no edges.
+        geometry: position in the patient: the arrays are turned, and the edges of the slices are named. None: the
+            arrays run to superior, posterior and left, as those of an image without direction, and no edges are named.
         labels: names of the mask's labels for the legend.
-        per_plane: how many slices.
+        per_plane: number of slices per plane.
 
     Raises:
         ValueError: shapes that do not fit, or an empty volume.
@@ -114,9 +113,9 @@ def write_montage(
 
 
 class _Page:
-    """A picture that is drawn on in pixels from its upper left corner.
+    """Canvas with coordinates in pixels from the upper left corner.
 
-    One pair of axes for everything: a pair for every panel takes longer than all that is drawn in them.
+    One pair of axes for everything: a pair for every panel takes longer than all drawing.
     """
 
     def __init__(self, across: int, down: int) -> None:
@@ -126,23 +125,23 @@ class _Page:
         self.axes.set_axis_off()
 
     def write(self, left: float, down: float, words: str, points: float, colour: str, **style: Any) -> None:
-        """Text whose upper left corner is at a place, unless the style says otherwise."""
+        """Write text with its upper left corner at a place, unless the style sets another alignment."""
         # a name with dollar signs is no formula
         style = {"va": "top", "parse_math": False, **style}
         self.axes.text(left, down, words, fontsize=points, color=colour, **style)
 
     def show(self, left: float, down: float, width: float, height: float, picture: NDArray[Any]) -> None:
-        """A picture (Y, X) grey, (Y, X, 3) or (Y, X, 4), uint8 or float in [0, 1], that fills a box."""
+        """Fill a box with a picture (Y, X) grey, (Y, X, 3) or (Y, X, 4), uint8 or float in [0, 1]."""
         self.axes.imshow(picture, cmap="gray", vmin=0, vmax=255, aspect="auto",
                          extent=(left, left + width, down + height, down))
 
     def curves(self, curves: Sequence[Any], colour: str, width: float, style: Any) -> None:
-        """Lines through points (N, 2), x and y in pixels, width in points."""
+        """Draw lines through points (N, 2), x and y in pixels, width in points."""
         self.axes.add_collection(LineCollection(curves, colors=colour, linewidths=width, linestyles=[style]),
                                  autolim=False)
 
     def pixels(self) -> NDArray[np.uint8]:
-        """(Y, X, 3). Of 8 bits the upper 6 are kept, which nobody sees: noise in the lower ones is half of a file."""
+        """Pixels (Y, X, 3); only the upper 6 bits are kept, as invisible noise in the lower ones is half of a file."""
         self._canvas.draw()
         drawn = np.asarray(self._canvas.buffer_rgba(), dtype=np.uint8)[..., :3]
         # the highest bits are put in the place of the lowest, so that white stays white
@@ -201,7 +200,7 @@ def _scale(volume: _Volume, row: _Row) -> float:
 
 
 def _slice(array: NDArray[Any], axis: int, place: int) -> NDArray[Any]:
-    """As it is looked at: superior or anterior on top."""
+    """Slice in viewing direction: superior or anterior on top."""
     shown = array[(slice(None),) * axis + (place,)]
     return shown if axis == 0 else shown[::-1]
 
@@ -223,14 +222,14 @@ def _draw_row(
         if volume.placed:
             _name_edges(page, left, down, row)
         if volume.image.shape[row.axis] == 1:
-            # an X-ray, for one, is not axial
+            # for example an X-ray, which is not axial
             continue
         original = volume.image.shape[row.axis] - 1 - place if volume.flipped[row.axis] else place
         page.write(left, down - 5, f"{PLANES[row.axis][0]}, {source} = {original}", 9, FAINT, va="baseline")
 
 
 def _outline(page: _Page, left: int, down: int, row: _Row, mask: NDArray[Any], present: Sequence[int]) -> None:
-    """Outlines of the labels in a panel, in the style of each."""
+    """Draw the outlines of the labels in a panel, each in its own style."""
     height, width = mask.shape
     # a label that reaches the edge is closed by the background beyond it
     framed = np.pad(mask, 1)
@@ -253,7 +252,7 @@ def _style(number: int) -> tuple[str, str, Any]:
 
 
 def _name_edges(page: _Page, left: int, down: int, row: _Row) -> None:
-    """What is at the left, right and upper edge of a panel that has room for it."""
+    """Name the directions at the left, right and upper edge of a panel that has room for them."""
     if min(row.width, row.height) < 60:
         return
     halo = [withStroke(linewidth=2, foreground="black")]
@@ -273,7 +272,7 @@ def _draw_side(
     page: _Page, left: int, down: int, wheel: NDArray[Any], present: Sequence[int], labels: Mapping[int, str],
     scale: float, unit: str,
 ) -> None:
-    """The wheel and what it means, the legend of the outlines, the scale bar, one below the other."""
+    """Draw the wheel with its meaning, the legend of the outlines and the scale bar, one below the other."""
     page.show(left, down, WHEEL, WHEEL, wheel)
     page.write(left, down + WHEEL + 12, "same colour =\nsame representation", 11, INK, weight="bold", linespacing=1.3)
     down += WHEEL + 70
@@ -285,7 +284,7 @@ def _draw_side(
 
 
 def _draw_legend(page: _Page, left: int, down: int, present: Sequence[int], labels: Mapping[int, str]) -> int:
-    """Returns where it ends."""
+    """Draw the legend and return its lower edge."""
     page.write(left, down, "outlines", 9, FAINT)
     for number, label in enumerate(present[:NAMED]):
         down += LEGEND

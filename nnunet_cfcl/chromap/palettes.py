@@ -11,7 +11,7 @@ from torch import Tensor
 
 Palette = Literal["hsv", "oklch"]
 
-#: Points coloured at once: their temporaries lie in cache.
+#: Points coloured at once, so that their temporaries fit into the cache.
 BLOCK = 2**18
 #: The lightness of OKLCh at which the largest chroma that all hues have within sRGB is largest, and that chroma: below
 #: it magenta, above it blue and violet end earlier. Found by bisecting the chroma over 7200 hues at steps of 0.0005.
@@ -60,7 +60,7 @@ def colors(disc: Tensor, palette: Palette) -> Tensor:
 
 
 def color_wheel(size: int, palette: Palette) -> Tensor:
-    """The disc as a picture, y up.
+    """Draw the disc as a picture, y up.
 
     Args:
         size: side in pixels, at least 1.

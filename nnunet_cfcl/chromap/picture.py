@@ -13,7 +13,7 @@ from nnunet_cfcl.files.atomic import replace_atomically
 
 #: Percentiles of an image that become black and white.
 WINDOW = (0.5, 99.5)
-#: So many values are enough for percentiles; those of a whole CT would take longer than the picture.
+#: Values that percentiles are computed of; all values of a CT would take longer than the picture.
 SAMPLES = 1_000_000
 
 
@@ -22,7 +22,7 @@ def grey_window(image: NDArray[Any]) -> tuple[float, float]:
 
     Args:
         image: (*S), numbers of any kind; values that are not finite do not count. Of a large image every n-th row
-            and every n-th value of it is looked at.
+            and every n-th value of it is used.
 
     Returns:
         low < high, also of a constant or an empty image.
@@ -132,7 +132,7 @@ def write_png(file: str | os.PathLike[str], picture: NDArray[np.uint8]) -> None:
     """Write a picture, one pixel per value, nothing around it; atomically.
 
     Args:
-        file: where it goes.
+        file: path of the picture.
         picture: (Y, X) grey, (Y, X, 3) RGB or (Y, X, 4) RGBA, uint8, first row on top.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Features of overlapping windows, blended and put into the plane of the colours, slab by slab.
+"""Features of overlapping windows, blended and placed in the plane of the colours, slab by slab.
 
 A map of all channels of a volume would need many times the memory of the prediction itself. Windows come in order along
 the first axis, so that whatever lies before the next window is final: it is turned into its two plane coordinates, and
@@ -15,19 +15,19 @@ from torch import Tensor
 
 from nnunet_cfcl.views.blending import AxisWindows, forget_planes, outer_shares
 
-#: Of a window along the axes of the image: where it lies; a number where it is one slice.
+#: Position of a window along the axes of the image; a number where the window is one slice.
 Box = Sequence[slice | int]
 
 
 class PlaneAccumulator:
-    """Takes windows one by one, in ascending order along the first axis, and gives the coordinates of all voxels.
+    """Blend windows, added in ascending order along the first axis, into the coordinates of all voxels.
 
     Args:
-        windows: where windows lie along every axis of the image and their shares, which add up to 1 in every voxel:
-            nnU-Net's own weights are nothing in half precision where one window reaches into a corner.
+        windows: positions of the windows along every axis of the image and their shares, which add up to 1 in every
+            voxel: nnU-Net's own weights are 0 in half precision where a single window reaches into a corner.
         shape: (Z, Y, X) of the image in voxels.
         place: reduced features (k, *S) in float32 -> coordinates (2, *S).
-        device: where windows are added up.
+        device: device on which windows are added up.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class PlaneAccumulator:
         self._added: set[tuple[int, ...]] = set()
 
     def add(self, box: Box, features: Tensor) -> None:
-        """A window's reduced features (k, *window), half precision; a second one at the same place does not count.
+        """Add a window's reduced features (k, *window), half precision; a repeated position does not count.
 
         Raises:
             ValueError: the window lies before an earlier one.
@@ -69,7 +69,7 @@ class PlaneAccumulator:
         return self._coordinates
 
     def _finish_before(self, row: int) -> None:
-        """Coordinates of the rows from the slab's start to ``row``; the slab begins there from now on."""
+        """Compute the coordinates of the rows from the slab's start to ``row``, where the slab begins from now on."""
         rows = min(row - self._start, self._depth)
         if rows <= 0 or self._sum is None:
             return

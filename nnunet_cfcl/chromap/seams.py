@@ -1,4 +1,4 @@
-"""How visible the borders of the sliding windows are in a map."""
+"""Visibility of the borders of the sliding windows in a map."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def seam_contrast(coordinates: Tensor, borders: Sequence[Sequence[int]]) -> floa
         borders: for every axis the voxels that are the first behind a border; 0 and the axis' end are no borders.
 
     Returns:
-        1 where borders cannot be told from other places, 2 where steps are twice as large; None without borders, or
-        where all coordinates are alike.
+        1 where borders do not differ from other places, 2 where their steps are twice as large; None without borders,
+        or where all coordinates are alike.
     """
     at_borders, elsewhere = [], []
     for axis, places in enumerate(borders, start=1):

@@ -1,4 +1,4 @@
-"""Which slices of a volume are worth a look."""
+"""Choice of the informative slices of a volume."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-#: So many voxels along an axis tell well enough how much colours vary in a slice.
+#: Voxels along an axis that are sampled to measure how much colours vary in a slice.
 SAMPLES = 64
 
 
 def informative_slices(
     colors: NDArray[np.uint8], inside: NDArray[np.bool_] | None, mask: NDArray[Any] | None, axis: int, count: int = 3
 ) -> tuple[int, ...]:
-    """Slices across an axis that show most, spread apart.
+    """Choose slices across an axis that show most, at a distance from each other.
 
     The first is where the mask is largest; every label counts as much as any other, so that a lesion is not lost beside
     an organ. The others come in descending order of the same measure, at a distance from those chosen before. Where the
@@ -24,18 +24,18 @@ def informative_slices(
 
     Args:
         colors: (Z, Y, X, 3) uint8.
-        inside: (Z, Y, X), where colours count; None is everywhere.
-        mask: (Z, Y, X) integers, foreground above 0; None is none.
+        inside: (Z, Y, X), True where colours count; None: everywhere.
+        mask: (Z, Y, X) integers, foreground above 0; None: no mask.
         axis: 0, 1 or 2.
-        count: how many slices, at least 1.
+        count: number of slices, at least 1.
 
     Returns:
         different places, ascending; less than ``count`` where no other slice has a voxel inside. At least one.
     """
-    chosen = [] if mask is None else _spread(_foreground(mask, axis), count, ())
+    chosen = [] if mask is None else _apart(_foreground(mask, axis), count, ())
     if len(chosen) < count:
         for scores in _variation(colors, inside, axis):
-            chosen = _spread(scores, count, chosen)
+            chosen = _apart(scores, count, chosen)
     return tuple(sorted(chosen or [colors.shape[axis] // 2]))
 
 
@@ -69,7 +69,7 @@ def _variation(
         where, number = np.ones(shown.shape[:3], np.float32), np.ones(len(shown))
     else:
         where = np.moveaxis(inside[thinned], axis, 0).astype(np.float32)
-        # of all voxels: a few of them may lie between those looked at
+        # of all voxels: a few of them may lie between the samples
         number = np.count_nonzero(np.moveaxis(inside, axis, 0), axis=(1, 2)).astype(np.float64)
     means = np.einsum("nabc,nab->nc", shown, where) / np.maximum(where.sum((1, 2)), 1)[:, None]
     shown -= means[:, None, None]
@@ -78,7 +78,7 @@ def _variation(
     return taper * squares, taper * number
 
 
-def _spread(scores: NDArray[np.floating], count: int, chosen: Sequence[int]) -> list[int]:
+def _apart(scores: NDArray[np.floating], count: int, chosen: Sequence[int]) -> list[int]:
     """``chosen`` and places with the highest positive scores, far from one another as long as there is room."""
     taken = list(chosen)
     places = np.flatnonzero(scores > 0)

@@ -14,7 +14,7 @@ from nnunet_cfcl.nnunet.installation import trainers_path
 
 
 def add_predict_parser(subparsers: Any) -> None:
-    """Adds ``predict``."""
+    """Add the verb ``predict``."""
     parser = subparsers.add_parser(
         "predict", help="nnU-Net's prediction, with CHRO-maps beside the masks", allow_abbrev=False,
         description="Takes all flags of nnUNetv2_predict (with -m those of nnUNetv2_predict_from_modelfolder) and the "
@@ -25,7 +25,7 @@ def add_predict_parser(subparsers: Any) -> None:
 
 
 def add_chromap_parser(subparsers: Any) -> None:
-    """Adds ``chromap``."""
+    """Add the verb ``chromap``."""
     parser = subparsers.add_parser(
         "chromap", help="write CHRO-maps of images, without masks",
         description="Writes OUT/chromap/CASE.png, for volumes also CASE.nii.gz, for any trained nnU-Net model.")
@@ -105,17 +105,17 @@ def _run_chromap(arguments: argparse.Namespace) -> int:
     predictor.chromap_request = _request(arguments)
     predictor.initialize_from_trained_model_folder(str(arguments.m), [fold], arguments.chk)
     if predictor.configuration_manager.previous_stage_name is not None:
-        raise UserError("this model is the second stage of a cascade and wants the first one's masks: use `nnunet_cfcl "
-                        "predict ... -prev_stage_predictions FOLDER --chromap`")
+        raise UserError("this model is the second stage of a cascade and needs the masks of the first stage",
+                        "`nnunet_cfcl predict ... -prev_stage_predictions FOLDER --chromap`")
     ending = predictor.dataset_json["file_ending"]
     if not arguments.i.is_dir() or not list(arguments.i.glob(f"*_0000{ending}")):
-        raise UserError(f"{arguments.i} holds no images named CASE_0000{ending}, which this model wants")
+        raise UserError(f"{arguments.i} holds no images named CASE_0000{ending}, as this model expects")
     predictor.make_chromaps(str(arguments.i), str(arguments.o), not arguments.continue_prediction)
     return 0
 
 
 def _check_model(folder: Path, fold: str | None, checkpoint: str) -> str:
-    """The fold to use."""
+    """Check the model folder and return the fold to use."""
     missing = [name for name in ("dataset.json", "plans.json") if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder} is no model folder (missing: {listed(missing)}); expected "
@@ -130,5 +130,5 @@ def _check_model(folder: Path, fold: str | None, checkpoint: str) -> str:
 
 
 def _let_trainers_be_found() -> None:
-    """The plugin's own trainers, without the variable set by hand."""
+    """Set nnU-Net's variable for external trainers to the plugin's, unless it is set."""
     os.environ.setdefault("nnUNet_extTrainer", str(trainers_path()))

@@ -12,7 +12,7 @@ SHEET_ROWS = 6
 
 
 def add_phantom_parser(subparsers: SubParsers) -> None:
-    """Register the verb `phantom`; parsed arguments carry its function as `run`."""
+    """Register the verb `phantom`."""
     parser = subparsers.add_parser(
         "phantom",
         help="write a dataset of synthetic patients with true counterfactuals",
@@ -41,7 +41,7 @@ def run_phantom(arguments: argparse.Namespace) -> int:
         0.
 
     Raises:
-        UserError: As `write_phantom_dataset`.
+        UserError: See `write_phantom_dataset`.
     """
     from nnunet_cfcl.phantom.dataset import phantom_cases, write_phantom_dataset
     from nnunet_cfcl.phantom.sheet import contact_sheet

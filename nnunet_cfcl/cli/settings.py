@@ -1,4 +1,4 @@
-"""The verb ``nnunet_cfcl settings``."""
+"""The verb `nnunet_cfcl settings`: print every setting with its default and meaning."""
 
 from __future__ import annotations
 

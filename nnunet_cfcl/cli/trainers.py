@@ -1,4 +1,4 @@
-"""What every trainer uses, as a table made from the classes."""
+"""The verb `nnunet_cfcl trainers`: a table of the trainers, built from their classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PARTS = {"decoder": "encoder and decoder", "encoder": "encoder", "segmentation":
 
 
 def trainer_table() -> str:
-    """Markdown: one row per trainer that ``-tr`` accepts."""
+    """Build the Markdown table with one row per trainer that ``-tr`` accepts."""
     rows = [_row(name) for name in plugin_trainers()]
     return "\n".join([_line(HEADER), _line(["---"] * len(HEADER)), *map(_line, rows)])
 

@@ -1,4 +1,4 @@
-"""Every setting of the plugin: its default, its meaning, its check.
+"""Declarations of all settings: default, meaning, range.
 
 Settings are resolved in three layers, later ones win: the defaults below, the ``"cfcl"`` block of the plan's
 configuration, the JSON file named by the environment variable ``nnUNet_cfcl_config``. Keys are nested
@@ -18,15 +18,15 @@ from nnunet_cfcl.config.checks import section, setting
 class PretrainSettings:
     """Phase 1 (method sections 3 and 4)."""
 
-    enabled: bool = setting(True, "false: no pretraining, the trainer only fine-tunes", identity=False)
+    enabled: bool = setting(True, "false: no pretraining, only fine-tuning", identity=False)
     epochs: int = setting(200, "length of the pretraining in epochs", 1)
     iterations_per_epoch: int = setting(250, "optimiser steps per epoch", 1)
-    images_per_step: int = setting(8, "images B contrasted with each other in one step", 1)
+    images_per_step: int = setting(8, "images B per step, contrasted with each other", 1)
     points_per_image: int = setting(
         1000, "points P sampled per image and pair of views", 1, read_by=("dual_view", "multi_view", "pixpro"))
     patches_per_pass: int | None = setting(
-        None, "patches in one forward pass; null: the plan's batch size. More patches than that in a step (B times "
-        "views) are processed in several passes with cached gradients", 1, identity=False)
+        None, "patches in one forward pass; null: the plan's batch size. A step of more patches (B times views) is "
+        "processed in several passes with cached gradients", 1, identity=False)
     data: Literal["training_and_pool", "training", "pool"] = setting(
         "training_and_pool", "images of phase 1: the fold's training cases and the pool (imagesUn) where there is one, "
         "the training cases alone, or the pool alone, which is pretrained once for all folds")
@@ -43,9 +43,9 @@ class PretrainSettings:
         read_by=("multi_view", "pixpro"))
     ignore_radius: float = setting(
         0.0, "DVD-CL (S-DVD-CL: in images without labels): other points of the image within this many millimetres of "
-        "the anchor are no negatives", 0, read_by=("dual_view",))
+        "the anchor are not negatives", 0, read_by=("dual_view",))
     hard_negatives: float = setting(
-        0.0, "losses between points: negatives are weighted by exp(this x cosine similarity); 0 weights all alike",
+        0.0, "losses between points: negatives are weighted by exp(this x cosine similarity); 0: equal weights",
         0, 20, read_by=("dual_view", "multi_view"))
     projection_hidden: int = setting(
         256, "hidden width of the projection head", 1, read_by=("dual_view", "multi_view", "image_contrast", "pixpro"))
@@ -79,18 +79,18 @@ class ViewSettings:
 
 @dataclass(frozen=True)
 class CounterfactualSettings:
-    """Where the counterfactuals come from."""
+    """Source of the counterfactuals."""
 
     source: Literal["auto", "generator", "precomputed", "acquisition"] = setting(
-        "auto", "auto: a store that was brought in; else, where there is an attributes.csv, a generator trained on it; "
-        "else acquisition", identity=False)
+        "auto", "auto: an imported store; without one, a generator trained on attributes.csv; without that, "
+        "acquisition effects", identity=False)
     store: bool | str | None = setting(
         None, "folder of a counterfactual store; null: the dataset's own; false: the generator works on every crop "
-        "while the network is trained, and stores nothing", identity=False)
+        "during the pretraining, and stores nothing", identity=False)
     count: int = setting(3, "counterfactuals per image; the number of views is one more", 1, 31)
     interventions: tuple[str, ...] | None = setting(
-        None, "what the generator changes, e.g. [\"scanner\", \"scanner+disease\"]; null: every binary or categorical "
-        "attribute with enough cases, each alone and all together", identity=False)
+        None, "interventions of the generator, e.g. [\"scanner\", \"scanner+disease\"]; null: every binary or "
+        "categorical attribute with enough cases, separately and all together", identity=False)
     abduction: Literal["mean", "sample"] = setting(
         "mean", "codes of an image: the mean of their posterior, or a sample of it", identity=False)
 
@@ -101,21 +101,21 @@ class GeneratorSettings:
 
     epochs: int = setting(100, "length of the generator's training in epochs", 1)
     iterations_per_epoch: int = setting(250, "optimiser steps per epoch", 1)
-    images_per_step: int = setting(16, "images in one step, processed in as many passes as the memory asks for", 1)
+    images_per_step: int = setting(16, "images per step, processed in as many passes as the memory requires", 1)
     patch_size: tuple[int, ...] | None = setting(
         None, "size of the generator's images in voxels, divisible as the plan's patch is; null: the plan's patch", 1)
     memory_gb: float = setting(
-        8.0, "memory that the activations of a pass may take; widths, blocks and images per pass are chosen to fit",
+        8.0, "memory limit of the activations of a pass in GiB; widths, blocks and images per pass are chosen to fit",
         0.01, identity=False)  # its effect on the model is in the sizes
     width: int | None = setting(
         None, "channels of the generator's finest resolution; null: by the memory, with generator.blocks", 4)
     blocks: int | None = setting(None, "its blocks per resolution; null: by the memory, with generator.width", 1)
     finest_codes: int = setting(
-        2, "codes are drawn at resolutions whose voxels are at least this many times the image's; finer ones would "
-        "copy the image and leave the attributes nothing to do", 1)
+        2, "codes are drawn at resolutions whose voxels are at least this many times the image's; finer codes would "
+        "copy the image and make the attributes redundant", 1)
     prior: Literal["exogenous", "conditional"] = setting(
-        "exogenous", "exogenous: codes are distributed alike whatever the attributes, so that they cannot carry them; "
-        "conditional: their prior is given the attributes, as in the paper")
+        "exogenous", "exogenous: the prior of the codes is independent of the attributes, so that codes cannot carry "
+        "them; conditional: the prior depends on the attributes, as in the paper")
     likelihood: Literal["continuous", "discretised"] = setting(
         "continuous", "discretised: intensities lie on a grid of 256 values over four standard deviations to either "
         "side, as 8-bit ones do")
@@ -123,62 +123,61 @@ class GeneratorSettings:
         None, "scale of the likelihood in standard deviations of the images; null: learned for every voxel", 1e-4, 10)
     beta: float = setting(1.0, "weight of the codes' divergence", 0)
     invariance: float = setting(
-        1.0, "weight of the adversary that tries to tell the attributes from the codes; 0: none, as in the paper", 0)
+        1.0, "weight of the adversary that predicts the attributes from the codes; 0: none, as in the paper", 0)
     realism: float = setting(
-        0.1, "weight of the adversary that tells decoded counterfactuals from decoded images; 0: none, as in the paper",
-        0)
-    adversary_lr: float = setting(1e-3, "the adversaries' AdamW learning rate", 0)
+        0.1, "weight of the adversary between decoded counterfactuals and decoded images; 0: none, as in the paper", 0)
+    adversary_lr: float = setting(1e-3, "AdamW learning rate of the adversaries", 0)
     beta_warmup_fraction: float = setting(0.1, "share of the training in which beta rises linearly to its value", 0, 1)
     free_bits: float = setting(
-        0.0, "a resolution's divergence costs nothing below this many nats per voxel of the image", 0)
+        0.0, "the divergence of a resolution is not penalised below this many nats per voxel of the image", 0)
     initial_lr: float = setting(1e-3, "AdamW learning rate after the warm-up", 0)
     weight_decay: float = setting(1e-3, "AdamW weight decay", 0)
     warmup_steps: int = setting(100, "steps with a linearly rising rate", 0)
     clip_norm: float = setting(50.0, "maximal gradient norm", 1e-12)
     skip_norm: float = setting(1e4, "a step whose gradient norm is larger, or not finite, is skipped", 0)
-    ema: float = setting(0.999, "decay of the moving average of the weights, which is what is used", 0, 1)
+    ema: float = setting(0.999, "decay of the moving average of the weights; the averaged weights are used", 0, 1)
     dropout: float = setting(0.0, "dropout in the blocks", 0, 0.9)
-    shift: float = setting(0.05, "crops are moved beyond the image by up to this share of the patch", 0, 0.5)
+    shift: float = setting(0.05, "crops are shifted beyond the image by up to this share of the patch", 0, 0.5)
     mirror_axes: tuple[int, ...] = setting((), "axes mirrored at random in training, in array order", 0, 2)
     parents_dropped: float = setting(
-        0.05, "probability that an attribute is hidden in training, so that \"unknown\" is learned", 0, 0.9)
+        0.05, "probability that an attribute is hidden in training, so that unknown values are learned", 0, 0.9)
     validation_share: float = setting(
-        0.2, "share of the patients kept aside: for the generator's own validation and for the gate", 0.01, 0.5)
+        0.2, "share of the patients held out, for the generator's validation and for the gate", 0.01, 0.5)
     finetune_epochs: int = setting(
-        20, "length of the counterfactual fine-tuning, which is done only where the gate finds an intervention "
+        20, "length of the counterfactual fine-tuning in epochs, run only if the gate finds an intervention "
         "ineffective; 0: never", 0, identity=False)
-    finetune_lr: float = setting(1e-4, "its learning rate", 0, identity=False)
+    finetune_lr: float = setting(1e-4, "learning rate of the counterfactual fine-tuning", 0, identity=False)
     finetune_slack: float = setting(
-        0.02, "how much worse, in nats per voxel, the evidence may become in it", 0, identity=False)
+        0.02, "largest loss of evidence in the counterfactual fine-tuning, in nats per voxel", 0, identity=False)
     samples_every: int = setting(
-        5, "a picture of counterfactuals is drawn every so many epochs", 1, identity=False)
+        5, "epochs between two pictures of counterfactuals", 1, identity=False)
 
 
 @dataclass(frozen=True)
 class GateSettings:
-    """What an intervention of the generator must show, on patients it was not trained on, to be used."""
+    """Requirements on an intervention of the generator, measured on held-out patients."""
 
-    enabled: bool = setting(True, "false: every intervention is used, whatever its figures")
+    enabled: bool = setting(True, "false: every intervention is used, whatever its results")
     effectiveness: float = setting(
-        0.8, "least share of counterfactuals that an attribute predictor takes for what they should be (and, of the "
-        "other attributes, for what their originals are), relative to its accuracy on real images", 0, 1)
+        0.8, "least share of counterfactuals whose attribute predictor returns the intended value (for the other "
+        "attributes, the original one), relative to its accuracy on real images", 0, 1)
     predictability: float = setting(
-        0.4, "least accuracy of the predictor on real images, 0 being that of guessing and 1 no errors; below it "
-        "nothing can be said, and the intervention is not used", 0, 1)
+        0.4, "least accuracy of the predictor on real images, from 0 (chance) to 1 (no errors); below it the "
+        "intervention cannot be judged and is not used", 0, 1)
     composition: float = setting(
-        0.05, "largest mean change where nothing is changed, in standard deviations of the images", 0)
+        0.05, "largest mean change by the null intervention, in standard deviations of the images", 0)
     reversibility: float = setting(
-        0.5, "largest mean difference after going there and back, relative to that of going there", 0)
+        0.5, "largest mean difference after intervention and reversal, relative to that after the intervention", 0)
     anatomy: float = setting(
-        0.9, "where there are labels: least Dice of a small segmentation network on counterfactuals, relative to that "
-        "on their originals", 0, 1)
+        0.9, "with labels: least Dice of a small segmentation network on counterfactuals, relative to that on their "
+        "originals", 0, 1)
     structure: float = setting(
-        0.6, "where there are none: least correlation between the edges of an image and those of its counterfactual",
+        0.6, "without labels: least correlation between the edges of an image and those of its counterfactual",
         -1, 1)
     distance: float = setting(
         1.0, "largest distance of the counterfactuals' intensities to those of the target group, relative to that of "
-        "the originals; what two samples of one group differ by is allowed on top", 0)
-    cases: int = setting(64, "at most so many images are looked at, of as many cases and groups as there are", 1)
+        "the originals; the difference between two samples of one group is tolerated in addition", 0)
+    cases: int = setting(64, "largest number of images to evaluate, from as many cases and groups as possible", 1)
     predictor_steps: int = setting(600, "training steps of the attribute predictor", 1)
     segmenter_steps: int = setting(200, "training steps of the segmentation network", 1)
 
@@ -189,37 +188,38 @@ class AcquisitionSettings:
 
     probability: float = setting(0.75, "probability of each of the four effects", 0, 1)
     matching: tuple[float, float] = setting(
-        (0.0, 1.0), "how far the transfer curve moves towards another case's intensity distribution", 0, 1)
+        (0.0, 1.0), "range of the shift of the transfer curve towards another case's intensity distribution", 0, 1)
     gamma: tuple[float, float] = setting((0.5, 2.0), "range of the transfer curve's exponent (log-uniform)", 0.05, 20)
-    point_spread: tuple[float, float] = setting((0.0, 1.0), "sigma of the point spread in in-plane voxels", 0, 20)
-    noise_level: tuple[float, float] = setting((0.0, 0.05), "noise SD as a share of the intensity range", 0, 1)
+    point_spread: tuple[float, float] = setting((0.0, 1.0), "range of the point spread's sigma, in-plane voxels", 0, 20)
+    noise_level: tuple[float, float] = setting(
+        (0.0, 0.05), "range of the noise's standard deviation as a share of the intensity range", 0, 1)
     noise_correlation: tuple[float, float] = setting(
-        (0.0, 1.0), "sigma of the noise's own point spread (its texture) in in-plane voxels", 0, 20)
-    bias_field: tuple[float, float] = setting((0.0, 0.4), "amplitude of the log bias field", 0, 3)
+        (0.0, 1.0), "range of the sigma of the noise's point spread (its texture) in in-plane voxels", 0, 20)
+    bias_field: tuple[float, float] = setting((0.0, 0.4), "range of the amplitude of the log bias field", 0, 3)
 
 
 @dataclass(frozen=True)
 class SilverSettings:
-    """Labels of the supervised objectives, made by people or by a model (``labelsSilver``)."""
+    """Labels of the supervised objectives: manual, or predicted by a model (``labelsSilver``)."""
 
-    min_quality: float = setting(0.7, "a silver label whose case has a lower quality (silver.csv) is not used", 0, 1)
+    min_quality: float = setting(0.7, "silver labels of lower quality (silver.csv) are not used", 0, 1)
     confidence: bool = setting(
-        True, "losses between points: a point counts with the confidence of its silver label; false: all alike")
+        True, "losses between points: points are weighted by the confidence of their silver label; false: equally")
     training_cases: Literal["manual", "silver"] = setting(
-        "manual", "labels of the fold's training cases: manual ones, or silver ones where there are")
+        "manual", "labels of the fold's training cases: manual, or silver where available")
     balanced_share: float = setting(
-        0.5, "share of the crops that hold foreground where a few tries find it, and of the points drawn with the same "
-        "number for every foreground class in the crop", 0, 1)
+        0.5, "share of the crops that contain foreground, if a few attempts find it, and of the points drawn in "
+        "equal numbers from every foreground class of the crop", 0, 1)
 
 
 @dataclass(frozen=True)
 class BaselineSettings:
-    """What only the baselines use."""
+    """Settings of the baselines."""
 
     mask_ratio: float = setting(
         0.75, "MAE: masked share of the blocks", 0.01, 0.99, read_by=("masked_autoencoder",))
     mask_block: int = setting(
-        8, "MAE: side of a masked block in voxels, less where the patch has fewer", 1, read_by=("masked_autoencoder",))
+        8, "MAE: side of a masked block in voxels, smaller on shorter axes", 1, read_by=("masked_autoencoder",))
     pixpro_momentum: float = setting(
         0.99, "PixPro: momentum of the second branch at the start; it rises to 1", 0, 1, read_by=("pixpro",))
     pixpro_sharpness: float = setting(
@@ -228,58 +228,58 @@ class BaselineSettings:
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """Phase 2: nnU-Net's own training. ``null`` keeps the value of the nnU-Net trainer underneath."""
+    """Phase 2: nnU-Net's training. ``null`` keeps the value of the nnU-Net trainer."""
 
     epochs: int | None = setting(None, "epochs", 1)
     iterations_per_epoch: int | None = setting(None, "training iterations per epoch", 1)
     val_iterations_per_epoch: int | None = setting(None, "validation iterations per epoch", 1)
-    initial_lr: float | None = setting(None, "learning rate after the warm-up; null: the nnU-Net trainer's own", 0)
+    initial_lr: float | None = setting(None, "learning rate after the warm-up; null: that of the nnU-Net trainer", 0)
     warmup_fraction: float = setting(0.05, "share of the epochs with a linearly rising rate", 0, 1)
     frozen_fraction: float = setting(
-        0.0, "share of the epochs, rounded, in which pretrained weights stay as they are and the segmentation layers "
-        "alone learn; nothing is frozen where these were pretrained too (SilverSeg), or nothing was", 0, 1)
+        0.0, "share of the epochs, rounded, in which pretrained weights are frozen and only the segmentation layers "
+        "are trained; without effect if these were pretrained too (SilverSeg), or without pretraining", 0, 1)
     mirror_axes: tuple[int, ...] | None = setting(
-        None, "axes mirrored in training and prediction, in array order (0 is z in 3D, y in 2D), [] for none, which "
-        "labels defined by side need", 0, 2)
+        None, "axes mirrored in training and prediction, in array order (0 is z in 3D, y in 2D); [] for none, required "
+        "by labels that distinguish left and right", 0, 2)
     rotation_deg: float | None = setting(None, "rotation augmentation is uniform within +- this many degrees", 0, 180)
     counterfactual_probability: float = setting(
-        0.0, "probability that a training image is replaced by one of its counterfactuals, those that a pretraining "
-        "with these settings uses; the mask stays", 0, 1)
+        0.0, "probability that a training image is replaced by one of its counterfactuals, from the same source as in "
+        "the pretraining; the mask is kept", 0, 1)
     acquisition_probability: float = setting(
-        0.0, "probability that a training image which is not replaced by a counterfactual is shown with the effects of "
-        "the section acquisition", 0, 1)
+        0.0, "probability that a training image which is not replaced by a counterfactual gets the effects of the "
+        "section acquisition", 0, 1)
 
 
 @dataclass(frozen=True)
 class ChromapSettings:
-    """CHRO-maps: colours that say what the network holds a voxel to be (method section 5)."""
+    """CHRO-maps: colours of the network's features in each voxel (method section 5)."""
 
     fit: bool = setting(
-        True, "fit the model's colour space at the end of training, so that colours are comparable in all its maps")
+        True, "fit the model's colour space at the end of training, so that colours are comparable between its maps")
     reducer: Literal["umap", "pca"] = setting(
-        "umap", "how features become a plane; pca is faster and keeps to straight lines")
+        "umap", "projection of features to a plane; pca is faster, and linear")
     palette: Literal["hsv", "oklch"] = setting(
-        "hsv", "hsv: the paper's; oklch: even lightness, which survives colour blindness better")
+        "hsv", "hsv: that of the paper; oklch: constant lightness, better with colour blindness")
     components: int = setting(8, "principal components that features are reduced to before windows are blended", 2, 64)
-    landmarks: int = setting(2000, "voxels that UMAP places; all others follow the nearest of them", 16, 20000)
-    samples: int = setting(50000, "voxels that the colour space is fitted on", 100)
-    cases: int = setting(64, "training cases that they are drawn from, at most", 1)
+    landmarks: int = setting(2000, "voxels that UMAP embeds; all others follow the nearest of them", 16, 20000)
+    samples: int = setting(50000, "voxels on which the colour space is fitted", 100)
+    cases: int = setting(64, "largest number of training cases from which they are drawn", 1)
     coverage: float = setting(
-        0.99, "share of the plane's points inside the ellipse that becomes the colour wheel; the others get its rim",
+        0.99, "share of the plane's points inside the ellipse mapped to the colour wheel; the others get its rim",
         0.5, 1)
-    mirroring: bool = setting(False, "average the features over nnU-Net's mirrored passes too")
-    alpha: float = setting(0.5, "weight of the colours over the grey image; 1: colours alone", 0, 1)
+    mirroring: bool = setting(False, "average the features over nnU-Net's mirrored predictions too")
+    alpha: float = setting(0.5, "opacity of the colours over the grey image; 1: colours alone", 0, 1)
     grey_background: bool = setting(False, "darken colours where the image is dark")
-    embedding: bool = setting(False, "write the two plane coordinates too (CASE_embedding.nii.gz)")
+    embedding: bool = setting(False, "also write the two coordinates in the plane (CASE_embedding.nii.gz)")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings. ``seed`` rules every random draw of both phases."""
+    """All settings. ``seed`` determines every random draw of both phases."""
 
     seed: int = setting(0, "seed of the initialisation, the pretraining's draws and the fine-tuning", 0)
     preset: Literal["none", "paper"] = setting(
-        "none", "paper: every trainer's views are the paper's, whatever the section views says",
+        "none", "paper: every trainer uses the views of the paper instead of the section views",
         identity=False)  # its effect is in the views
     pretrain: PretrainSettings = section(PretrainSettings)
     views: ViewSettings = section(ViewSettings)

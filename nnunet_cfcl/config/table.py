@@ -29,7 +29,7 @@ def settings_table() -> str:
 
 
 def identity_settings(settings: Settings, *readers: Reader) -> dict[str, Any]:
-    """Select the settings that a run's result depends on; their digest says whether a finished run can be reused.
+    """Select the settings that a run's result depends on; their digest decides whether a finished run is reused.
 
     Args:
         settings: all settings.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nnunet_cfcl.counterfactual.store_files import COMPRESSION, layout_of, replace_together, write_slabs
 from nnunet_cfcl.errors import UserError, listed, shown
 from nnunet_cfcl.files.atomic import replace_atomically, write_text_atomically
-from nnunet_cfcl.files.chunk_checksums import check_header, check_plain, check_seal, damage_named, write_checksums
+from nnunet_cfcl.files.chunk_checksums import check_chunks, check_header, check_plain, damage_named, write_checksums
 from nnunet_cfcl.files.json_files import read_json
 from nnunet_cfcl.files.names import is_safe_filename
 
@@ -155,9 +155,8 @@ class CounterfactualStore:
         """
         for name in interventions:
             self._check_writable(case, name, shape)
-        layout = layout_of(chunks, blocks)
         replace_together([self.path(case, name) for name in interventions],
-                         lambda files: write_slabs(files, tuple(shape), slabs, layout))
+                         lambda files: write_slabs(files, tuple(shape), slabs, layout_of(chunks, blocks)))
 
     def _check_writable(self, case: str, intervention: str, shape: Sequence[int]) -> None:
         if intervention not in self.interventions:
@@ -184,7 +183,7 @@ class CounterfactualStore:
         path, region = self.path(case, intervention), (slice(None), *(box or ()))
         with damage_named(path, FIX):
             array = self._open_array(case, intervention)
-            check_seal(array, region, self._verified.setdefault(path.name, set()))
+            check_chunks(array, region, self._verified.setdefault(path.name, set()))
             return np.asarray(array[region], dtype=np.float32)
 
     def shape(self, case: str, intervention: str) -> tuple[int, ...]:

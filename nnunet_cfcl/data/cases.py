@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nnunet_cfcl.data.pool.manifest import recreate_command
 from nnunet_cfcl.errors import UserError, foreign_errors_as, isolated
-from nnunet_cfcl.files.chunk_checksums import check_header, check_seal, damage, damage_named
+from nnunet_cfcl.files.chunk_checksums import check_chunks, check_header, damage, damage_named
 from nnunet_cfcl.files.hashing import digest
 
 
@@ -57,7 +57,7 @@ class StoredArray:
         """
         with damage_named(self.file, recreate_command(self.file)):
             if isinstance(self.array, blosc2.NDArray):
-                check_seal(self.array, region, self.verified)
+                check_chunks(self.array, region, self.verified)
             return np.asarray(self.array[region], dtype=dtype)
 
 

@@ -1,4 +1,4 @@
-"""The demo's picture: input, views, prediction against truth, learning curves."""
+"""Plot of the demo: images with truth and prediction, learning curves, views."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ CASES_SHOWN = 2
 
 @dataclass(frozen=True)
 class Example:
-    """What one configuration left behind."""
+    """Folders with the results of one configuration.
+
+    Attributes:
+        configuration: name of the configuration.
+        fold: folder of the trained fold.
+        images: folder of the predicted images.
+        labels: folder of their true labels.
+        predictions: folder of the predictions.
+    """
 
     configuration: str
     fold: Path
@@ -35,7 +43,7 @@ class Example:
 
 
 def draw_demo(dataset: Path, examples: Sequence[Example], picture: Path) -> None:
-    """One band per configuration: truth and prediction of some cases, the curves of both phases, the views."""
+    """Plot one band per configuration: truth and prediction of some cases, curves of both phases, views."""
     figure = Figure(figsize=(17, 7.2 * len(examples)), layout="constrained")
     FigureCanvasAgg(figure)
     bands = figure.subfigures(len(examples), 1, squeeze=False)[:, 0]
@@ -84,7 +92,7 @@ def _attributes(dataset: Path, case: str) -> str:
 
 
 def _read(dataset: Path, example: Example, case: str) -> tuple[NDArray, NDArray, NDArray, float]:
-    """Image, truth and prediction (Z, Y, X), and the mean Dice over the labels, all by nnU-Net's own functions."""
+    """Read image, truth and prediction (Z, Y, X) and compute the mean Dice, with nnU-Net's functions."""
     description = json.loads((dataset / "dataset.json").read_text())
     ending = description["file_ending"]
     channels = [str(file) for file in sorted(example.images.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))]
@@ -100,7 +108,7 @@ def _draw_curves(upper: Any, lower: Any, fold: Path) -> None:
     epochs = read_log(fold / "cfcl" / "pretraining" / "log.jsonl")
     upper.plot([line["epoch"] for line in epochs], [line["loss"] for line in epochs], marker="o")
     upper.set_title("phase 1: contrastive loss", fontsize=9)
-    # nnU-Net keeps its curves in the checkpoint only
+    # nnU-Net stores its curves only in the checkpoint
     curves = read_plain(fold / "checkpoint_final.pth", "checkpoint", "run the demo again")["logging"]
     lower.plot(curves["train_losses"], marker="o", label="training loss")
     lower.plot(curves["mean_fg_dice"], marker="o", label="pseudo Dice (validation)")

@@ -1,4 +1,4 @@
-"""The demo's steps: a dataset, then nnU-Net's own commands in a folder of their own."""
+"""Steps of the demo: a dataset, then nnU-Net's own commands in separate nnU-Net folders."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ PHANTOM: dict[str, Any] = {
     "dataset_id": 900, "name": "Phantom3D", "dim": 3, "patients": 10, "test_patients": 4, "seed": 0,
     "shape": (32, 48, 48),
 }
-# gigabytes; nnU-Net sizes patch and batch for a GPU, which a CPU need not fill
+# gigabytes; a small target keeps patch and batch feasible on a CPU
 MEMORY_TARGET = "2"
 SETTINGS: dict[str, Any] = {
     "pretrain": {"epochs": 4, "iterations_per_epoch": 2, "images_per_step": 2, "points_per_image": 500},
-    # the phantom has attributes, but a generator takes longer than the demo
+    # training a generator on the phantom's attributes would take longer than the whole demo
     "counterfactual": {"count": 3, "source": "acquisition"},
     "finetune": {"epochs": 4, "iterations_per_epoch": 10, "val_iterations_per_epoch": 2, "mirror_axes": []},
 }
@@ -42,16 +42,21 @@ PREDICTED_CASES = 4
 
 @dataclass(frozen=True)
 class Commands:
-    """Runs commands of this environment in the demo's nnU-Net folders; their full output goes to a log file."""
+    """Runner of commands of this environment in the demo's nnU-Net folders; their output goes to a log file.
+
+    Attributes:
+        folder: folder of the demo.
+        environment: environment variables of the commands.
+    """
 
     folder: Path
     environment: Mapping[str, str]
 
     def run(self, name: str, *arguments: str) -> None:
-        """Run ``name`` (a console script of this environment) and show the lines that tell the progress.
+        """Run a console script of this environment and print its lines of progress.
 
         Raises:
-            UserError: it failed; names the log file and shows its last line.
+            UserError: the command failed; the message has its last line and the log file.
         """
         log = self.folder / "log.txt"
         script = Path(sys.executable).with_name(name)
@@ -64,7 +69,7 @@ class Commands:
             assert process.stdout is not None
             last = _follow(process.stdout, file)
         if process.wait() != 0:
-            raise UserError(f"`{name} {' '.join(arguments)}` failed ({last})", f"the whole output is in {log}")
+            raise UserError(f"{name} {' '.join(arguments)} failed ({last})", f"read the whole output in {log}")
 
 
 def _follow(lines: Iterable[str], file: Any) -> str:
@@ -74,24 +79,24 @@ def _follow(lines: Iterable[str], file: Any) -> str:
         file.flush()
         last = line.strip() or last
         if SHOWN.search(line):
-            # nnU-Net's time stamp says less here than the line does
+            # without nnU-Net's time stamp
             print(f"      {re.sub(r'^[0-9-]+ [0-9:.]+ *: *', '', line.strip())}", flush=True)
     return last
 
 
 def run_demo(out: Path, raw: Path | None, device: str) -> Path:
-    """All steps of the demo.
+    """Run all steps of the demo.
 
     Args:
-        out: folder for everything; what an earlier demo left there is replaced.
-        raw: a raw dataset of the user's, only read; None makes synthetic patients.
+        out: folder of all results; those of an earlier demo are replaced.
+        raw: raw dataset, which is only read; None: synthetic patients.
         device: cpu or cuda.
 
     Returns:
-        The picture.
+        The plot of the results.
 
     Raises:
-        UserError: no dataset at ``raw``, a folder at ``out`` that is not a demo's, or a command that failed.
+        UserError: ``raw`` is not a raw dataset, ``out`` is a folder of other content, or a command failed.
     """
     dataset = _prepare(out, raw)
     commands = Commands(out, _environment(out))
@@ -110,18 +115,20 @@ def run_demo(out: Path, raw: Path | None, device: str) -> Path:
                          "-c", configuration, "-tr", TRAINER, "-p", PLANS, "-device", device)
         model = out / "nnUNet_results" / dataset.name / f"{TRAINER}__{PLANS}__{configuration}" / "fold_0"
         examples.append(Example(configuration, model, images, labels, predictions))
-    with _step("drawing"):
+    with _step("plotting"):
         picture = out / "demo.png"
         draw_demo(dataset, examples, picture)
     return picture
 
 
 def _prepare(out: Path, raw: Path | None) -> Path:
-    """The raw dataset inside the demo's folder."""
+    """Create the folders of the demo, with the raw dataset."""
     if raw is not None and not ((raw / "dataset.json").is_file() and re.match(r"Dataset\d{3}_", raw.resolve().name)):
-        raise UserError(f"{raw} is not an nnU-Net raw dataset: expected a folder DatasetXXX_Name with a dataset.json")
+        raise UserError(f"{raw} is not a raw dataset of nnU-Net, expected a folder DatasetXXX_Name with a dataset.json",
+                        "correct the path after --raw")
     if out.exists() and any(out.iterdir()) and not (out / "settings.json").exists():
-        raise UserError(f"{out} exists and is not a demo's folder: choose another one with --out")
+        raise UserError(f"{out} has content that is not of a demo, expected a new folder or that of an earlier demo",
+                        "name another folder with --out")
     shutil.rmtree(out, ignore_errors=True)
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (out / name).mkdir(parents=True)
@@ -138,13 +145,13 @@ def _environment(out: Path) -> dict[str, str]:
     folders = {name: str((out / name).resolve()) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     defaults = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
     given = dict(os.environ)
-    if given.get("nnUNet_n_proc_DA") == "0":  # nnU-Net's planner fails on it
+    if given.get("nnUNet_n_proc_DA") == "0":  # nnU-Net's planner fails with 0
         del given["nnUNet_n_proc_DA"]
     return {
         **defaults, **given, **folders,
         CONFIG_VARIABLE: str((out / "settings.json").resolve()),
         "nnUNet_extTrainer": str(trainers_path()),
-        # the bar of a pipe would be one long line
+        # progress lines must arrive through the pipe at once
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -155,8 +162,12 @@ def _planned(plans: Path) -> list[str]:
 
 
 def _images_to_predict(dataset: Path, out: Path) -> tuple[Path, Path]:
-    """A folder with the images of a few test cases, else of the fold's validation cases, and their labels' folder."""
-    cases = sorted({name.name.rpartition("_")[0] for name in (dataset / "imagesTs").glob("*")})
+    """Copy the images of a few test cases, else of the fold's validation cases.
+
+    Returns:
+        Folder of the images, and folder of their labels.
+    """
+    cases = sorted({file.name.rpartition("_")[0] for file in (dataset / "imagesTs").glob("*")})
     split = "Ts"
     if not cases or not all(list((dataset / "labelsTs").glob(f"{case}.*")) for case in cases):
         splits = json.loads((out / "nnUNet_preprocessed" / dataset.name / "splits_final.json").read_text())
@@ -170,8 +181,8 @@ def _images_to_predict(dataset: Path, out: Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def _step(what: str) -> Iterator[None]:
-    print(f"==> {what}", flush=True)
+def _step(title: str) -> Iterator[None]:
+    print(f"==> {title}", flush=True)
     started = time.perf_counter()
     yield
     print(f"    done in {time.perf_counter() - started:.0f} s", flush=True)

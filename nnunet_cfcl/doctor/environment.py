@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-from nnunet_cfcl.errors import CheckResult, first_line
+from nnunet_cfcl.errors import CheckResult, first_line, isolated
 from nnunet_cfcl.nnunet.versions import NNUNET_VERSIONS, version_numbers
 
 REINSTALL_TORCH = "pip install --force-reinstall torch torchvision (in one command, so that both builds match)"
@@ -26,14 +26,14 @@ def check_nnunet() -> CheckResult:
 
 def check_torch() -> CheckResult:
     """Check that torch and torchvision work together; nnU-Net's look-up of trainers imports both."""
-    try:
+    # a mismatched pair fails in many ways: ImportError, OSError from the loader, RuntimeError from an unknown operator
+    with isolated() as errors:
         import torch
         import torchvision
         torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
-    # a mismatched pair fails in many ways: ImportError, OSError from the loader, RuntimeError from an unknown operator
-    except Exception as error:
+    if errors:
         versions = " and ".join(f"{name} {_version_of(name)}" for name in ("torchvision", "torch"))
-        return CheckResult("FAIL", f"{versions} do not work together ({first_line(error)})", REINSTALL_TORCH)
+        return CheckResult("FAIL", f"{versions} do not work together ({first_line(errors[0])})", REINSTALL_TORCH)
     installed = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
     builds = {version.partition("+")[2] for version in (str(torch.__version__), str(torchvision.__version__))}
     if len(builds) > 1:

@@ -1,5 +1,4 @@
-"""Files that a kill or a full disk cannot spoil: written under a temporary name, then renamed; folders that can be
-written at all."""
+"""Atomic writes, which a kill or a full disk cannot spoil, and a check that a folder can be written."""
 
 from __future__ import annotations
 
@@ -13,31 +12,31 @@ from tempfile import TemporaryFile
 
 from nnunet_cfcl.errors import UserError, foreign_errors_as
 
-#: What the operating system answers to nobody but those who write -> what mends it.
+#: Error number of a failed write -> fix.
 REFUSALS = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "your quota is used up: delete something, or have it raised",
     errno.EROFS: "it is mounted read-only: choose another folder, or mount it writable",
     errno.EFBIG: "files may not become so large there: raise the limit (ulimit -f)",
 }
-OTHER_REFUSAL = "make the folder writable, or choose another one"
-#: So much more must fit for a write not to have failed for lack of space.
+OTHER_REFUSAL = "make the folder writable, or choose another folder"
+#: Space that must be left for a failed write not to be blamed on the disk.
 PROBE_BYTES = 1 << 20
 
 
 class WriteError(UserError):
-    """A file cannot be written; the message names it, why, and what mends that."""
+    """A file cannot be written; the message names the file, the reason and the fix."""
 
 
 def replace_atomically(file: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a temporary file beside ``file``, force it to disk, then rename it to ``file``.
+    """Let ``write`` create a temporary file beside ``file``, force it to disk, then rename it to ``file``.
 
-    Whoever reads ``file`` sees the old content or the new one, also after a kill or a power cut. Only one process may
-    write a file at a time. Nothing is replaced where ``write`` makes no file, or fails.
+    Readers of ``file`` see the old content or the new content, also after a kill or a power cut. Only one process may
+    write a file at a time. Nothing is replaced where ``write`` creates no file, or fails.
 
     Raises:
-        WriteError: the disk is full or read-only; ``file`` is as it was. What else goes wrong in ``write`` is raised as
-            it is.
+        WriteError: the disk is full or read-only; ``file`` is unchanged. Other errors of ``write`` are raised as they
+            are.
     """
     target = Path(file)
     temporary = target.with_name(f"{target.name}.tmp")
@@ -58,13 +57,13 @@ def replace_atomically(file: str | os.PathLike[str], write: Callable[[Path], obj
 
 @contextmanager
 def refusals_named(target: Path, temporary: Path) -> Iterator[None]:
-    """Within the block ``target`` is written as ``temporary``; a disk that refuses is told from all other errors.
+    """Context in which ``target`` is written as ``temporary``; errors of the disk are told apart from all others.
 
-    Libraries that write in C say no more than that they failed, and what is written may be read from another disk
-    meanwhile: where it is not certain, the temporary file is made a little longer, which fails for the same reason.
+    Libraries that write in C report only that they failed, and the data may be read from another disk meanwhile: in
+    doubt the temporary file is extended a little, which fails for the same reason.
 
     Raises:
-        WriteError: the disk refuses.
+        WriteError: the disk cannot be written.
     """
     def translate(error: Exception) -> Exception:
         refusal = error if isinstance(error, OSError) and error.errno in REFUSALS else _refusal(temporary)
@@ -79,7 +78,7 @@ def refusals_named(target: Path, temporary: Path) -> Iterator[None]:
 
 
 def _refusal(temporary: Path) -> OSError | None:
-    """What the disk answers when the file becomes longer."""
+    """Error of the disk when the file is extended; None: it can be extended."""
     try:
         with open(temporary, "ab") as handle:
             handle.write(bytes(PROBE_BYTES))
@@ -91,7 +90,7 @@ def _refusal(temporary: Path) -> OSError | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The new name is on disk too; not on Windows and file systems that know no such thing."""
+    """Force the new name to disk as well, where the file system supports it (not on Windows)."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -106,7 +105,7 @@ def write_text_atomically(file: str | os.PathLike[str], text: str) -> None:
 
 
 def backup_path(file: Path, mark: str) -> Path:
-    """Where a file is kept that is written anew: ``MARK_NAME`` beside it, or ``MARK_2_NAME`` and so on."""
+    """Free path for the backup of a file: ``MARK_NAME`` beside it, or ``MARK_2_NAME`` and so on."""
     kept = file.with_name(f"{mark}_{file.name}")
     numbers = count(2)
     while kept.exists():
@@ -115,10 +114,10 @@ def backup_path(file: Path, mark: str) -> Path:
 
 
 def writable_folder(folder: str | os.PathLike[str], fix: str = "choose another folder") -> Path:
-    """The folder, made if it is not there, when a file can be written in it.
+    """Create the folder if it is missing, and check that a file can be written in it.
 
     Raises:
-        UserError: it cannot, and why.
+        UserError: no file can be written there; the reason is named.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

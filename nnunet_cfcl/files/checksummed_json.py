@@ -1,4 +1,4 @@
-"""JSON objects that only the package itself changes, with a checksum: a damaged one is told from a sound one."""
+"""JSON objects with a checksum, for files that only the package itself changes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ CHECKSUM = "checksum"
 
 
 def checksummed_text(content: Mapping[str, Any]) -> str:
-    """A JSON object with a checksum of its content; keys are texts."""
+    """JSON object with a checksum of its content; keys are strings."""
     return json.dumps({**content, CHECKSUM: digest(content)}, indent=1)
 
 
 def read_checksummed(file: Path) -> dict[str, Any]:
-    """The object in a file of `checksummed_text`, without the checksum; files of earlier versions have none.
+    """Read the object of `checksummed_text` without its checksum, which files of earlier versions do not have.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no JSON object, or not as it was written.
+        ValueError: the file holds no JSON object, or was changed since it was written.
     """
     content = read_json(file)
     if not isinstance(content, dict):

@@ -1,7 +1,7 @@
-"""Checksums of a blosc2 array's chunks, kept in its own file: whatever is read is what was written.
+"""Checksums of the chunks of a blosc2 array, in its own file.
 
-A file's variable-length metadata hold, as ``cfcl_checksums``, JSON: shape, chunks, blocks, type and the CRC-32 of every
-compressed chunk. Files without it, written by others, are read as they are.
+The variable-length metadata of a file hold, as ``cfcl_checksums``, JSON: shape, chunks, blocks, type and the CRC-32 of
+every compressed chunk. Files without it, written by others, are read unverified.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import blosc2
 from nnunet_cfcl.errors import UserError, first_line, foreign_errors_as
 
 KEY = "cfcl_checksums"
-#: What the header of a file says that holds an expression or a function, which some versions of blosc2 run on opening.
+#: Marks in the header of a file that holds an expression or a function, which some versions of blosc2 run on opening.
 RUNNABLE = (b"LazyArray", b"b2o", b"proxy-source")
-#: No header of an array is longer.
+#: Greatest length of the header of an array.
 HEADER_BYTES = 1 << 16
 
 
 def check_plain(file: Path) -> None:
-    """Make sure that a file holds numbers alone, before blosc2 opens it.
+    """Check, before blosc2 opens a file, that it holds a plain array.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it holds something to be run.
+        OSError: the file cannot be read.
+        ValueError: the file holds code.
     """
     with open(file, "rb") as content:
         head = content.read(HEADER_BYTES)
@@ -41,44 +41,44 @@ def check_plain(file: Path) -> None:
 
 
 def write_checksums(array: blosc2.NDArray) -> None:
-    """Write the checksums of an array, which is not to be written to any more, into its file."""
+    """Write the checksums of a finished array into its file."""
     sums = [zlib.crc32(array.schunk.get_chunk(number)) for number in range(array.schunk.nchunks)]
     text = json.dumps({**_header(array), "chunk_sums": sums})
     array.schunk.vlmeta[KEY] = [zlib.crc32(text.encode()), text]
 
 
 def add_checksums(file: Path) -> None:
-    """`write_checksums` of a finished file; its chunks stay as they are."""
+    """Apply `write_checksums` to a finished file; its chunks stay as they are."""
     write_checksums(blosc2.open(urlpath=str(file), mode="a"))
 
 
 def check_header(array: blosc2.NDArray) -> None:
-    """Make sure that shape, chunks and type are those that were written.
+    """Check that shape, chunks and type are as they were written.
 
     Raises:
-        ValueError: they are not.
+        ValueError: one of them changed.
     """
-    _sealed(array)
+    _checksums(array)
 
 
-def check_seal(array: blosc2.NDArray, region: Sequence[slice], sound: set[int]) -> None:
-    """Make sure that the chunks of a region are those that were written.
+def check_chunks(array: blosc2.NDArray, region: Sequence[slice], verified: set[int]) -> None:
+    """Verify the checksums of the chunks of a region.
 
     Args:
-        array: in its file.
-        region: slices of its axes; further axes are whole.
-        sound: numbers of the chunks that were found sound, or without a checksum, before; those found now are added.
+        array: array in its file.
+        region: slices of the first axes; further axes are read whole.
+        verified: numbers of the chunks that need no check any more; the chunks of the region are added.
 
     Raises:
-        ValueError: a chunk is another.
+        ValueError: a chunk changed since it was written.
     """
-    new = [number for number in _chunks_of(array, region) if number not in sound]
+    new = [number for number in _chunks_of(array, region) if number not in verified]
     # reading the checksums takes longer than most boxes
-    content = _sealed(array) if new else None
+    content = _checksums(array) if new else None
     for number in new:
         if content is not None and zlib.crc32(array.schunk.get_chunk(number)) != content["chunk_sums"][number]:
             raise ValueError(f"the checksum of chunk {number} is wrong")
-        sound.add(number)
+        verified.add(number)
 
 
 def damage(file: Path, fix: str, error: Exception) -> UserError:
@@ -88,10 +88,10 @@ def damage(file: Path, fix: str, error: Exception) -> UserError:
 
 @contextmanager
 def damage_named(file: Path, fix: str) -> Iterator[None]:
-    """What goes wrong with a file within the block is told of it, with what mends it.
+    """Context in which a file is read; any error names the file and the fix.
 
     Raises:
-        UserError: anything went wrong.
+        UserError: the file cannot be read.
     """
     with foreign_errors_as(lambda error: damage(file, fix, error)):
         yield
@@ -102,8 +102,8 @@ def _header(array: blosc2.NDArray) -> dict[str, Any]:
             "type": str(array.dtype)}
 
 
-def _sealed(array: blosc2.NDArray) -> dict[str, Any] | None:
-    """What was written; None where nothing was."""
+def _checksums(array: blosc2.NDArray) -> dict[str, Any] | None:
+    """Read the checksums and verify the header; None: the file has no checksums."""
     if KEY not in array.schunk.vlmeta:
         return None
     checksum, text = array.schunk.vlmeta[KEY]
@@ -112,7 +112,7 @@ def _sealed(array: blosc2.NDArray) -> dict[str, Any] | None:
     content: dict[str, Any] = json.loads(text)
     found = _header(array)
     if any(content[key] != found[key] for key in found) or len(content["chunk_sums"]) != array.schunk.nchunks:
-        raise ValueError(f"its header says {found}, it was written as {content['shape']}")
+        raise ValueError(f"its header has {found}, it was written with {content['shape']}")
     return content
 
 

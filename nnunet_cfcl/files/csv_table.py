@@ -1,4 +1,4 @@
-"""Tables of comma-separated values about cases that people write, in spreadsheets or by hand."""
+"""Tables of comma-separated values about cases, written in spreadsheets or by hand."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from nnunet_cfcl.errors import UserError, listed
 
 
 def read_csv_table(file: Path) -> tuple[list[str], dict[int, list[str]]]:
-    """The header, and the rows that are not empty by the number of their (last) line; cells in one line.
+    """Read the header, and the rows that are not empty by the number of their (last) line; cells are single lines.
 
     Raises:
-        UserError: the file cannot be read as such a table.
+        UserError: the file cannot be read as a table of comma-separated values in UTF-8.
     """
     try:
         # spreadsheets write a byte order mark
@@ -24,16 +24,15 @@ def read_csv_table(file: Path) -> tuple[list[str], dict[int, list[str]]]:
             rows = [(reader.line_num, _cells(row)) for row in reader]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{file} cannot be read as a table of comma-separated values in UTF-8 ({error})",
-                        "save it again "
-                        "as such, or take it away") from error
+                        "save it in this format, or remove it") from error
     return header, {line: row for line, row in rows if any(row)}
 
 
 def _cells(row: Sequence[str]) -> list[str]:
-    """Without the spaces around, and in one line.
+    """Cells without surrounding spaces, each in one line.
 
     Raises:
-        ValueError: a character that no table has; a file that is cut short by a crash may be filled up with it.
+        ValueError: a NUL character, with which a crash may fill a file up.
     """
     if any("\0" in cell for cell in row):
         raise ValueError("it holds the character NUL")
@@ -41,18 +40,18 @@ def _cells(row: Sequence[str]) -> list[str]:
 
 
 def check_case_names(named: Collection[str], known: Collection[str], ending: str, table: str) -> None:
-    """Refuse a table that speaks of the cases by other names, which would silently say nothing of them.
+    """Reject a table that calls the cases by other names, and so would have no effect on them.
 
-    Rows of other cases are no fault: a dataset's test cases may have some.
+    Rows of other cases are allowed: a dataset's test cases may have some.
 
     Args:
-        named: cases of the table.
-        known: cases that it should speak of.
+        named: names of cases in the table.
+        known: names of the cases of the dataset.
         ending: file ending of the dataset's images.
-        table: where the names are from, in words.
+        table: name of the table, for messages.
 
     Raises:
-        UserError: it has names of known cases' files, or of no known case at all.
+        UserError: the table has file names of known cases, or no known case at all.
     """
     unknown = sorted(set(named) - set(known))
     files = [name for name in unknown if re.sub(r"_\d{4}$", "", name.removesuffix(ending)) in known]

@@ -1,7 +1,7 @@
-"""Texts in pictures: what cases, groups and values are called is drawn as it is."""
+"""Names of cases, groups and values in figures, drawn without mathematical notation."""
 
 from matplotlib import rc_context
 
-#: Decorates what draws a picture. matplotlib takes what stands between two ``$`` for mathematics, and a name such as
-#: "GE $2.0$" may be anything; the setting is nnU-Net's process's again afterwards.
+#: Decorator of functions that draw figures: matplotlib would set text between two ``$``, as in a name like "GE $2.0$",
+#: as mathematics. Afterwards the setting is what it was.
 names_as_they_are = rc_context({"text.parse_math": False})

@@ -1,4 +1,4 @@
-"""Short hashes of content, which decide whether two things are the same."""
+"""Short hashes of content."""
 
 from __future__ import annotations
 

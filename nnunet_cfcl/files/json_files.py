@@ -1,4 +1,4 @@
-"""JSON files that people edit and machines copy: whatever is wrong with one is an `OSError` or a `ValueError`."""
+"""Plain JSON files; any fault of a file is an `OSError` or a `ValueError`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def read_json(file: Path) -> Any:
-    """The content of a file in UTF-8, with or without the byte order mark that some editors write.
+    """Read a file in UTF-8, with or without the byte order mark that some editors write.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON, no UTF-8, or nested too deeply.
+        OSError: the file cannot be read.
+        ValueError: the file is no JSON, no UTF-8, or nested too deeply.
     """
     try:
         return json.loads(file.read_text(encoding="utf-8-sig"))

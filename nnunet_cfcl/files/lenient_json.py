@@ -1,4 +1,4 @@
-"""JSON that somebody may have changed, or a kill cut short: whatever it holds, reading it raises nothing."""
+"""JSON that may have been edited, or cut short by a kill: reading it never raises."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from nnunet_cfcl.files.json_files import read_json
 
 
 def read_json_object(file: Path, problems: list[str]) -> dict[str, Any]:
-    """The object in a file; empty where there is no such file, or it is broken.
+    """Read the object in a file; empty where the file is missing or broken.
 
     Args:
         file: JSON in UTF-8.
-        problems: a line is added when the file is there and cannot be used.
+        problems: list to which a line is added if the file is there and cannot be used.
     """
     if not file.is_file():
         return {}
@@ -32,8 +32,10 @@ def read_json_object(file: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def read_json_lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """The objects in the lines of a file; lines that are none are left out, and named unless it is the last alone,
-    which a kill cuts short."""
+    """Read the objects in the lines of a file.
+
+    Other lines are left out, and added to ``problems`` unless only the last line is broken, which a kill may cut short.
+    """
     if not file.is_file():
         return []
     try:
@@ -49,7 +51,7 @@ def read_json_lines(file: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The object that a text is in JSON; None where it is none."""
+    """Parse a JSON object; None where the text is something else."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -58,12 +60,12 @@ def json_object(text: str) -> dict[str, Any] | None:
 
 
 def as_object(content: Any) -> Mapping[str, Any]:
-    """The content if it is an object, else an empty one."""
+    """The content if it is an object, else an empty object."""
     return content if isinstance(content, dict) else {}
 
 
 def as_list(content: Any) -> Sequence[Any]:
-    """The content if it is a list, else an empty one."""
+    """The content if it is a list, else an empty list."""
     return content if isinstance(content, list) else []
 
 

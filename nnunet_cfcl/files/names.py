@@ -1,4 +1,4 @@
-"""Names that come from files and are to become names of files."""
+"""File names that come from the content of other files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 
 def is_safe_filename(name: str) -> bool:
-    """Whether a file of this name lies in the folder that it is looked for in, on any system: no path, no drive, no
-    control character."""
+    """Whether a name is that of a file, on any system: no path, no drive, no control character."""
     return name.isprintable() and name not in ("", "..") and all(
         kind(name).name == name for kind in (PurePosixPath, PureWindowsPath))

@@ -18,6 +18,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from nnunet_cfcl.errors import first_line, isolated
 from nnunet_cfcl.losses.ranks import Share
 from nnunet_cfcl.losses.triton_launch import Launch, Precision, candidate_tiles
 
@@ -86,10 +87,10 @@ def _working_launch(device: torch.device, width: int, precision: Precision) -> L
     problems = []
     for tile in candidate_tiles(device, precision):
         launch = Launch(*tile, precision=precision)
-        try:
+        with isolated() as errors:  # a compiler or a driver may raise anything
             difference = _difference(device, width, launch)
-        except Exception as error:  # compilers and drivers raise errors of any type
-            problems.append(f"{type(error).__name__}: {error}".splitlines()[0])
+        if errors:
+            problems.append(first_line(errors[0]))
             continue
         if difference <= _TOLERANCE[precision]:
             return launch

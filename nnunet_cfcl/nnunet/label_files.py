@@ -10,7 +10,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from numpy.typing import NDArray
 
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, foreign_errors_as
 
 #: File ending -> nnU-Net's reader; natural images have no spacing.
 READERS = {**dict.fromkeys(NaturalImage2DIO.supported_file_endings, NaturalImage2DIO),
@@ -63,12 +63,13 @@ def read_label_file(file: Path) -> LabelFile:
         UserError: the file cannot be read, has several channels, or values that are not labels.
     """
     ending = max((known for known in READERS if file.name.lower().endswith(known)), key=len)
-    try:
-        voxels, properties = READERS[ending]().read_seg(str(file))
-    # SimpleITK raises RuntimeError, the natural-image reader AssertionError or anything its library raises
-    except Exception as error:
+
+    def translate(error: Exception) -> UserError:
         reason = " ".join(str(error).split())[-200:] or type(error).__name__
-        raise UserError(f"{file} cannot be read as a mask ({reason})", "export the mask again") from error
+        return UserError(f"{file} cannot be read as a mask ({reason})", "export the mask again")
+
+    with foreign_errors_as(translate):
+        voxels, properties = READERS[ending]().read_seg(str(file))
     if len(voxels) != 1:
         raise UserError(f"{file} has {len(voxels)} channels, expected one channel of integer labels",
                         "export it as a mask (PNG: greyscale, not RGB)")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nnunet_cfcl.errors import CheckResult, UserError, first_line, listed
+from nnunet_cfcl.errors import CheckResult, UserError, first_line, foreign_errors_as, listed
 from nnunet_cfcl.files.lenient_json import as_object, read_json_object
 
 # the plans of nnU-Net's own planners; the default planner needs no flag
@@ -117,12 +117,11 @@ def load_configuration(plan: dict[str, Any], plans: str, configuration: str) -> 
         near = difflib.get_close_matches(configuration, known, n=1, cutoff=0.0)
         raise UserError(f"the plan {plans} has no configuration {configuration} (found: {listed(known) or 'none'})",
                         f"-c {near[0]}" if near else "plan again with nnUNetv2_plan_and_preprocess")
-    try:
-        block: dict[str, Any] = PlansManager(plan).get_configuration(configuration).configuration
     # nnU-Net validates nothing before it uses it
-    except Exception as error:
-        raise UserError(f"nnU-Net cannot use the configuration {configuration} of the plan {plans} "
-                        f"({first_line(error)})", "plan again with nnUNetv2_plan_and_preprocess") from error
+    with foreign_errors_as(lambda error: UserError(
+            f"nnU-Net cannot use the configuration {configuration} of the plan {plans} ({first_line(error)})",
+            "plan again with nnUNetv2_plan_and_preprocess")):
+        block: dict[str, Any] = PlansManager(plan).get_configuration(configuration).configuration
     return block
 
 

@@ -1,4 +1,8 @@
-"""Synthetic patients from a known structural causal model: demo data and exact counterfactuals for tests."""
+"""Phantom: synthetic patients from a known structural causal model, with exact counterfactuals.
+
+Used for demonstrations and as ground truth in tests and benchmarks. Patients are drawn by seed and index; scanner and
+disease are the attributes to intervene on.
+"""
 
 from nnunet_cfcl.phantom.dataset import Case, phantom_cases, write_phantom_dataset
 from nnunet_cfcl.phantom.scanner import (

@@ -1,4 +1,4 @@
-"""Anatomy of the phantom: a chest cut across, with lungs, heart and spine, in 2D (y, x) and 3D (z, y, x).
+"""Anatomy of the phantom: an axial view of the chest with lungs, heart and spine, in 2D (y, x) and 3D (z, y, x).
 
 Coordinates run over (-1, 1) on every axis; y grows towards the back, x towards the patient's left.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nnunet_cfcl.phantom.fields import Array, correlated_noise, cosine_field, freeze, pixel_centres
 
 LABELS: dict[str, int] = {"background": 0, "lung": 1, "heart": 2, "spine": 3}
-"""Label values as `dataset.json` wants them."""
+"""Label values as in `dataset.json`."""
 
 WARP_ORDERS = 5
 """Cosine orders per axis of the deformation."""
@@ -30,9 +30,9 @@ class PartTemplate:
     centre: tuple[float, float, float]
     radii: tuple[float, float, float]
     exponent: float
-    position_spread: float
+    position_std: float
     """Standard deviation of the centre, coordinate units."""
-    size_spread: float
+    size_std: float
     """Standard deviation of the log radii."""
 
 
@@ -57,7 +57,7 @@ TISSUES: dict[str, float] = {
 }
 """Mean scene intensity in [0, 1], in the order in which `AnatomyNoise.tissue` holds them."""
 
-TISSUE_SPREAD = 0.012
+TISSUE_STD = 0.012
 """Standard deviation of a tissue's intensity between patients."""
 
 TEXTURE: dict[str, float] = {"air": 0.0, "lung": 0.030, "fat": 0.012, "muscle": 0.015}
@@ -91,12 +91,12 @@ BONE_RIM = 0.72
 
 @dataclass(frozen=True)
 class AnatomyNoise:
-    """Exogenous noise of the anatomy; standard normal, that of shape and tissue clipped to +-2.
+    """Exogenous noise of the anatomy; standard normal, clipped to +-2 for shape and tissue.
 
     Attributes:
-        position: (5, D), one row per entry of `PARTS`.
-        size: (5, D).
-        tissue: (8,), one per entry of `TISSUES`.
+        position: (5, D) noise of the centres, one row per entry of `PARTS`.
+        size: (5, D) noise of the log radii, one row per entry of `PARTS`.
+        tissue: (8,) noise of the intensities, one per entry of `TISSUES`.
         warp: (D, K, ..., K) cosine coefficients, K = `WARP_ORDERS`.
         rib_phase: Angle in [0, 2 pi).
         texture: (2, *shape) white fields: fine texture, vessels.
@@ -118,7 +118,7 @@ class Anatomy:
         scene: (*shape) float64 in [0, 1].
         mask: (*shape) uint8, values of `LABELS`.
         lungs: (2, *shape) bool, right and left.
-        muscle: (*shape) float64, what muscle would look like at every pixel: the intensity around the lungs.
+        muscle: (*shape) float64, the intensity of muscle at every pixel, as around the lungs.
     """
 
     scene: Array
@@ -149,8 +149,8 @@ def part_radius(name: str, points: Array, noise: AnatomyNoise) -> Array:
         noise: The patient's exogenous noise.
     """
     template, row, dim = PARTS[name], list(PARTS).index(name), len(points)
-    centre = np.array(template.centre[-dim:]) + template.position_spread * noise.position[row]
-    radii = np.array(template.radii[-dim:]) * np.exp(template.size_spread * noise.size[row])
+    centre = np.array(template.centre[-dim:]) + template.position_std * noise.position[row]
+    radii = np.array(template.radii[-dim:]) * np.exp(template.size_std * noise.size[row])
     column = (dim, *[1] * dim)
     offset = np.abs((points - centre.reshape(column)) / radii.reshape(column))
     return np.asarray((offset**template.exponent).sum(0) ** (1.0 / template.exponent))
@@ -188,17 +188,17 @@ def _tissue_map(points: Array, noise: AnatomyNoise) -> tuple[NDArray[np.intp], N
     spine = radius["spine"] <= 1.0
     tissue[spine], mask[spine] = index["bone"], LABELS["spine"]
     tissue[radius["spine"] <= BONE_RIM] = index["marrow"]
-    # where heart or spine lie over a lung, no fluid can gather
+    # no fluid where heart or spine overlap a lung
     return tissue, mask, lungs & (mask == LABELS["lung"])
 
 
 def build_anatomy(noise: AnatomyNoise) -> Anatomy:
-    """Turn a patient's exogenous noise into the healthy scene and its true mask."""
+    """Build the healthy scene and its true mask from a patient's exogenous noise."""
     shape = noise.texture.shape[1:]
     tissue, mask, lungs = _tissue_map(deformed_points(noise, shape), noise)
     fine = correlated_noise(noise.texture[0], [TEXTURE_SIGMA] * len(shape))
     vessels = correlated_noise(noise.texture[1], [VESSEL_SIGMA] * len(shape))
-    intensity = np.array(list(TISSUES.values())) + TISSUE_SPREAD * noise.tissue
+    intensity = np.array(list(TISSUES.values())) + TISSUE_STD * noise.tissue
     amplitude = np.array([TEXTURE.get(name, DEFAULT_TEXTURE) for name in TISSUES])
     scene = intensity[tissue] + amplitude[tissue] * fine
     # only the tail of the field is kept: sparse bright specks rather than more texture

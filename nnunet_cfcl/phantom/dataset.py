@@ -1,6 +1,6 @@
 """Write phantom patients as an nnU-Net raw dataset, with attributes and true counterfactuals.
 
-    DatasetXXX_Name/dataset.json                     labels, channel, and under "phantom" what the cases were drawn from
+    DatasetXXX_Name/dataset.json                     labels, channel, and under "phantom" the parameters of the cases
                     imagesTr/ labelsTr/ imagesTs/ labelsTs/
                     attributes.csv                   case,patient,scanner,disease of training and test cases
                     counterfactuals/CASE__INTERVENTION_0000.EXT
@@ -31,15 +31,15 @@ from nnunet_cfcl.phantom.scm import INTERVENTIONS, Attributes, Patient, counterf
 
 FILE_ENDING: dict[int, str] = {2: ".png", 3: ".nii.gz"}
 LEVELS: dict[int, int] = {2: 255, 3: 4095}
-"""Largest stored value; image intensity 1 is written as this."""
+"""Largest stored value, that of image intensity 1."""
 FIRST_TEST_INDEX = 100_000
-"""Patient number of the first test case, so that test patients do not depend on how many are trained on."""
+"""Patient number of the first test case, so that test patients do not depend on the number of training patients."""
 GENERATOR = "nnunet_cfcl.phantom"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One patient with the attributes of the image that was really taken."""
+    """One patient with the attributes of the factual image."""
 
     name: str
     patient: Patient
@@ -49,7 +49,7 @@ class Case:
 def assign_attributes(position: int, scanners: Sequence[str]) -> Attributes:
     """Return the attributes of case number `position`: all combinations in turn, so that groups are balanced.
 
-    The assignment looks at nothing but the position, so anatomy and attributes are independent (a randomised design).
+    The assignment depends on the position alone, so anatomy and attributes are independent (a randomised design).
     """
     return Attributes(scanners[position % len(scanners)], DISEASES[position // len(scanners) % len(DISEASES)])
 
@@ -63,19 +63,19 @@ def phantom_cases(
     scanners: Sequence[str] = tuple(SCANNERS),
     test: bool = False,
 ) -> list[Case]:
-    """Draw cases; number i is the same patient whatever `count` and `scanners` are.
+    """Draw cases; patient number i does not depend on `count` and `scanners`.
 
     Args:
         count: Number of cases.
         seed, dim, shape, spacing: As for `draw_patient`.
-        scanners: Scanners that the cases come from, in turn.
+        scanners: Scanners of the cases, in turn.
         test: Draw test patients (numbers from `FIRST_TEST_INDEX`) instead of training patients.
 
     Raises:
-        UserError: If no or an unknown scanner is given, or the grid does not suit the phantom.
+        UserError: If no scanner or an unknown one is given, or the grid is too small for the phantom.
     """
     if not scanners:
-        raise UserError("No scanner to take images with", f"name at least one of {', '.join(SCANNERS)}.")
+        raise UserError("no scanner given", f"name at least one of {', '.join(SCANNERS)}")
     first = FIRST_TEST_INDEX if test else 0
     return [
         Case(
@@ -101,7 +101,7 @@ def _write_array(path: Path, array: NDArray[np.integer], spacing: Sequence[float
 
 
 def quantise(image: NDArray[np.float32]) -> NDArray[np.integer]:
-    """Turn an image in [0, 1] into what is stored: uint8 up to 255 in 2D, int16 up to 4095 in 3D."""
+    """Quantise an image in [0, 1]: uint8 up to 255 in 2D, int16 up to 4095 in 3D."""
     return np.rint(image * LEVELS[image.ndim]).astype(np.uint8 if image.ndim == 2 else np.int16)
 
 
@@ -141,21 +141,21 @@ def _is_phantom(folder: Path) -> bool:
 
 
 def _check_target(target: Path, dataset_id: int, overwrite: bool) -> None:
-    """Refuse to write where something lies that must not be lost or that makes the number ambiguous."""
+    """Reject a target that holds other data or whose dataset number is ambiguous."""
     if not 0 < dataset_id < 1000:
-        raise UserError(f"A dataset number lies between 1 and 999; found {dataset_id}.")
+        raise UserError(f"the dataset number must lie between 1 and 999, found {dataset_id}")
     for other in sorted(target.parent.glob(f"Dataset{dataset_id:03d}_*")):
         if other != target:
-            raise UserError(f"Number {dataset_id} is taken by {other}", "choose another --dataset-id.")
+            raise UserError(f"dataset number {dataset_id} is taken by {other}", "choose another --dataset-id")
     if target.exists() and not overwrite:
-        raise UserError(f"{target} exists already", "choose another number or name, or allow it with --overwrite.")
-    # --overwrite deletes a folder: never one with somebody's real images
+        raise UserError(f"{target} already exists", "choose another number or name, or pass --overwrite")
+    # --overwrite deletes a folder: never one with real images
     if target.exists() and not _is_phantom(target):
-        raise UserError(f"{target} was not written by the phantom and is not overwritten", "remove it yourself first.")
+        raise UserError(f"{target} was not written by the phantom and is not overwritten", f"rm -r {target}")
 
 
 def _replace_folder(new: Path, target: Path) -> None:
-    # the old dataset goes only after the new one is complete
+    # remove the old dataset only after the new one is complete
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -180,17 +180,17 @@ def write_phantom_dataset(
 ) -> Path:
     """Write an nnU-Net raw dataset of phantom patients. The module's docstring shows its layout.
 
-    The folder appears under its name only when it is complete. Test cases come from both scanners in turn.
+    The folder gets its name when it is complete. Test cases come from both scanners in turn.
 
     Args:
         raw_folder: nnU-Net's raw folder.
-        dataset_id, name: Make up the folder's name, DatasetXXX_Name.
+        dataset_id, name: Number and name in the folder's name, DatasetXXX_Name.
         dim: 2 or 3.
         patients, test_patients: Numbers of training and test cases; at least one training case.
         seed: Patient i depends on (seed, i) and the grid alone.
         shape: Image size ([z,] y, x).
         spacing: Pixel size in mm, same axes. PNG cannot store it: 2D images are read as 1 mm by nnU-Net.
-        train_scanners: Scanners that the training cases come from.
+        train_scanners: Scanners of the training cases.
         overwrite: Replace a phantom dataset of the same number and name.
         progress: Show a progress bar.
 
@@ -201,12 +201,13 @@ def write_phantom_dataset(
         UserError: If the folder exists, the number is taken, or an argument is out of range.
     """
     if patients < 1 or test_patients < 0:
-        raise UserError(f"At least one training patient is needed; found {patients} and {test_patients} for testing.")
+        raise UserError("at least one training patient and no negative number of test patients are needed, found "
+                        f"{patients} and {test_patients}")
     target = Path(raw_folder) / f"Dataset{dataset_id:03d}_{name}"
     _check_target(target, dataset_id, overwrite)
     train = phantom_cases(patients, seed, dim, shape, spacing, train_scanners)
     test = phantom_cases(test_patients, seed, dim, shape, spacing, test=True)
-    # written beside its final place, on the same file system, so that one rename finishes it
+    # written on the same file system, so that one rename completes it
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs", "counterfactuals"):

@@ -22,13 +22,13 @@ SURFACE_WIDTH = 0.08
 """Width of the blurred fluid surface, coordinate units."""
 OPACITY = 0.95
 """Share of the lung's intensity that fluid replaces."""
-INTENSITY_SPREAD = 0.012
+INTENSITY_STD = 0.012
 """Standard deviation of the difference between the intensities of fluid and muscle, which it resembles."""
 
 
 @dataclass(frozen=True)
 class DiseaseNoise:
-    """Exogenous noise of the disease, drawn for healthy patients too: what their effusion would be.
+    """Exogenous noise of the disease, drawn for healthy patients too, whose effusion it describes.
 
     Attributes:
         side: 0 for the right lung, 1 for the left.
@@ -52,19 +52,19 @@ def draw_disease_noise(rng: np.random.Generator) -> DiseaseNoise:
         fraction=float(rng.uniform(*FRACTION)),
         tilt=float(TILT * rng.standard_normal()),
         meniscus=float(rng.uniform(*MENISCUS)),
-        intensity=float(INTENSITY_SPREAD * np.clip(rng.standard_normal(), -2, 2)),
+        intensity=float(INTENSITY_STD * np.clip(rng.standard_normal(), -2, 2)),
     )
 
 
 def effusion_opacity(anatomy: Anatomy, noise: DiseaseNoise) -> Array:
-    """Return how opaque the fluid is, (*shape) in [0, `OPACITY`]; exactly 0 outside the lung of `noise.side`."""
+    """Return the opacity of the fluid, (*shape) in [0, `OPACITY`]; exactly 0 outside the lung of `noise.side`."""
     lung = anatomy.lungs[noise.side]
     if not lung.any():
         return np.zeros(lung.shape)
     points = pixel_centres(lung.shape)
     offset = points[-1] - points[-1][lung].mean()
     depth = points[-2] + noise.tilt * offset + noise.meniscus * offset**2
-    # a quantile, not a fixed level: the share filled is the same whatever the lung's shape
+    # a quantile, not a fixed level: the filled share does not depend on the lung's shape
     surface = np.quantile(depth[lung], 1.0 - noise.fraction)
     return np.asarray(OPACITY * smoothstep((depth - surface) / SURFACE_WIDTH + 0.5) * lung)
 
@@ -84,7 +84,7 @@ def apply_disease(anatomy: Anatomy, noise: DiseaseNoise, disease: str) -> Array:
         UserError: If `disease` is not one of `DISEASES`.
     """
     if disease not in DISEASES:
-        raise UserError(f"Unknown disease {disease!r}; expected one of {', '.join(DISEASES)}.")
+        raise UserError(f"unknown disease {disease!r}, expected one of {', '.join(DISEASES)}")
     if disease == "none":
         return anatomy.scene
     opacity = effusion_opacity(anatomy, noise)

@@ -1,6 +1,6 @@
 """Building blocks of the phantom: pixel coordinates, smooth random fields and correlated noise.
 
-Everything here is deterministic: random numbers come in as arguments.
+All functions are deterministic; random numbers are arguments.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _cosine_weights(orders: int, dim: int) -> Array:
 
 
 def cosine_field(coefficients: Array, shape: Sequence[int]) -> Array:
-    """Evaluate a smooth random field, the same one at any resolution.
+    """Evaluate a smooth random field, the same function at any resolution.
 
     The field is sum_k w_k c_k prod_a cos(pi k_a (p_a + 1) / 2), with w_k falling as 1 / (1 + |k|^2) and w_0 = 0.
 
@@ -63,7 +63,7 @@ def blur(image: Array, sigma: Sequence[float]) -> Array:
 
     Args:
         image: (*shape).
-        sigma: Standard deviation per axis in pixels; 0 leaves the axis alone.
+        sigma: Standard deviation per axis in pixels; 0 leaves the axis unchanged.
     """
     return np.asarray(gaussian_filter(image, sigma, mode="nearest"))
 
@@ -95,6 +95,6 @@ def smoothstep(value: Array) -> Array:
 
 
 def freeze(array: Array) -> Array:
-    """Make an array read-only and return it: exogenous noise is drawn once and never changed."""
+    """Set an array read-only and return it: exogenous noise is drawn once and never changed."""
     array.setflags(write=False)
     return array

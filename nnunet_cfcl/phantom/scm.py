@@ -22,7 +22,7 @@ from nnunet_cfcl.phantom.scanner import SCANNERS, AcquisitionNoise, apply_scanne
 DEFAULT_SHAPE: dict[int, tuple[int, ...]] = {2: (96, 96), 3: (40, 56, 56)}
 DEFAULT_SPACING: dict[int, tuple[float, ...]] = {2: (1.0, 1.0), 3: (1.5, 1.0, 1.0)}
 MINIMUM_SIZE = 16
-"""Fewest pixels along an axis at which all organs are still there."""
+"""Fewest pixels along an axis that show all organs."""
 
 INTERVENTIONS: dict[str, tuple[str, ...]] = {
     "scanner": ("scanner",),
@@ -46,18 +46,18 @@ class Attributes:
     def __post_init__(self) -> None:
         for key, known in (("scanner", tuple(SCANNERS)), ("disease", DISEASES)):
             if getattr(self, key) not in known:
-                raise UserError(f"Unknown {key} {getattr(self, key)!r}; expected one of {', '.join(known)}.")
+                raise UserError(f"unknown {key} {getattr(self, key)!r}, expected one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
 class Patient:
-    """All exogenous noise of one patient: with the attributes it determines image and mask.
+    """Exogenous noise of one patient, which together with the attributes determines image and mask.
 
     Attributes:
-        seed, index: What the patient was drawn from.
+        seed, index: Seed and number of the patient.
         shape: Image size ([z,] y, x).
         spacing: Pixel size in mm, same axes.
-        anatomy, disease, acquisition: Noise of the three mechanisms, mutually independent.
+        anatomy, disease, acquisition: Exogenous noise of the three mechanisms, mutually independent.
     """
 
     seed: int
@@ -78,9 +78,9 @@ class Rendering(NamedTuple):
 
 def _check_grid(dim: int, shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
     if len(shape) != dim or len(spacing) != dim:
-        raise UserError(f"A {dim}D phantom needs {dim} sizes and spacings; found shape {shape}, spacing {spacing}.")
+        raise UserError(f"a {dim}D phantom needs {dim} sizes and spacings, found shape {shape}, spacing {spacing}")
     if min(shape) < MINIMUM_SIZE or min(spacing) <= 0:
-        raise UserError(f"Every axis needs at least {MINIMUM_SIZE} pixels of positive size; found {shape}, {spacing}.")
+        raise UserError(f"every axis needs at least {MINIMUM_SIZE} pixels of positive size, found {shape}, {spacing}")
 
 
 def draw_patient(
@@ -91,18 +91,18 @@ def draw_patient(
     Args:
         seed, index: Non-negative integers.
         dim: 2 or 3.
-        shape: Image size, `DEFAULT_SHAPE` when missing.
-        spacing: Pixel size in mm, `DEFAULT_SPACING` when missing.
+        shape: Image size; None: `DEFAULT_SHAPE`.
+        spacing: Pixel size in mm; None: `DEFAULT_SPACING`.
 
     Raises:
-        UserError: If dimension, shape and spacing do not fit or the image is too small for the anatomy.
+        UserError: If dimension, shape and spacing disagree or the image is too small for the anatomy.
     """
     if dim not in DEFAULT_SHAPE:
-        raise UserError(f"The phantom has 2 or 3 dimensions; found dim={dim!r}.")
+        raise UserError(f"the phantom has 2 or 3 dimensions, found dim={dim!r}")
     size = tuple(int(n) for n in (DEFAULT_SHAPE[dim] if shape is None else shape))
     pixel = tuple(float(s) for s in (DEFAULT_SPACING[dim] if spacing is None else spacing))
     _check_grid(dim, size, pixel)
-    # one stream per mechanism: changing how much noise one of them draws leaves the others as they were
+    # one stream per mechanism: a change of the numbers drawn by one of them leaves the others unchanged
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence([seed, index]).spawn(3)]
     return Patient(
         seed=seed,
@@ -140,7 +140,7 @@ def intervene(attributes: Attributes, intervention: str) -> Attributes:
         UserError: If the intervention is unknown.
     """
     if intervention not in INTERVENTIONS:
-        raise UserError(f"Unknown intervention {intervention!r}; expected one of {', '.join(INTERVENTIONS)}.")
+        raise UserError(f"unknown intervention {intervention!r}, expected one of {', '.join(INTERVENTIONS)}")
     values: dict[str, tuple[str, ...]] = {"scanner": tuple(SCANNERS), "disease": DISEASES}
     flipped = {}
     for key in INTERVENTIONS[intervention]:
@@ -150,6 +150,6 @@ def intervene(attributes: Attributes, intervention: str) -> Attributes:
 
 
 def counterfactual(patient: Patient, factual: Attributes, intervention: str) -> Rendering:
-    """Render what the patient would have looked like under an intervention: same noise, changed parents."""
+    """Render the patient under an intervention: same exogenous noise, changed parents."""
     changed = intervene(factual, intervention)
     return render(patient, changed.scanner, changed.disease)

@@ -1,4 +1,4 @@
-"""A picture of phantom cases: one row per patient, the image as taken and each true counterfactual."""
+"""Contact sheet of phantom cases: one row per patient, the factual image and each true counterfactual."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PANEL_INCHES = 1.9
 
 
 def _slice(volume: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Return a 2D image as it is, of a volume the middle axial slice."""
+    """Return a 2D image unchanged, and the middle axial slice of a volume."""
     return volume if volume.ndim == 2 else volume[volume.shape[0] // 2]
 
 
@@ -39,9 +39,9 @@ def _draw_panel(axes: Axes, image: NDArray[np.generic], title: str, mask: NDArra
 
 
 def contact_sheet(path: str | Path, cases: Sequence[Case], dpi: int = 110) -> Path:
-    """Draw cases for a person to look at; volumes show their middle axial slice.
+    """Draw an overview of cases; volumes show their middle axial slice.
 
-    Columns: the image as taken, one true counterfactual per intervention, the image with the true mask's contours.
+    Columns: factual image, one true counterfactual per intervention, factual image with the contours of the mask.
 
     Args:
         path: Picture file to write; the ending chooses the format.
@@ -57,7 +57,7 @@ def contact_sheet(path: str | Path, cases: Sequence[Case], dpi: int = 110) -> Pa
     from matplotlib.figure import Figure
 
     if not cases:
-        raise UserError("A contact sheet needs at least one case; found none.")
+        raise UserError("a contact sheet needs at least one case, found none")
     columns = len(INTERVENTIONS) + 2
     size = (PANEL_INCHES * columns, (PANEL_INCHES + 0.2) * len(cases))
     figure = Figure(figsize=size, facecolor="#14161a", layout="constrained")

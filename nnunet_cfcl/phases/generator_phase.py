@@ -35,7 +35,7 @@ from nnunet_cfcl.counterfactual.source import (
 )
 from nnunet_cfcl.counterfactual.store import CounterfactualStore
 from nnunet_cfcl.data.pretraining_cases import PretrainingCases
-from nnunet_cfcl.errors import UserError, first_line, listed
+from nnunet_cfcl.errors import UserError, best_effort, first_line, listed
 from nnunet_cfcl.files.atomic import replace_atomically, writable_folder, write_text_atomically
 from nnunet_cfcl.files.checksummed_json import checksummed_text, read_checksummed
 from nnunet_cfcl.files.hashing import digest
@@ -47,7 +47,6 @@ from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.phases.attributes_of_cases import NothingToChange
 from nnunet_cfcl.phases.generator_task import build_generator_task, has_attributes
 from nnunet_cfcl.phases.lazy_source import LazySource
-from nnunet_cfcl.runs.epoch_log import best_effort
 from nnunet_cfcl.runs.lock import exclusive
 from nnunet_cfcl.runs.ranks import Ranks
 

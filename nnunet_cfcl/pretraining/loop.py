@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 
 from nnunet_cfcl.counterfactual.source import CounterfactualSource
 from nnunet_cfcl.data.reader import CaseReader
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, best_effort
 from nnunet_cfcl.files.atomic import replace_atomically
 from nnunet_cfcl.pretraining.data import PretrainingDataset
 from nnunet_cfcl.pretraining.gallery import plot_views
@@ -24,7 +24,6 @@ from nnunet_cfcl.pretraining.monitor import TITLES, collapse_warning, plot_progr
 from nnunet_cfcl.pretraining.objective import Objective
 from nnunet_cfcl.pretraining.render import Row, render_views
 from nnunet_cfcl.runs.checkpoint import load_body
-from nnunet_cfcl.runs.epoch_log import best_effort
 from nnunet_cfcl.runs.epochs import EpochLoop, Line, TrainingTask
 from nnunet_cfcl.runs.schedule import learning_rate
 from nnunet_cfcl.runs.seeds import generator_for

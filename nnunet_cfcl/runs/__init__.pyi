@@ -2,7 +2,6 @@ from .checkpoint import check_checkpoint as check_checkpoint
 from .checkpoint import load_checkpoint as load_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
 from .epoch_log import EpochLog as EpochLog
-from .epoch_log import best_effort as best_effort
 from .epoch_log import read_log as read_log
 from .epochs import EpochLoop as EpochLoop
 from .epochs import TrainingTask as TrainingTask

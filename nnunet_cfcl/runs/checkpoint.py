@@ -30,7 +30,7 @@ def save_checkpoint(content: dict[str, Any], file: str | os.PathLike[str]) -> No
 
 
 def load_checkpoint(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save_checkpoint` wrote, with its tensors on the CPU.
+    """Content of a checkpoint that `save_checkpoint` wrote, with its tensors on the CPU.
 
     Raises:
         UserError: the file is missing, damaged or no such checkpoint.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from nnunet_cfcl.errors import reason
+from nnunet_cfcl.errors import best_effort
 from nnunet_cfcl.files.atomic import backup_path, replace_atomically, writable_folder, write_text_atomically
 from nnunet_cfcl.files.lenient_json import json_object
 
@@ -81,22 +80,6 @@ class EpochLog:
     def _write(self, folder: Path) -> None:
         # as a whole: part of a line, left by a full disk, would corrupt the next one
         write_text_atomically(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.epochs))
-
-
-@contextmanager
-def best_effort(file: Path, log: Callable[[str], object], what: str = "picture") -> Iterator[None]:
-    """Context in which a file is written that a run does not depend on; a failure is logged and nothing is raised.
-
-    Args:
-        file: the file, for the message.
-        log: reports the failure.
-        what: kind of the file, for the message.
-    """
-    try:
-        yield
-    # no error of a picture may end a training
-    except Exception as error:
-        log(f"No {what} {file} ({reason(error)}); the run continues")
 
 
 def read_log(file: Path) -> list[dict[str, float]]:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, isolated
 from nnunet_cfcl.losses import share_blocks
 
 T = TypeVar("T")
@@ -182,10 +182,9 @@ class _Working(threading.Thread):
 
     def run(self) -> None:
         """Keep any error for the other ranks."""
-        try:
+        with isolated() as errors:
             self.result = self._work()
-        except Exception as error:
-            self.complaint = error
+        self.complaint = errors[0] if errors else None
 
 
 class _Gather(torch.autograd.Function):

@@ -11,7 +11,7 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_cfcl.config import Settings, resolve_settings
-from nnunet_cfcl.errors import reason
+from nnunet_cfcl.errors import isolated, reason
 from nnunet_cfcl.files.atomic import replace_atomically
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.nnunet.experiment_loggers import put_after_pretraining
@@ -150,14 +150,13 @@ class FineTuning(Trainer):
         super().on_train_end()
         if not self.settings.chromap.fit or self.local_rank != 0 or self.disable_checkpointing:
             return
-        try:
+        with isolated() as errors:
             # imported late: nnU-Net imports this module whenever it looks up a trainer
             from nnunet_cfcl.chromap.nnunet.spaces import fit_after_training
 
             file = fit_after_training(FoldContext.of(self), self.network)
             self.print_to_log_file(f"Colour space of CHRO-maps: {file}")
-        # the model is trained, whatever fails here
-        except Exception as error:
+        for error in errors:  # the model is trained, whatever fails here
             self.print_to_log_file(f"No colour space of CHRO-maps ({reason(error)}); prediction will fit one "
                                    "to its own images")
 

@@ -9,7 +9,7 @@ from typing import Any
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_cfcl import trainers
-from nnunet_cfcl.errors import CheckResult, UserError
+from nnunet_cfcl.errors import CheckResult, UserError, isolated
 from nnunet_cfcl.nnunet.installation import EXPORT_COMMAND, INSTALL_COMMAND
 from nnunet_cfcl.nnunet.lookup import look_up_trainer
 from nnunet_cfcl.nnunet.versions import reads_external_trainers
@@ -26,10 +26,10 @@ def known_trainer(name: str) -> type[nnUNetTrainer] | None:
 
     The package's own trainers are found even where nnU-Net does not find them.
     """
-    try:
-        return getattr(trainers, name) if name in plugin_trainers() else look_up_trainer(name)
-    except Exception:  # `check_trainer` reports any failure of the look-up
-        return None
+    found: type[nnUNetTrainer] | None = None
+    with isolated():  # `check_trainer` reports any failure of the look-up
+        found = getattr(trainers, name) if name in plugin_trainers() else look_up_trainer(name)
+    return found
 
 
 def pretraining_trainer(name: str) -> type[nnUNetTrainer] | None:

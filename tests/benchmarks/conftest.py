@@ -1,4 +1,4 @@
-"""Benchmarks are commands, not a package: their folders are put on the path as running them does."""
+"""Put the folders of the benchmarks, which are scripts and not a package, on the import path."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The study of the domain shift: who is in which part, what runs share, its figures against obvious computations."""
+"""Domain shift study: split of the patients, data shared between runs, and results against plain computations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HALVES = (DEVELOPMENT, REPORT)
 
 
 def x_rays() -> list[dict[str, str]]:
-    """Two images of every fifth patient."""
+    """Patients with one image, and two images of every fifth."""
     rows = []
     for scanner, count in (("eureka_cr", 100), ("philips_dr", 150)):
         for number in range(count):
@@ -52,7 +52,7 @@ def test_no_patient_is_in_two_parts_and_budgets_share_the_test_patients(split):
     assert patients[0]["labelled"] < patients[1]["labelled"]
 
 
-def test_labelled_cases_are_of_one_scanner_and_everything_else_is_of_both():
+def test_labelled_cases_are_of_one_scanner_and_all_other_cases_of_both():
     split = split_chest_x_rays(x_rays(), 12)
     assert {row["scanner"] for row in split["labelled"]} == {"eureka_cr"}
     for part in ("pool", *HALVES):
@@ -74,7 +74,7 @@ def test_every_arm_is_a_trainer_with_valid_settings(name):
 
 
 @pytest.mark.parametrize("key", PRESETS)
-def test_every_preset_names_arms_and_valid_settings(key):
+def test_every_preset_has_known_arms_and_valid_settings(key):
     preset = PRESETS[key]
     assert set(preset.arms) <= ARMS.keys() and preset.arms[0] == "Scratch"
     resolve_settings({**preset.settings, "generator": preset.generator})
@@ -82,7 +82,7 @@ def test_every_preset_names_arms_and_valid_settings(key):
 
 @pytest.fixture
 def study(tmp_path) -> Study:
-    """With a plan, and without anything to run."""
+    """Study with a plan, whose commands are not executed."""
     dataset = DATASETS["chest_xrays"]
     folder = tmp_path / "preprocessed" / dataset.folder(12)
     folder.mkdir(parents=True)
@@ -98,7 +98,7 @@ def test_arms_share_seed_fine_tuning_and_evaluation(study):
     for run in runs:
         settings = run.settings()
         assert settings["seed"] == run.seed
-        # what sets these arms apart
+        # settings in which these arms differ
         kept = {key: value for key, value in settings["finetune"].items()
                 if key not in ("acquisition_probability", "counterfactual_probability")}
         if not run.arm.longer:
@@ -117,7 +117,7 @@ def test_the_longer_training_processes_the_patches_of_pretraining_and_fine_tunin
 
 @pytest.fixture
 def generating(study, monkeypatch):
-    """(study, calls, passed): the command makes a store with the interventions in ``passed``, beside an older one."""
+    """Study, its calls, and ``passed``: the command creates a store with these interventions beside an older store."""
     study = replace(study, preset=replace(study.preset, generator={"epochs": 7}), changes={"generator.width": 8})
     stores = study.root / "preprocessed" / study.dataset.folder(12) / "plan_cfcl_cf"
     CounterfactualStore.create(stores / "older", ["scanner"], f"{GENERATED}old", "plan", "any")
@@ -136,7 +136,7 @@ def generating(study, monkeypatch):
     return study, calls, passed
 
 
-def test_a_generator_is_trained_once_and_its_counterfactuals_are_what_every_arm_takes(generating):
+def test_a_generator_is_trained_once_and_every_arm_uses_its_counterfactuals(generating):
     study, calls, _ = generating
     make_generated(study, 12)
     make_generated(study, 12)
@@ -157,7 +157,7 @@ def test_a_generator_is_trained_once_and_its_counterfactuals_are_what_every_arm_
     assert other._with_store(other.settings()) == other.settings()
 
 
-def test_counterfactuals_of_a_generator_with_other_settings_are_not_taken(generating):
+def test_counterfactuals_of_a_generator_with_other_settings_are_not_used(generating):
     study, calls, _ = generating
     make_generated(study, 12)
     with pytest.raises(RuntimeError, match="other settings"):
@@ -166,7 +166,7 @@ def test_counterfactuals_of_a_generator_with_other_settings_are_not_taken(genera
 
 
 @pytest.mark.parametrize("names", [[], ["disease"]])
-def test_where_the_gate_lets_no_change_of_the_scanner_pass_the_other_arms_are_worked_on(
+def test_arms_without_the_generator_run_where_no_change_of_the_scanner_passes_its_gate(
         generating, names, monkeypatch, capsys):
     study, calls, passed = generating
     passed[:] = names
@@ -179,7 +179,7 @@ def test_where_the_gate_lets_no_change_of_the_scanner_pass_the_other_arms_are_wo
     assert done == ["Scratch"] and "Left out: DVDCL@generator_12_0, for the gate" in capsys.readouterr().out
 
 
-def test_a_folder_of_a_run_with_other_settings_is_refused(study):
+def test_a_folder_of_a_run_with_other_settings_is_an_error(study):
     run = Run(study, "Scratch", ARMS["Scratch"], 12, 0)
     run.folder.mkdir(parents=True)
     (run.folder / "run.json").write_text(json.dumps({"hash": digest(run.identity())}))
@@ -189,14 +189,14 @@ def test_a_folder_of_a_run_with_other_settings_is_refused(study):
         changed.check_identity()
 
 
-def test_what_part_0_makes_is_waited_for(study):
+def test_other_parts_wait_for_the_files_of_part_0(study):
     for name, what in (("SilverSeg", "silver"), ("DVDCL@precomputed", "true counterfactuals"),
                        ("DVDCL@generator", "generator's")):
         with pytest.raises(RuntimeError, match=f"needs the {what}"):
             Run(study, name, ARMS[name], 12, 0).work()
 
 
-def test_a_prediction_that_was_killed_is_made_again(study, monkeypatch):
+def test_a_killed_prediction_is_repeated(study, monkeypatch):
     run, calls = Run(study, "Scratch", ARMS["Scratch"], 12, 0), []
     target = run.folder / "predictions"
 
@@ -226,7 +226,7 @@ def test_a_difference_is_paired_by_seed_and_case():
     cases = Cases(tuple("abcdef"), tuple("abcdef"), np.array(["own"] * 6), np.array(["own"] * 6))
     baseline, arm = (random.normal(90, 5, (3, 6)) for _ in range(2))
     mask = np.array([True, True, True, True, True, False])
-    # in another order, and with a seed that the baseline has not
+    # in another order, and with a seed that the baseline lacks
     runs = [finished("arm", seed, arm[seed]) for seed in (2, 0, 1)] + [finished("arm", 7, [0] * 6)]
     one = difference(runs, [finished("Scratch", seed, baseline[seed]) for seed in range(3)], mask, cases, Draws(0))
     assert one is not None
@@ -239,7 +239,7 @@ def test_a_difference_is_paired_by_seed_and_case():
     assert difference(runs, [], mask, cases, Draws(0)) is None
 
 
-def test_swapped_lungs_are_found_and_cost_nothing_as_one(tmp_path):
+def test_swapped_lungs_are_detected_and_do_not_change_the_dice_of_both_as_one_label(tmp_path):
     truth = np.zeros((20, 20), np.uint8)
     truth[4:16, 2:8], truth[4:16, 12:18] = 1, 2
     swapped = np.where(truth > 0, 3 - truth, 0).astype(np.uint8)
@@ -265,7 +265,7 @@ def write_run(root: Path, arm: str, seed: int, dice: dict[str, float]) -> None:
         table.writerows([case, label, value, 1.5] for case, value in dice.items() for label in (1, 2))
 
 
-def test_tables_are_made_from_the_files_of_the_report_half_alone(tmp_path):
+def test_tables_use_only_the_files_of_the_report_half(tmp_path):
     dataset = DATASETS["hippocampus"]
     raw = tmp_path / "raw" / dataset.folder(12)
     raw.mkdir(parents=True)
@@ -286,7 +286,7 @@ def test_tables_are_made_from_the_files_of_the_report_half_alone(tmp_path):
     assert "| DVDCL@acquisition | simulated | +10.00 |" in table_of_differences(results, "Scratch")
     assert table_of_differences(results, "ScratchAug") == ""
     metrics = tmp_path / "runs" / "Scratch_12_0" / "evaluation" / "metrics.csv"
-    metrics.write_text(metrics.read_text().replace(",1.5", ",nan"))  # this seed missed everything
+    metrics.write_text(metrics.read_text().replace(",1.5", ",nan"))  # this seed missed all labels
     assert "| 50.00 (simulated) | 1.5 | 50.0 % |" in table_of_means(collect(tmp_path, dataset, 12, list(ARMS), REPORT))
     metrics.write_text("case,label,dice,hd95_mm\n")
     with pytest.raises(UserError, match="no figures of 4 test cases"):

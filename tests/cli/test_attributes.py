@@ -1,4 +1,4 @@
-"""`nnunet_cfcl attributes discover` on small preprocessed pictures."""
+"""`nnunet_cfcl attributes discover` on small preprocessed images."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def raw(toy):
 
 @pytest.fixture
 def two_scanners(save_case):
-    """24 pictures; every third one has much more noise."""
+    """24 images, every third with much more noise."""
     y, x = np.indices((40, 48)) / 20 - 1
     for n, case in enumerate(CASES):
         random = np.random.default_rng(n)
@@ -30,7 +30,7 @@ def two_scanners(save_case):
         save_case(case, ((image - image.mean()) / image.std())[None, None])
 
 
-def test_the_groups_are_written_as_a_table_with_a_picture_and_words(raw, two_scanners, capsys):
+def test_the_groups_are_written_as_a_table_with_a_figure_and_a_summary(raw, two_scanners, capsys):
     assert cli.main(["attributes", "discover", "-d", "7", "-np", "1"]) == 0
     table = read_attribute_table(raw)
     assert table.attributes == {
@@ -41,7 +41,7 @@ def test_the_groups_are_written_as_a_table_with_a_picture_and_words(raw, two_sca
     assert "stability under resampling (accepted from 0.8)" in lines and "\n  2: 1.00, " in lines
 
 
-def test_a_table_that_is_there_keeps_its_rows_and_columns(raw, two_scanners):
+def test_an_existing_table_keeps_its_rows_and_columns(raw, two_scanners):
     (raw / TABLE).write_text('case,patient,note\ntoy_1,p1,"a, b"\nelsewhere,p2,\n')
     discover_attributes(7, "2d", log=lambda line: None)
     table = read_attribute_table(raw)
@@ -52,7 +52,7 @@ def test_a_table_that_is_there_keeps_its_rows_and_columns(raw, two_scanners):
         discover_attributes(7, "2d")
 
 
-def test_cases_that_look_alike_leave_no_table(raw, save_case):
+def test_a_single_group_writes_no_table(raw, save_case):
     for n, case in enumerate(CASES):
         save_case(case, np.random.default_rng(n).normal(size=(1, 1, 40, 48)))
     lines = []
@@ -61,7 +61,7 @@ def test_cases_that_look_alike_leave_no_table(raw, save_case):
     assert "all 24 cases form one group" in lines[-1] and "no table written" in lines[-1] and "-n" in lines[-1]
 
 
-def test_a_number_of_groups_is_taken_at_its_word(raw, save_case, capsys):
+def test_a_given_number_of_groups_is_used(raw, save_case, capsys):
     for n, case in enumerate(CASES):
         save_case(case, np.random.default_rng(n).normal(size=(1, 1, 40, 48)))
     assert cli.main(["attributes", "discover", "-d", "7", "-np", "2", "-n", "3"]) == 0
@@ -69,7 +69,7 @@ def test_a_number_of_groups_is_taken_at_its_word(raw, save_case, capsys):
     assert "24 cases in 3 groups" in capsys.readouterr().out
 
 
-def test_too_few_or_no_preprocessed_cases_are_an_error_that_says_what_to_do(raw, toy_cases):
+def test_too_few_or_no_preprocessed_cases_raise_with_the_command(raw, toy_cases):
     with pytest.raises(UserError, match="expected at least 20 cases, found 6 .*imagesUn.*nnunet_cfcl pool -d 7 -c 2d"):
         discover_attributes(7)
     for file in toy_cases.iterdir():

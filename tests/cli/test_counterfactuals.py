@@ -1,11 +1,9 @@
-"""Importing counterfactuals: the original images themselves must come out as nnU-Net preprocessed them."""
+"""Import of counterfactuals: the original images must be preprocessed exactly as by nnU-Net."""
 
 import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from nnunet_cfcl.counterfactual.store import CounterfactualStore
 from nnunet_cfcl.data.pool.manifest import pool_folder
 from nnunet_cfcl.data.pool.run import preprocess_pool
 from nnunet_cfcl.errors import UserError
+from tests.planning import plan_and_preprocess
 
 pytestmark = pytest.mark.end_to_end
 
@@ -75,10 +74,7 @@ def datasets(tmp_path_factory):
             description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1},
                            "numTraining": len(CASES), "file_ending": ending}
             (raw / "dataset.json").write_text(json.dumps(description))
-            configurations = [configuration for dataset, configuration in CONFIGURATIONS if dataset == name]
-            command = [str(Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess")), "-d", name[7:10],
-                       "-npfp", "1", "-c", *configurations, "-np", *["1"] * len(configurations)]
-            subprocess.run(command, check=True, env=dict(os.environ), capture_output=True, timeout=600)
+        plan_and_preprocess({VOLUMES: ["3d_fullres", "2d"], XRAYS: ["2d"]}, os.environ)
         yield base
 
 
@@ -146,14 +142,14 @@ def test_the_command_imports_several_interventions_into_the_store_training_finds
     shutil.rmtree(folder.parent)
 
 
-def test_a_killed_process_is_an_error_that_says_so(datasets, tmp_path, kill_first_child):
+def test_a_killed_process_raises_a_clear_error(datasets, tmp_path, kill_first_child):
     images = offer(datasets, XRAYS, tmp_path / "images")
     with kill_first_child, pytest.raises(UserError, match="a process was killed, probably for lack of memory.*"
                                                           "smaller -np"):
         import_counterfactuals(XRAYS, "2d", images, store_folder=tmp_path / "store", processes=2)
 
 
-def test_a_repeated_import_makes_only_what_is_missing_or_out_of_date(datasets, tmp_path):
+def test_a_repeated_import_writes_only_missing_and_outdated_files(datasets, tmp_path):
     images = offer(datasets, XRAYS, tmp_path / "images")
     store = import_counterfactuals(XRAYS, "2d", images, store_folder=tmp_path / "store")
     stamps = {case: store.path(case, "same").stat().st_mtime_ns for case in CASES}
@@ -166,7 +162,7 @@ def test_a_repeated_import_makes_only_what_is_missing_or_out_of_date(datasets, t
     assert store.path("patient_2", "same").stat().st_mtime_ns > stamps["patient_2"]
 
 
-def test_wrong_input_is_named_before_anything_is_written(datasets, tmp_path):
+def test_invalid_input_raises_before_anything_is_written(datasets, tmp_path):
     images = offer(datasets, XRAYS, tmp_path / "images")
     attempt = lambda dataset=XRAYS, configuration="2d", folder=images: import_counterfactuals(  # noqa: E731
         dataset, configuration, folder, store_folder=tmp_path / "store")
@@ -194,7 +190,7 @@ def test_an_image_on_another_grid_is_an_error_with_both_shapes(datasets, tmp_pat
         import_counterfactuals(XRAYS, "2d", images, store_folder=tmp_path / "store")
 
 
-def test_an_image_that_is_not_finite_after_normalisation_is_refused(datasets, tmp_path):
+def test_an_image_that_is_not_finite_after_normalisation_raises(datasets, tmp_path):
     images = offer(datasets, VOLUMES, tmp_path / "images")
     path = images / "patient_0__same_0000.nii.gz"
     volume = sitk.ReadImage(str(path))

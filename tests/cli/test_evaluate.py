@@ -264,6 +264,7 @@ def test_masks_with_only_background_are_an_error(tmp_path, write_mask, capsys):
     assert "contain only background (0), expected labels of 1 or more" in error_of(tmp_path, capsys)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pipe that has a name")
 def test_the_error_of_a_case_is_raised_while_another_case_blocks(tmp_path):
     os.mkfifo(tmp_path / "a_pipe.png")

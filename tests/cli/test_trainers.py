@@ -1,4 +1,4 @@
-"""The table of trainers says what the classes do."""
+"""The table of trainers matches the classes."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_the_verb_prints_the_table(capsys):
 
 
 @pytest.mark.parametrize("name", PRETRAINED)
-def test_the_papers_preset_replaces_the_views_and_nothing_else(name):
+def test_the_papers_preset_replaces_the_views_alone(name):
     method = getattr(trainers, name).method
     own = resolve_settings({"views": {"rotation_deg": 5.0, "blur_probability": 0.0}, "pretrain": {"epochs": 3}})
     assert method.adapt(own) == own

@@ -1,7 +1,7 @@
-"""Phantom patients as patches, and generators of known quality for them: the phantom's own counterfactuals, and worse.
+"""Phantom patients as patches, and generators of known quality: the phantom's own counterfactuals, and worse ones.
 
-All are made of images that are held for every patient and combination of attributes; which patient an image is of is
-found by comparing it, so that counterfactuals can be changed again.
+All generators look up images of every patient and combination of attributes; an image's patient is identified by its
+voxels, so that counterfactuals can be changed again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ State = tuple[str, str]
 
 @dataclass(frozen=True)
 class Phantoms:
-    """The images that were taken, and those of every state, (N, 1, *shape)."""
+    """Observed images, and images of every state, (N, 1, *shape)."""
 
     patches: Patches
     every: Mapping[State, Tensor]
@@ -38,7 +38,7 @@ class Phantoms:
 
 def phantoms(count: int, test: bool, shape: tuple[int, ...] = (48, 48), spacing: tuple[float, ...] = (2.0, 2.0)
              ) -> Phantoms:
-    """Patients whose images are standardised one by one, as nnU-Net does it."""
+    """Phantom patients whose images are standardised one by one, as by nnU-Net."""
     every: dict[State, list[Tensor]] = {state: [] for state in STATES}
     cells, labels, cases = [], [], phantom_cases(count, 0, len(shape), shape, spacing, test=test)
     for case in cases:
@@ -55,12 +55,12 @@ def phantoms(count: int, test: bool, shape: tuple[int, ...] = (48, 48), spacing:
 
 
 def scale_of(patches: Patches) -> IntensityScale:
-    """Of the patches' own intensities."""
+    """Intensity scale of the patches."""
     return IntensityScale.of_quantiles([intensity_quantiles(image) for image in patches.images])
 
 
 class TrueCounterfactuals:
-    """The phantom's own: the best there can be."""
+    """The phantom's own counterfactuals, the optimum."""
 
     device = torch.device("cpu")
     coding = CODING
@@ -85,14 +85,14 @@ class TrueCounterfactuals:
 
 
 class Nothing(TrueCounterfactuals):
-    """Changes nothing."""
+    """Generator without effect."""
 
     def change(self, image, patient, before, after):
         return image
 
 
 class MovesAnatomy(TrueCounterfactuals):
-    """The right intensities in the wrong place, with a way back."""
+    """Right intensities at displaced positions, reversible."""
 
     moved = 2
 
@@ -103,7 +103,7 @@ class MovesAnatomy(TrueCounterfactuals):
 
 
 class OnlyScanner(TrueCounterfactuals):
-    """Knows nothing of the disease."""
+    """Changes the scanner but not the disease."""
 
     def change(self, image, patient, before, after):
         own = next(state for state in STATES if torch.equal(self.every[state][patient], image))
@@ -111,7 +111,7 @@ class OnlyScanner(TrueCounterfactuals):
 
 
 class DiseaseWithScanner(TrueCounterfactuals):
-    """Confounded: the other scanner brings the disease or takes it."""
+    """Confounded: a change of the scanner flips the disease too."""
 
     def change(self, image, patient, before, after):
         if before[0] == after[0]:
@@ -120,14 +120,14 @@ class DiseaseWithScanner(TrueCounterfactuals):
 
 
 class AnotherPatient(TrueCounterfactuals):
-    """Shows somebody else of the right group."""
+    """Shows another patient of the target group."""
 
     def change(self, image, patient, before, after):
         return self.every[after][(patient + (after != before)) % len(self.every[after])]
 
 
 class Restless(TrueCounterfactuals):
-    """Changes images also where nothing is asked for."""
+    """Changes images even without an intervention."""
 
     def change(self, image, patient, before, after):
         return self.every[after][patient] + 0.2

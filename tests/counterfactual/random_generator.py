@@ -1,4 +1,4 @@
-"""A generator with random weights, and what its tests share."""
+"""A generator with random weights, for several tests."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ SHAPES = {2: ((16, 12), (8, 6), (1, 1)), 3: ((6, 8, 8), (3, 4, 4), (1, 1, 1))}
 def random_generator(
     dim: int = 2, channels: int = 1, learned_scale: bool = True, unit: float = 1.0, zero: float = 0.0, seed: int = 0
 ) -> CounterfactualGenerator:
-    """Its patch is 16 x 12 or 6 x 8 x 8; ``unit`` and ``zero`` are the spread and the centre of the intensities it is
-    made for."""
+    """A generator of patches of 16 x 12 or 6 x 8 x 8 voxels.
+
+    ``unit`` and ``zero`` are the standard deviation and the mean of its intensities.
+    """
     fine, middle, coarse = SHAPES[dim]
     sizes = HVAESizes((Resolution(fine, 8, 1, 1, 2, stochastic=False), Resolution(middle, 12, 1, 2, 3),
                        Resolution(coarse, 16, 1, 1, 4)), channels=channels, parents=CODING.width, dropout=0.0,

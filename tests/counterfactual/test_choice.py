@@ -1,4 +1,4 @@
-"""Which source a run uses, and what a user is told whose store does not fit."""
+"""Choice of the source of a run, and errors for stores that do not match."""
 
 import re
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_without_a_store_acquisitions_are_drawn(choose, source):
     assert chosen.identity() == {"source": "acquisition", "schemes": ["ZScoreNormalization"]}
 
 
-def test_precomputed_without_a_store_says_where_it_looked_and_what_makes_one(choose, preprocessed):
+def test_precomputed_without_a_store_raises_with_the_folder_and_the_command(choose, preprocessed):
     message = rf"{re.escape(str(default_store_root(preprocessed)))} holds no store.*counterfactuals import"
     with pytest.raises(UserError, match=message):
         choose("precomputed")
@@ -75,13 +75,13 @@ def test_the_only_store_of_the_dataset_is_used(choose, fill, preprocessed, sourc
     assert chosen.identity()["interventions"] == ["vendorB", "low_field"]
 
 
-def test_acquisition_is_used_when_asked_for_although_there_is_a_store(choose, fill, preprocessed):
+def test_acquisition_is_used_if_set_although_there_is_a_store(choose, fill, preprocessed):
     fill(default_store_root(preprocessed) / "abc", {"case_0": (1, 1, 3, 3)})
     assert isinstance(choose("acquisition"), AcquisitionSource)
 
 
 @pytest.mark.parametrize("source", ["auto", "precomputed"])
-def test_of_several_stores_one_must_be_named_and_is_then_used(choose, fill, preprocessed, source):
+def test_of_several_stores_one_must_be_named(choose, fill, preprocessed, source):
     named = fill(default_store_root(preprocessed) / "aaa")
     CounterfactualStore.create(default_store_root(preprocessed) / "bbb", ["vendorC"], "test")
     with pytest.raises(UserError, match=r"found 2 counterfactual stores, expected one: .*aaa, .*bbb; fix: "
@@ -135,30 +135,30 @@ def wants(preprocessed, attributes=True, **counterfactual) -> bool:
 
 
 @pytest.mark.parametrize("store", [None, False])
-def test_a_generator_is_wanted_where_there_are_attributes_and_nobody_asked_for_another_source(preprocessed, store):
+def test_a_generator_is_used_if_there_are_attributes_and_no_other_source_is_set(preprocessed, store):
     assert wants(preprocessed, store=store)
     assert not wants(preprocessed, attributes=False, store=store)
 
 
 @pytest.mark.parametrize(("source", "wanted"), [("generator", True), ("acquisition", False), ("precomputed", False)])
 @pytest.mark.parametrize("attributes", [True, False])
-def test_a_source_that_is_asked_for_decides_whatever_there_is(preprocessed, fill, source, wanted, attributes):
+def test_the_source_of_the_settings_decides(preprocessed, fill, source, wanted, attributes):
     assert wants(preprocessed, attributes, source=source) == wanted
     fill(default_store_root(preprocessed) / "abc")
     assert wants(preprocessed, attributes, source=source) == wanted
 
 
-def test_a_store_that_was_brought_in_goes_before_a_generator(preprocessed, fill, tmp_path):
+def test_an_imported_store_takes_precedence_over_a_generator(preprocessed, fill, tmp_path):
     assert not wants(preprocessed, store=str(tmp_path / "elsewhere"))
     fill(default_store_root(preprocessed) / "abc")
     assert not wants(preprocessed)
 
 
-def test_what_a_generator_has_made_before_does_not_keep_it_from_being_wanted(preprocessed):
+def test_a_generated_store_does_not_take_precedence_over_its_generator(preprocessed):
     CounterfactualStore.create(default_store_root(preprocessed) / "abc", ["scanner"], f"{GENERATED} abc")
     assert wants(preprocessed)
 
 
-def test_a_generator_of_which_nothing_passed_is_replaced_by_acquisitions(choose, fill, preprocessed):
+def test_a_generator_without_passed_interventions_is_replaced_by_acquisitions(choose, fill, preprocessed):
     fill(default_store_root(preprocessed) / "abc")
     assert isinstance(choose("generator"), AcquisitionSource)

@@ -1,4 +1,4 @@
-"""Counterfactuals of two sources in one batch: whose turn it is, and that every row comes from the right one."""
+"""Counterfactuals of two sources in one batch: proportions, and the right source of every row."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -33,7 +33,7 @@ class Marks(NamedTuple):
 
 
 class Marked:
-    """A source whose counterfactuals are a number: that of the intervention, which take turns from ``first`` on."""
+    """A source whose counterfactuals are the index of their intervention, consecutive from ``first``."""
 
     def __init__(self, first: int, count: int) -> None:
         self._first, self._count, self.name = first, count, f"marked {first}"
@@ -51,7 +51,7 @@ class Marked:
 
 
 def mixed(passed: int, failed: int) -> MixedSource:
-    """Interventions 0, 1, ... passed; acquisitions are from 100 on, always new."""
+    """Mixed source: interventions 0, 1, ... passed; acquisitions count from 100."""
     return MixedSource(Marked(0, passed), Marked(100, 50), passed, failed)
 
 
@@ -61,7 +61,7 @@ def marks_of(source: MixedSource, count: int, seed: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("passed", "failed"), [(1, 1), (2, 1), (1, 2), (3, 2)])
-def test_every_intervention_has_its_turn_and_those_that_failed_are_acquisitions(passed, failed):
+def test_every_intervention_is_drawn_and_failed_ones_are_acquisitions(passed, failed):
     source, number = mixed(passed, failed), passed + failed
     for seed in range(20):
         marks = marks_of(source, number, seed)
@@ -70,7 +70,7 @@ def test_every_intervention_has_its_turn_and_those_that_failed_are_acquisitions(
 
 
 @pytest.mark.parametrize("count", [4, 5, 7, 8])
-def test_they_repeat_only_where_there_are_fewer_than_asked_for(count):
+def test_interventions_repeat_only_where_there_are_fewer_than_counterfactuals(count):
     source = mixed(2, 2)
     for seed in range(20):
         counts = Counter(min(mark, 100) for mark in marks_of(source, count, seed))
@@ -79,7 +79,7 @@ def test_they_repeat_only_where_there_are_fewer_than_asked_for(count):
         assert abs(counts[100] - count / 2) <= 1
 
 
-def test_with_fewer_asked_for_each_is_drawn_equally_often_and_in_every_place():
+def test_with_fewer_counterfactuals_each_intervention_is_drawn_equally_often_at_every_position():
     counts, places = Counter(), Counter()
     for seed in range(900):
         marks = marks_of(mixed(2, 1), 2, seed)
@@ -110,13 +110,13 @@ def test_rows_are_given_to_their_own_source_whatever_their_order():
 
 
 @pytest.mark.parametrize("rows", [[0, 0, 0], [1, 1, 1]])
-def test_a_source_without_rows_is_not_asked(rows):
+def test_a_source_without_rows_is_not_called(rows):
     drawn = MixedParameters(Marks(torch.arange(3), torch.zeros(3)), Marks(torch.arange(3), torch.zeros(3)),
                             torch.tensor(rows).bool())
     assert mixed(1, 1).apply(torch.zeros(3, 1, 2, 2), drawn, (1.0, 1.0))[:, 0, 0, 0].tolist() == [0, 1, 2]
 
 
-def test_mixtures_of_other_sources_or_numbers_are_told_apart():
+def test_mixtures_of_other_sources_or_numbers_have_another_identity():
     found = [mixed(*numbers).identity() for numbers in ((1, 1), (1, 2), (2, 1))]
     assert all(one != other for n, one in enumerate(found) for other in found[:n])
 

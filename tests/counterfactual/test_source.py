@@ -105,7 +105,7 @@ def test_no_intervention_repeats_while_there_are_enough(labelled):
 
 
 @pytest.mark.parametrize("count", [3, 4, 5])
-def test_with_fewer_interventions_than_asked_for_each_repeats_as_rarely_as_possible(labelled, count):
+def test_with_fewer_interventions_than_counterfactuals_each_repeats_as_rarely_as_possible(labelled, count):
     source = labelled(2)
     for seed in range(10):
         labels = drawn_labels(source, count, seed)
@@ -124,8 +124,8 @@ def test_stored_crops_are_a_function_of_the_generator_alone_also_after_pickling(
     assert source.identity()["interventions"] == ["cf0", "cf1", "cf2", "cf3"]
 
 
-def test_stores_made_by_another_source_or_preprocessing_are_told_apart(tmp_path):
-    """Else a finished pretraining would be reused with other images."""
+def test_stores_of_another_source_or_preprocessing_have_another_identity(tmp_path):
+    """A finished pretraining must not be reused with other images."""
     described = [("a", "", ""), ("b", "", ""), ("a", "plans", ""), ("a", "", "hash")]
     stores = [CounterfactualStore.create(tmp_path / str(n), ["dark"], *words) for n, words in enumerate(described)]
     assert len({json.dumps(PrecomputedSource(store).identity(), sort_keys=True) for store in stores}) == 4
@@ -161,7 +161,7 @@ def test_stored_crops_are_collated_image_by_image(precomputed):
 
 
 def acquired(source: AcquisitionSource, originals: torch.Tensor, seed: int, spacing=(1.0, 1.0)) -> torch.Tensor:
-    """Counterfactuals of crops that are said to be of ``case_0``, one each."""
+    """Counterfactuals of crops that stand for ``case_0``, one each."""
     box = CropBox((0, 0, 0), (1, 24, 24), (1, 40, 44), 2)
     return source.apply(originals, source.draw(rng(seed), "case_0", box, len(originals)), spacing)
 

@@ -32,7 +32,7 @@ def store(tmp_path) -> CounterfactualStore:
     return filled
 
 
-def test_what_is_written_is_read_again_exactly(store):
+def test_written_counterfactuals_are_read_back_exactly(store):
     np.testing.assert_array_equal(store.read("case_1", "low_field"), image(1))
     np.testing.assert_array_equal(store.read("odd__case", "vendorB"), image(2, CASES["odd__case"]))
 
@@ -44,7 +44,7 @@ def test_a_box_equals_that_part_of_the_whole_image(store):
     assert part.dtype == np.float32
 
 
-def test_files_have_the_chunks_and_blocks_asked_for_and_the_shape_is_in_the_header(store):
+def test_files_have_the_given_chunks_and_blocks_and_the_shape_in_the_header(store):
     array = blosc2.open(str(store.path("case_1", "vendorB")), mode="r")
     assert array.chunks == (1, 4, 16, 16) and array.blocks == (1, 2, 8, 8)
     assert array.dtype == np.float32
@@ -56,7 +56,7 @@ def test_other_number_types_are_saved_as_float32(store):
     assert store.read("case_1", "vendorB").dtype == np.float32
 
 
-def test_an_opened_store_knows_what_was_written_down(store):
+def test_an_opened_store_has_the_attributes_of_its_manifest(store):
     opened = CounterfactualStore.open(store.folder)
     assert opened.interventions == ("vendorB", "low_field")
     assert (opened.source, opened.data_identifier, opened.preprocessing) == ("test", "plans_3d", "abc")
@@ -110,7 +110,7 @@ def test_a_damaged_file_is_named(store):
         store.check(CASES)
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(store, monkeypatch):
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(store, monkeypatch):
     def dies(source, target):
         raise KeyboardInterrupt
 
@@ -126,7 +126,7 @@ def _killed_before_renaming(store):
     store.write("case_1", "vendorB", image(9))
 
 
-def test_a_killed_write_leaves_the_old_file_and_a_store_that_passes_its_check(store):
+def test_a_killed_write_keeps_the_old_file_and_a_valid_store(store):
     process = multiprocessing.get_context("spawn").Process(target=_killed_before_renaming, args=(store,))
     process.start()
     process.join(60)
@@ -146,7 +146,7 @@ def test_only_interventions_of_the_store_and_four_axes_are_written(store):
 
 
 @pytest.mark.parametrize("name", ["", "a__b", "a/b", "_a", "a_"])
-def test_interventions_that_would_make_file_names_ambiguous_are_refused(tmp_path, name):
+def test_names_of_interventions_that_make_file_names_ambiguous_raise(tmp_path, name):
     with pytest.raises(UserError, match="must not contain"):
         CounterfactualStore.create(tmp_path, [name], "test")
 
@@ -173,7 +173,7 @@ def test_a_store_of_something_else_in_the_folder_is_not_overwritten(store):
         ('{"format": 1, "interventions": ["a"]}', "must name the 'source'"),
     ],
 )
-def test_a_manifest_that_makes_no_sense_is_a_readable_error(tmp_path, manifest, message):
+def test_an_invalid_manifest_raises_a_readable_error(tmp_path, manifest, message):
     (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(UserError, match=message):
         CounterfactualStore.open(tmp_path)
@@ -201,7 +201,7 @@ def test_the_only_store_beside_the_preprocessed_data_is_found(tmp_path):
         find_store(preprocessed)
 
 
-def test_stores_that_a_generator_filled_are_not_taken_for_one_that_was_brought_in(tmp_path):
+def test_generated_stores_are_not_mistaken_for_imported_ones(tmp_path):
     preprocessed = tmp_path / "Dataset001_X" / "nnUNetPlans_2d"
     root = default_store_root(preprocessed)
     for name in ("aaa", "ccc"):
@@ -223,7 +223,7 @@ def test_a_manifest_that_cannot_be_read_is_named_when_a_store_is_looked_for(tmp_
 
 
 def in_slabs(images: np.ndarray, *depths: int):
-    """(K, C, Z, Y, X) in pieces of so many planes."""
+    """Slabs of (K, C, Z, Y, X) with ``depth`` planes each."""
     for end, depth in zip(np.cumsum(depths), depths):
         yield images[:, :, end - depth : end]
 
@@ -243,7 +243,7 @@ def test_slabs_of_any_depth_give_the_files_that_whole_images_give(store, tmp_pat
         assert store.path("case_1", name).stat().st_size == whole.path("case_1", name).stat().st_size
 
 
-def test_slabs_that_fail_half_way_leave_the_old_files_and_nothing_else(store):
+def test_slabs_that_fail_half_way_keep_the_old_files_and_leave_no_other(store):
     def failing():
         yield np.stack([image(7), image(8)])[:, :, :4]
         raise KeyboardInterrupt
@@ -256,14 +256,14 @@ def test_slabs_that_fail_half_way_leave_the_old_files_and_nothing_else(store):
 
 
 @pytest.mark.parametrize(("depths", "message"), [((4, 1), "have 5 planes, expected 6"), ((6, 1), "does not fit")])
-def test_slabs_with_too_few_or_too_many_planes_are_refused(store, depths, message):
+def test_slabs_with_too_few_or_too_many_planes_raise(store, depths, message):
     images = np.zeros((2, 2, 7, 20, 18))
     with pytest.raises(ValueError, match=message):
         store.write_slabs("case_1", store.interventions, SHAPE, in_slabs(images, *depths), chunks=(1, 1, 20, 18))
     np.testing.assert_array_equal(store.read("case_1", "vendorB"), image(0))
 
 
-def test_slabs_of_an_intervention_that_the_store_has_not_are_refused(store):
+def test_slabs_of_an_unknown_intervention_raise(store):
     with pytest.raises(UserError, match="found 'vendorC'"):
         store.write_slabs("case_1", ["vendorB", "vendorC"], SHAPE, iter(()))
 

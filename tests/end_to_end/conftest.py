@@ -23,6 +23,7 @@ from PIL import Image
 from nnunet_cfcl import cli
 from nnunet_cfcl.nnunet.installation import trainers_path
 from nnunet_cfcl.trainers import nnUNetTrainerDVDCL
+from tests.planning import plan_and_preprocess
 
 TRAINER = "nnUNetTrainerDVDCL"
 PLANS = "shortPlans"
@@ -93,6 +94,10 @@ class NnUNet:
         file.write_text(json.dumps(merged))
         self.variables["nnUNet_cfcl_config"] = str(file)
 
+    def load_in_main_process(self) -> None:
+        """No data loading processes, which take seconds to start; `test_train_3d` has them."""
+        self.variables["nnUNet_n_proc_DA"] = "0"
+
     def fold(
         self, dataset: str, configuration: str, trainer: str = TRAINER, plans: str = PLANS, number: int = 0
     ) -> Path:
@@ -121,10 +126,8 @@ def preprocess(
         nnunet.folder(name).mkdir()
     (nnunet.folder("raw") / dataset).mkdir()
     write(nnunet.folder("raw") / dataset)
-    nnunet.run(
-        "nnUNetv2_plan_and_preprocess", "-d", dataset[7:10], "-c", *configurations, "-np", "1", "-npfp", "1",
-        "--no_pbar",
-    )
+    # the planner takes the number of data loading processes for that of threads, which must not be 0
+    plan_and_preprocess({dataset: configurations}, {**nnunet.environment, "nnUNet_n_proc_DA": "1"})
     shorten_plans(nnunet.folder("preprocessed") / dataset, batch_2d)
     return nnunet
 
@@ -220,7 +223,7 @@ def chest_xrays(built_once, real_images) -> NnUNet:
         _write_x_rays(real_images, raw, "imagesTr", table["eureka_cr"][:16])
         _write_x_rays(real_images, raw, "imagesTs", table["philips_dr"][:4])
 
-    return built_once("chest_xrays", lambda root: preprocess(root, "Dataset010_ChestXrays", write, ["2d"]))
+    return built_once("chest_xrays", lambda root: preprocess(root, "Dataset010_ChestXrays", write, ["2d"], batch_2d=2))
 
 
 def _write_attributes(raw: Path, training: list[dict[str, str]], pool: list[dict[str, str]]) -> None:
@@ -258,8 +261,8 @@ def chest_xrays_with_pool(built_once, real_images) -> NnUNet:
 
 def _add_silver_labels(nnunet: NnUNet) -> None:
     """Train briefly from scratch, label the pool with the model, and preprocess the pool."""
-    # everything in one process: faster for so little, and the silver labels are the same every time
-    nnunet.variables["nnUNet_n_proc_DA"] = "0"
+    # and the silver labels are the same every time
+    nnunet.load_in_main_process()
     nnunet.settings(finetune={
         "epochs": 1, "iterations_per_epoch": 80, "initial_lr": 0.05, "warmup_fraction": 0, "rotation_deg": 15,
     })
@@ -268,7 +271,7 @@ def _add_silver_labels(nnunet: NnUNet) -> None:
     raw = nnunet.folder("raw") / "Dataset012_ChestXraysPool"
     nnunet.run(
         "nnUNetv2_predict", "-i", str(raw / "imagesUn"), "-o", str(raw / "labelsSilver"), "-d", "12", "-c", "2d",
-        "-f", "0", "-npp", "1", "-nps", "1", "--save_probabilities", *trainer,
+        "-f", "0", "-npp", "0", "-nps", "0", "--save_probabilities", *trainer,
     )
     nnunet.run("nnunet_cfcl", "pool", "-d", "12", "-c", "2d", "-p", PLANS, "-np", "1")
 

@@ -19,6 +19,7 @@ def volumes(hippocampus, tmp_path_factory):
     """A briefly trained 3d_fullres model, and three volumes to predict."""
     nnunet = hippocampus.copy(tmp_path_factory.mktemp("chromap_3d"))
     nnunet.settings()
+    nnunet.load_in_main_process()
     # the last line before nnU-Net's own validation
     nnunet.run_until("Colour space of CHRO-maps:",
                      "nnUNetv2_train", "4", "3d_fullres", "0", "-tr", TRAINER, "-p", PLANS, "-device", "cpu")

@@ -94,7 +94,7 @@ def test_an_intervention_that_fails_the_gate_has_acquisition_in_its_place(x_rays
     output = capsys.readouterr().out
     assert "the generator is fine-tuned against an attribute predictor" in output
     assert "Gate, intervention 'scanner': not passed" in output
-    assert "No intervention of the generator passed the gate: acquisition takes its place" in output
+    assert "No intervention of the generator passed the gate: acquisition effects replace it" in output
     assert "counterfactuals: acquisition" in output
 
 
@@ -134,9 +134,9 @@ def _continuous(rows):
 
 @pytest.mark.parametrize(("change", "said"), [
     (_unknown_cases, ["names none of the", "write the names of the cases"]),
-    (_one_value, ["'scanner' is no attribute with at least two values"]),
-    (_half_missing, ["says nothing about 'scanner' for", "fill these rows in"]),
-    (_continuous, ["'scanner' is continuous and has no other value to be flipped to"]),
+    (_one_value, ["'scanner' is not an attribute with at least two values"]),
+    (_half_missing, ["has no value of 'scanner' for", "fill in these rows"]),
+    (_continuous, ["'scanner' is continuous; only binary and categorical attributes can be changed"]),
 ], ids=["unknown cases", "one value", "half missing", "continuous"])
 def test_a_bad_table_of_attributes_is_refused_before_any_training(x_rays, run_here, change, said):
     file = _attributes(x_rays)

@@ -77,7 +77,7 @@ def test_a_training_killed_at_random_moments_of_both_phases_ends_as_an_undisturb
     killer = Killer(killed, seed=1)
     killer.kill(PRETRAINING, 1, found["pretraining"])
     killer.kill(FINE_TUNING, 1, found["fine-tuning"])
-    killed.run(*FINE_TUNING.again)
+    killed.run_until("Colour space of CHRO-maps:", *FINE_TUNING.again)  # nnU-Net's validation comes after it
     assert [one.outcome for one in killer.record] == ["killed", "killed"]
     _assert_same_fold(calm.fold(DATASET, "2d"), killed.fold(DATASET, "2d"))
     _assert_nothing_unfinished(killed)

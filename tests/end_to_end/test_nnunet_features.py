@@ -53,7 +53,7 @@ def _command(*more: str, fold: str = "0") -> list[str]:
 def regions(tmp_path_factory) -> NnUNet:
     """Two channels, regions, an ignore label."""
     nnunet = preprocess(tmp_path_factory.mktemp(DATASET), DATASET, _write, ["2d"], batch_2d=2)
-    nnunet.variables["nnUNet_n_proc_DA"] = "0"
+    nnunet.load_in_main_process()
     nnunet.settings()
     return nnunet
 
@@ -195,7 +195,7 @@ def test_a_cascades_first_stage_is_pretrained_and_its_second_trained_once_pretra
     nnunet.settings(pretrain={"enabled": False}, finetune={"acquisition_probability": 0.5})
     output = nnunet.run("nnUNetv2_train", "4", "3d_cascade_fullres", "0", *usual)
     assert "Phase 1" not in output and "Mean Validation Dice" in output
-    assert "a training image is replaced with probability 0.5" in output
+    assert "training images are replaced with probability 0.5" in output
     images = tmp_path / "images"
     images.mkdir()
     image = sorted((nnunet.folder("raw") / VOLUMES / "imagesTr").iterdir())[0]

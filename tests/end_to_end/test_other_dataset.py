@@ -46,6 +46,7 @@ def pretrained(chest_xrays, real_images, tmp_path_factory):
     nnunet.run("nnUNetv2_plan_and_preprocess", "-d", "11", "-npfp", "1", "--no_pp", "--no_pbar")
     nnunet.run("nnUNetv2_move_plans_between_datasets", "-s", "10", "-t", "11", "-sp", PLANS, "-tp", MOVED)
     nnunet.run("nnUNetv2_preprocess", "-d", "11", "-plans_name", MOVED, "-c", "2d", "-np", "1", "--no_pbar")
+    nnunet.load_in_main_process()
     fold = nnunet.folder("results") / SOURCE / f"{TRAINER}__{PLANS}__2d" / "fold_all"
     return nnunet, fold / "cfcl/pretraining/checkpoint_final.pth"
 

@@ -37,6 +37,7 @@ def results(hippocampus, tmp_path_factory) -> Path:
     before = dict(hippocampus.variables)
     hippocampus.variables["nnUNet_results"] = str(folder)
     hippocampus.settings(counterfactual={"source": "precomputed", "count": 2})
+    hippocampus.load_in_main_process()
     yield folder
     hippocampus.variables.clear()
     hippocampus.variables.update(before)

@@ -23,6 +23,7 @@ def test_2d_trains_on_slices_of_real_volumes(make_trainer):
 def trained(chest_xrays):
     """A briefly trained model of X-rays, and what the command printed."""
     chest_xrays.settings()
+    chest_xrays.load_in_main_process()
     output = chest_xrays.run("nnUNetv2_train", "10", "2d", "0", "-tr", TRAINER, "-p", PLANS, "-device", "cpu")
     return chest_xrays, output
 
@@ -33,7 +34,7 @@ def test_2d_trains_on_real_chest_x_rays_and_predicts_those_of_another_scanner(tr
     images, predicted = chest_xrays.folder("raw") / "Dataset010_ChestXrays" / "imagesTs", chest_xrays.root / "predicted"
     chest_xrays.run(
         "nnUNetv2_predict", "-i", str(images), "-o", str(predicted), "-d", "10", "-c", "2d", "-f", "0", "-tr", TRAINER,
-        "-p", PLANS, "-device", "cpu", "-npp", "1", "-nps", "1",
+        "-p", PLANS, "-device", "cpu", "-npp", "0", "-nps", "0",
     )
     masks = [np.asarray(Image.open(file)) for file in sorted(predicted.glob("*.png"))]
     assert len(masks) == 4 and all(mask.shape == (256, 256) and mask.max() <= 2 for mask in masks)

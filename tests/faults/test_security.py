@@ -180,7 +180,7 @@ def test_a_pool_manifest_with_a_path_for_a_name_is_refused(tmp_path, name):
     for cases in ({name: record}, {"a": {**record, "files": [name]}}):
         text = json.dumps({"format": 1, "preprocessing": "", "complete": True, "cases": cases})
         manifest_file(tmp_path / "pool").write_text(text)
-        with pytest.raises(UserError, match="names that are no names of files"):
+        with pytest.raises(UserError, match="invalid file names"):
             read_manifest(tmp_path / "pool")
 
 

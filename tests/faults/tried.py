@@ -33,8 +33,8 @@ class Fault:
     lost: str = NOTHING
 
 
-_DISK, _REAL_DISK = "test_full_disk.py", "end_to_end/test_disk.py"
-_DAMAGED, _SECURITY = "fuzz/test_damaged_files.py", "test_security.py"
+_DISK, _REAL_DISK = "faults/test_full_disk.py", "end_to_end/test_disk.py"
+_DAMAGED, _SECURITY = "fuzz/test_damaged_files.py", "faults/test_security.py"
 _WATCHDOG, _INPUTS = "runs/test_watchdog.py", "pretraining/test_unusual_inputs.py"
 
 FAULTS = (
@@ -57,24 +57,26 @@ FAULTS = (
     Fault("a flipped bit in one of these files", len(KINDS) * FLIPS,
           "refused by name wherever it changes what is read",
           (f"{_DAMAGED}::test_a_flipped_bit_is_noticed_wherever_it_changes_what_is_read",), "that file"),
-    Fault("a data loading process that raises", 2, "its own traceback, or its one line for the user",
+    Fault("a data loading process that raises", 2, "its own traceback, or its own line for the user",
           (f"{_WATCHDOG}::test_a_data_loading_process_that_raises_shows_its_own_traceback",
-           f"{_WATCHDOG}::test_what_a_data_loading_process_has_to_say_to_the_user_is_one_line"),
+           f"{_WATCHDOG}::test_a_user_error_of_a_data_loading_process_is_raised_as_it_is"),
           "the epoch that was begun"),
-    Fault("a process that is killed: data loading, pool, import", 5, "the signal is named, and its most common causes",
+    Fault("a process that is killed: data loading, pool, import", 4,
+          "one line with the most common causes, for data loading also the signal",
           (f"{_WATCHDOG}::test_a_data_loading_process_that_is_killed_is_named_with_the_signal",
            "data/pool/test_run.py::test_a_killed_worker_process_is_an_error_that_says_so",
-           f"{_WATCHDOG}::test_a_killed_process_of_the_pool_is_an_error_though_another_one_never_returns",
            "cli/test_counterfactuals.py::test_a_killed_process_is_an_error_that_says_so"),
           "the epoch, or the case, that was begun"),
-    Fault("a process that hangs: data loading, main process, a library in it, pool, pool after an error", 5,
-          "the stack is shown, that of all processes where Python still runs, and the run is ended",
-          (f"{_WATCHDOG}::test_a_hanging_data_loading_process_ends_the_run_its_stack_is_shown_and_nothing_is_left",
-           f"{_WATCHDOG}::test_a_main_process_that_hangs_is_ended_too",
-           f"{_WATCHDOG}::test_a_process_that_waits_in_foreign_code_and_holds_pythons_lock_is_ended_too",
-           f"{_WATCHDOG}::test_a_hanging_process_of_the_pool_ends_the_command_with_its_stack",
+    Fault("a process that hangs: data loading, main process, C code that holds Python's lock, pool, end of the pool, "
+          "pool after an error", 6,
+          "hanging data loading: one line with the fix; else the run is ended with the stack of its main process",
+          (f"{_WATCHDOG}::test_a_hanging_data_loading_process_is_an_error_that_the_log_gets_too_and_is_ended",
+           f"{_WATCHDOG}::test_a_main_process_that_hangs_is_ended_with_its_stack",
+           f"{_WATCHDOG}::test_a_process_that_waits_in_c_code_and_holds_pythons_lock_is_ended_with_its_stack",
            f"{_WATCHDOG}::"
-           "test_the_error_of_one_process_of_the_pool_is_seen_though_another_one_never_returns"),
+           "test_a_hanging_process_of_the_pool_ends_the_command_with_the_stack_of_its_main_process",
+           f"{_WATCHDOG}::test_a_process_of_the_pool_that_does_not_end_ends_the_command",
+           f"{_WATCHDOG}::test_the_error_of_one_process_of_the_pool_is_raised_though_another_one_never_returns"),
           "the epoch, or the case, that was begun"),
     Fault("a view, counterfactual or gradient of one step that is not finite", len(POISONS),
           "the step changes nothing and is counted, the next ones train; an epoch of such steps ends the run",

@@ -25,7 +25,7 @@ def double_loop(
     positive_weight: Callable[[Place], float],
     beta: float = 0.0,
 ) -> Tensor:
-    """The "outside" form, read aloud: one anchor, one candidate, one cosine at a time."""
+    """The "outside" form as a double loop: one anchor, one candidate, one cosine at a time."""
     total, anchors_weigh = torch.zeros((), dtype=torch.float64, requires_grad=True), 0.0
     for here, u in anchors.items():
         attraction, mass = 0.0, 0.0
@@ -52,7 +52,7 @@ def double_loop(
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything any objective could want: B images, V views, P points; labels -1 are unknown, 0 is background."""
+    """Inputs of all objectives: B images, V views, P points; labels -1 are unknown, 0 is background."""
 
     z: Tensor
     labels: Tensor

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnunet_cfcl.losses import CountedLoss, blockwise, pair_rules
+from nnunet_cfcl.losses.embeddings import MIN_TEMPERATURE, unit_embeddings
 
 seeds = st.integers(0, 10_000)
 once = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -166,8 +167,8 @@ def test_no_anchor_with_a_positive_gives_a_zero_with_a_graph(point_objective, dr
     if case == "no positive":
         if point_objective.name == "dvd":
             pytest.skip("a point of DVD-CL always has its positive")
-        spread = torch.arange(24.0).reshape(3, 2, 4)
-        problem = replace(problem, labels=spread.long() + 1, positions=spread[..., None])
+        distinct = torch.arange(24.0).reshape(3, 2, 4)
+        problem = replace(problem, labels=distinct.long() + 1, positions=distinct[..., None])
     found = point_objective.compute(problem, hard_negatives=beta)
     found.loss.backward()
     assert found.loss.item() == 0 and found.with_positive == 0
@@ -222,7 +223,7 @@ def test_anchors_and_those_with_a_positive_are_counted(objectives, draw_problem)
         assert (int(found.anchors), int(found.with_positive)) == counts, name
 
 
-def test_a_second_derivative_is_refused_and_not_silently_wrong(objective, draw_problem):
+def test_a_second_derivative_is_rejected(objective, draw_problem):
     problem = draw_problem()
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(objective.loss(problem), problem.z, create_graph=True)
@@ -247,3 +248,19 @@ def test_unfit_input_is_a_readable_error_of_one_line(point_objective, draw_probl
     with pytest.raises(ValueError, match=message) as error:
         point_objective.loss(replace(draw_problem(), **change), **options)
     assert "\n" not in str(error.value)
+
+
+def test_unit_embeddings_are_scaled_along_the_last_axis():
+    z = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(unit_embeddings(z).norm(dim=-1), torch.ones(2, 3))
+
+
+def test_the_smallest_temperature_is_accepted(objective, draw_problem):
+    assert objective.loss(draw_problem(), temperature=MIN_TEMPERATURE).isfinite()
+
+
+def test_points_without_weight_are_not_counted_as_anchors(point_objective, draw_problem):
+    problem = draw_problem(masked=False, weighted=False)
+    problem = replace(problem, labels=torch.ones_like(problem.labels), weights=torch.ones(3, 2, 4))
+    some = replace(problem, weights=torch.ones(3, 2, 4).index_fill(2, torch.tensor([0]), 0.0))
+    assert int(point_objective.compute(some).anchors) == int(point_objective.compute(problem).anchors) * 3 // 4

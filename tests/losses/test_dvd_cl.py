@@ -27,7 +27,7 @@ def _valid(batch: int, points: int, seed: int) -> Tensor:
 
 
 def _loop_oracle(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
-    """The definition, read aloud: every anchor of every direction, every candidate, one cosine at a time."""
+    """The definition as a double loop: every anchor of every direction, every candidate, one cosine at a time."""
     batch, points, _ = a.shape
     places = [(i, p) for i in range(batch) for p in range(points) if valid is None or valid[i, p]]
     total = torch.zeros((), dtype=torch.float64)
@@ -257,7 +257,7 @@ def test_the_ignore_band_leaves_the_positive_and_other_images_in():
     assert at_the_radius.item() == pytest.approx(2 * far, abs=1e-12)
 
 
-def test_without_a_radius_positions_are_not_looked_at():
+def test_without_a_radius_positions_are_not_read():
     a, b = _pair()
     assert torch.equal(dvd_cl_loss(a, b, positions=torch.zeros(1)).loss, dvd_cl_loss(a, b).loss)
 
@@ -280,6 +280,7 @@ def test_hard_negatives_raise_the_share_of_near_negatives_in_the_gradient():
         ({"ignore_radius": 3.0}, "ignore_radius 3 needs the positions of the points"),
         ({"ignore_radius": -1.0}, "ignore_radius must be finite and not negative, got -1"),
         ({"ignore_radius": math.nan}, "ignore_radius must be finite and not negative, got nan"),
+        ({"ignore_radius": math.inf}, "ignore_radius must be finite and not negative, got inf"),
         ({"ignore_radius": 1.0, "positions": torch.ones(2, 4, 3)}, r"positions must be floating \(2, 3, D\)"),
     ],
 )

@@ -38,6 +38,11 @@ def test_a_neighbour_in_the_own_view_is_a_positive_and_one_in_another_image_is_n
     assert found.loss.item() == pytest.approx(math.log(3), abs=1e-12)
 
 
+def test_the_default_radius_is_a_tenth():
+    z, positions = torch.eye(3)[None, None], torch.tensor([0.0, 0.09, 0.2]).reshape(1, 1, 3, 1)
+    assert int(mvd_cl_loss(z, positions).with_positive) == 2
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), angle=st.floats(0, 6), factor=st.floats(0.1, 10))
 def test_only_distances_between_positions_matter(seed, angle, factor):
@@ -95,6 +100,7 @@ def test_peak_memory_stays_far_below_one_matrix_of_all_pairs():
         ({"positions": torch.ones(2, 3, 5, 2).long()}, r"positions must be floating \(2, 3, 5, D\), got torch.int64"),
         ({"radius": 0.0}, "radius must be finite and above 0, got 0"),
         ({"radius": math.nan}, "radius must be finite and above 0, got nan"),
+        ({"radius": math.inf}, "radius must be finite and above 0, got inf"),
     ],
 )
 def test_unfit_input_is_a_readable_error(change, message):

@@ -39,9 +39,17 @@ def test_one_view_has_no_partner_and_costs_nothing():
     assert loss.item() == 0 and torch.equal(z.grad, torch.zeros_like(z))
 
 
-def test_unfit_input_is_a_readable_error():
-    with pytest.raises(ValueError, match=r"z must be \(B, V, d\), got \(3, 5\)"):
-        nt_xent_loss(torch.ones(3, 5))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"z": torch.ones(3, 5)}, r"z must be \(B, V, d\), got \(3, 5\)"),
+        ({"valid": torch.ones(3, 2)}, r"valid must be bool \(3, 2\), got torch.float32"),
+        ({"temperature": 0.0}, "temperature must be finite and at least 0.002, got 0"),
+    ],
+)
+def test_wrong_input_is_a_readable_error(change, message):
+    with pytest.raises(ValueError, match=message):
+        nt_xent_loss(**{"z": torch.ones(3, 2, 5), **change})
 
 
 def test_the_documented_example_runs():

@@ -66,10 +66,11 @@ def test_a_block_is_that_part_of_the_mask_and_none_where_it_is_empty(rule_and_ma
             assert not part.any() if block is None else torch.equal(block, part)
 
 
-def test_blocks_of_different_images_are_known_to_be_empty_without_a_look():
+def test_blocks_of_different_images_or_points_are_none():
     rule, _ = _neighbours()
     assert rule.block(slice(0, 3), slice(3, 12)) is None
-    assert SamePoint(torch.device("cpu")).block(slice(0, 4), slice(4, 8)) is None
+    for rows, columns in ((slice(0, 4), slice(4, 8)), (slice(4, 8), slice(0, 4))):
+        assert SamePoint(torch.device("cpu")).block(rows, columns) is None
 
 
 def test_a_point_at_the_radius_is_no_neighbour_and_one_at_the_same_place_is():
@@ -85,6 +86,13 @@ def test_strips_cover_every_pair_of_an_image_once(processes):
         seen[rows, image] += 1
     image = torch.arange(4).repeat_interleave(torch.tensor(SIZES))
     assert torch.equal(seen, (image[:, None] == image[None]).long())
+
+
+@pytest.mark.parametrize(("pairs", "heights"), [(2**22, {5}), (10, {2, 1}), (3, {1})])
+def test_strips_hold_a_bounded_number_of_pairs(monkeypatch, pairs, heights):
+    monkeypatch.setattr(pair_rules, "_STRIP_PAIRS", pairs)
+    rule = Neighbours(torch.zeros(5, 2), [5], 0.6)
+    assert {rows.stop - rows.start for rows, _ in rule.strips(1)} == heights
 
 
 def test_the_mean_of_a_class_survives_an_own_weight_that_dominates_its_sum():

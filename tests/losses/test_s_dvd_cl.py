@@ -68,10 +68,12 @@ def test_labels_of_any_integer_type_are_taken(dtype):
 
 
 @pytest.mark.parametrize("labels", [CLASSES[:1], CLASSES.float(), CLASSES.bool()])
-def test_unfit_labels_are_a_readable_error(labels):
+def test_wrong_labels_of_either_view_are_a_readable_error(labels):
     a = torch.ones(2, 4, 5)
     with pytest.raises(ValueError, match=r"labels_b must be integers \(2, 4\), got torch"):
         s_dvd_cl_loss(a, a, CLASSES, labels)
+    with pytest.raises(ValueError, match=r"labels_a must be integers \(2, 4\), got torch"):
+        s_dvd_cl_loss(a, a, labels, CLASSES)
 
 
 def test_the_documented_example_runs():

@@ -42,12 +42,18 @@ def test_a_point_alone_in_its_class_is_left_out():
     assert found.loss.item() == pytest.approx(math.log(3), abs=1e-12)
 
 
-def test_points_of_unknown_label_are_not_there():
+def test_points_of_unknown_label_are_invalid():
     g = torch.Generator().manual_seed(0)
     z = torch.randn(2, 2, 3, 4, generator=g, dtype=torch.float64)
     unknown = torch.where(torch.rand(2, 2, 3, generator=g) < 0.3, -1, CLASSES)
     assert (unknown < 0).any()
     torch.testing.assert_close(s_mvd_cl_loss(z, unknown).loss, s_mvd_cl_loss(z, CLASSES, valid=unknown >= 0).loss)
+
+
+@pytest.mark.parametrize("labels", [CLASSES[:1], CLASSES.float(), CLASSES.bool()])
+def test_wrong_labels_are_a_readable_error(labels):
+    with pytest.raises(ValueError, match=r"labels must be integers \(2, 2, 3\), got torch"):
+        s_mvd_cl_loss(torch.ones(2, 2, 3, 5), labels)
 
 
 def test_the_documented_example_runs():

@@ -88,7 +88,7 @@ def test_every_combination_of_attributes_comes_equally_often():
 def test_an_existing_dataset_is_kept_unless_overwriting_is_asked_for(tmp_path):
     folder = write(tmp_path, patients=3)
     before = (folder / "attributes.csv").read_text()
-    with pytest.raises(UserError, match="exists already.*--overwrite"):
+    with pytest.raises(UserError, match="already exists; fix: choose another number or name, or pass --overwrite"):
         write(tmp_path, patients=1)
     assert (folder / "attributes.csv").read_text() == before
     write(tmp_path, patients=1, overwrite=True)
@@ -121,22 +121,23 @@ def test_a_failure_half_way_leaves_no_dataset_under_its_name(tmp_path, monkeypat
     ("change", "message"),
     [
         ({"dataset_id": 1000}, "between 1 and 999"),
-        ({"patients": 0}, "At least one training patient"),
-        ({"train_scanners": ()}, "No scanner"),
-        ({"train_scanners": ("C",)}, "Unknown scanner 'C'"),
+        ({"patients": 0}, "at least one training patient"),
+        ({"train_scanners": ()}, "no scanner given"),
+        ({"train_scanners": ("C",)}, "unknown scanner 'C'"),
         ({"dim": 5}, "2 or 3 dimensions"),
     ],
 )
-def test_bad_arguments_are_refused_before_anything_is_written(tmp_path, change, message):
+def test_wrong_arguments_are_rejected_before_anything_is_written(tmp_path, change, message):
     arguments = {"dataset_id": 9, "name": "P", "dim": 2, "patients": 1, "test_patients": 0, "seed": 0, **change}
     with pytest.raises(UserError, match=message):
         write_phantom_dataset(tmp_path, **arguments, progress=False)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_number_that_another_dataset_has_is_refused(tmp_path):
+def test_a_dataset_number_in_use_is_rejected(tmp_path):
     (tmp_path / "Dataset902_Other").mkdir()
-    with pytest.raises(UserError, match="Number 902 is taken"):
+    words = "dataset number 902 is taken by .*Dataset902_Other; fix: choose another --dataset-id"
+    with pytest.raises(UserError, match=words):
         write(tmp_path)
 
 

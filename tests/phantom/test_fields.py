@@ -62,9 +62,9 @@ def test_blur_keeps_a_constant_and_the_sum_of_a_central_impulse():
     np.testing.assert_allclose(blur(np.full((9, 9), 0.3), (1.0, 2.0)), 0.3)
     impulse = np.zeros((31, 31))
     impulse[15, 15] = 1.0
-    spread = blur(impulse, (1.0, 0.0))
-    assert spread.sum() == pytest.approx(1.0)
-    assert spread[:, :15].sum() == 0.0
+    blurred = blur(impulse, (1.0, 0.0))
+    assert blurred.sum() == pytest.approx(1.0)
+    assert blurred[:, :15].sum() == 0.0
 
 
 def test_smoothstep_is_clipped_and_symmetric_about_one_half():

@@ -82,20 +82,20 @@ def test_shading_brightens_the_front_and_exposure_scales_everything():
     shading = log_gain(replace(PLAIN, shading=0.2), noise)
     np.testing.assert_allclose(shading, -shading[::-1], atol=1e-12)
     assert shading[0, 0] == pytest.approx(0.2 * 15 / 16)
-    np.testing.assert_allclose(log_gain(replace(PLAIN, exposure_spread=0.03), noise), 0.03)
+    np.testing.assert_allclose(log_gain(replace(PLAIN, exposure_std=0.03), noise), 0.03)
 
 
 @pytest.mark.parametrize("curve", [((0.0, 0.0),), ((0.0, 0.0), (0.5, 1.2), (1.0, 1.0)), ((0.1, 0.0), (1.0, 1.0))])
-def test_a_transfer_curve_that_does_not_cover_the_unit_interval_is_refused(curve):
+def test_a_transfer_curve_that_does_not_cover_the_unit_interval_is_rejected(curve):
     with pytest.raises(UserError, match="transfer curve of scanner 'plain'"):
         replace(PLAIN, curve=curve)
 
 
-def test_a_negative_spread_is_refused_by_name():
-    with pytest.raises(UserError, match="psf_sigma"):
+def test_a_negative_standard_deviation_is_rejected_by_name():
+    with pytest.raises(UserError, match="psf_sigma of scanner 'plain' must not be negative, found -1.0"):
         replace(PLAIN, psf_sigma=-1.0)
 
 
-def test_noise_of_another_shape_is_refused():
-    with pytest.raises(UserError, match="do not fit together"):
+def test_noise_of_another_shape_is_rejected():
+    with pytest.raises(UserError, match="must have the same axes"):
         apply_scanner(np.zeros((20, 20)), PLAIN, some_noise((20, 24)))

@@ -138,22 +138,22 @@ def test_exogenous_noise_cannot_be_changed():
         ({"dim": 2, "spacing": (1.0, 0.0)}, "positive size"),
     ],
 )
-def test_a_grid_that_does_not_suit_the_phantom_is_refused(arguments, message):
+def test_a_grid_that_is_too_small_or_inconsistent_is_rejected(arguments, message):
     with pytest.raises(UserError, match=message):
         draw_patient(0, 0, **arguments)
 
 
-def test_unknown_values_and_interventions_are_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="Unknown scanner 'C'; expected one of A, B"):
+def test_unknown_values_and_interventions_are_rejected_with_the_known_ones():
+    with pytest.raises(UserError, match="unknown scanner 'C', expected one of A, B"):
         render(patient_on((48, 48)), "C", "none")
-    with pytest.raises(UserError, match="Unknown disease 'flu'; expected one of none, effusion"):
+    with pytest.raises(UserError, match="unknown disease 'flu', expected one of none, effusion"):
         render(patient_on((48, 48)), "A", "flu")
     with pytest.raises(UserError, match="scanner, disease, scanner_disease"):
         intervene(Attributes("A", "none"), "age")
 
 
 @pytest.mark.parametrize(
-    ("dim", "scanner", "disease", "mean", "spread"),
+    ("dim", "scanner", "disease", "mean", "std"),
     [
         (2, "A", "none", 0.23082, 0.22184),
         (2, "A", "effusion", 0.23888, 0.22413),
@@ -165,7 +165,7 @@ def test_unknown_values_and_interventions_are_refused_with_the_known_ones():
         (3, "B", "effusion", 0.31399, 0.22396),
     ],
 )
-def test_the_phantom_is_the_one_that_results_were_reported_on(dim, scanner, disease, mean, spread):
-    # another parameter changes what every reported figure means: first docs/reference/phantom.md, then these numbers
+def test_the_phantom_is_that_of_the_reported_results(dim, scanner, disease, mean, std):
+    # another parameter invalidates all reported results: change docs/reference/phantom.md first, then these numbers
     image, _ = render(draw_patient(0, 0, dim), scanner, disease)
-    assert (image.mean(dtype=float), image.std(dtype=float)) == pytest.approx((mean, spread), abs=2e-5)
+    assert (image.mean(dtype=float), image.std(dtype=float)) == pytest.approx((mean, std), abs=2e-5)

@@ -13,7 +13,7 @@ SHORT = {
     "generator": {"epochs": 1, "iterations_per_epoch": 1, "images_per_step": 2, "width": 4, "blocks": 1,
                   "finetune_epochs": 1},
     "counterfactual": {"interventions": ["scanner"], "count": 1},
-    "gate": {"enabled": False, "predictor_steps": 1, "segmenter_steps": 1},
+    "gate": {"enabled": False, "predictor_steps": 1, "segmenter_steps": 1, "cases": 2},
 }
 
 

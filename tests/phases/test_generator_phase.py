@@ -26,7 +26,7 @@ def ineffective(monkeypatch):
 
     def judge(bench, interventions, settings):
         seen.judged.append(bench)
-        verdict = SimpleNamespace(passed=False, ineffective=True, words="does nothing")
+        verdict = SimpleNamespace(passed=False, ineffective=True, summary="does nothing")
         return SimpleNamespace(interventions=interventions, verdicts=[verdict for _ in interventions])
 
     monkeypatch.setattr(phase_0, "train_judges", counted)

@@ -157,7 +157,7 @@ def test_without_a_table_it_is_said_how_to_write_one():
 
 def test_without_two_patients_of_the_same_attributes_nobody_can_be_held_out(write):
     write({case: (cells[0], "p0", cells[2]) for case, cells in ROWS.items()})
-    with pytest.raises(UserError, match=r"of the 6 cases only 0 can be kept aside"):
+    with pytest.raises(UserError, match=r"of the 6 cases only 0 can be held out"):
         task_of()
 
 
@@ -175,7 +175,7 @@ def configuration_with(strides):
 
 
 def test_a_network_without_strides_is_refused():
-    with pytest.raises(UserError, match=r"PlainConvUNet names no strides.*counterfactual.source to acquisition"):
+    with pytest.raises(UserError, match=r"PlainConvUNet has no strides.*counterfactual.source to acquisition"):
         pooling_strides(configuration_with(None))
 
 
@@ -186,5 +186,5 @@ def test_strides_may_be_numbers():
 def test_with_fewer_cases_than_the_gate_looks_at_nothing_is_trained(write, settings):
     write()
     settings(gate={"enabled": True})
-    with pytest.raises(NothingToChange, match=r"at least 8 cases.*of the 6 cases only 2 can be kept aside"):
+    with pytest.raises(NothingToChange, match=r"at least 8 held-out cases.*of the 6 cases only 2 can be held out"):
         task_of()

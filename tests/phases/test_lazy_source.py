@@ -41,7 +41,7 @@ def test_it_draws_and_applies_as_what_was_made():
 
 def test_nothing_can_be_drawn_before_it_is_made():
     source = LazySource(IDENTITY, Counting())
-    with pytest.raises(RuntimeError, match="promised, but not made"):
+    with pytest.raises(RuntimeError, match="do not exist yet: call `materialise` first"):
         source.draw(torch.Generator(), "case", None, 1)
 
 

@@ -54,7 +54,7 @@ def test_a_checkpoint_of_something_else_is_refused_by_name(make_fold, begun):
             file.unlink()
         save_checkpoint({"network_weights": {}, "epoch": 3}, folder / name)
         for continues in (None, True):
-            with pytest.raises(UserError, match=f"{name} is no checkpoint of phase 1, it has no hash, identity: "):
+            with pytest.raises(UserError, match=f"{name} is not a checkpoint of phase 1, it lacks hash, identity; fix"):
                 pretrain(make_fold(), continues)
     assert len(begun) == 1
 

@@ -124,7 +124,7 @@ def test_the_ignore_label_is_no_foreground_that_a_crop_is_drawn_for(make_task, c
     assert organ(2) >= organ(None) + 8
 
 
-def test_an_image_without_labels_has_a_map_that_says_nothing(make_task, cases_in_memory):
+def test_an_image_without_labels_has_an_unknown_label_everywhere(make_task, cases_in_memory):
     objective = DualViewObjective(20, PointLabels(0.5))
     task = make_task(reader=cases_in_memory(), objective=objective)
     sample = PretrainingDataset(task.reader, task.source, objective, task.geometry, task.settings, steps=1)[0]

@@ -69,7 +69,7 @@ def test_a_scaled_loss_scales_the_gradients_and_not_the_value():
     assert (value.item(), weight.grad.item()) == (5, 40)
 
 
-def test_batch_norm_is_refused_and_named():
+def test_batch_norm_is_rejected_and_named():
     with pytest.raises(NotSupported, match=r"BatchNorm3d at '1'.*patches_per_pass"):
         check_norms(nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2)))
     check_norms(nn.Sequential(nn.InstanceNorm3d(2), nn.GroupNorm(1, 2)))

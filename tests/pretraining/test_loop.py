@@ -149,14 +149,14 @@ def test_resuming_with_other_settings_is_rejected_with_the_differences(make_task
         _train(changed, network(), resume=True)
 
 
-def test_batch_norm_is_refused_only_where_several_passes_are_needed(make_task):
+def test_batch_norm_is_rejected_only_where_several_passes_are_needed(make_task):
     net = nn.Sequential(nn.Conv2d(1, 6, 1), nn.BatchNorm2d(6))
     with pytest.raises(UserError, match="BatchNorm2d"):
         Pretraining(net, net, 6, make_task(patches_per_pass=4))
     Pretraining(net, net, 6, make_task(patches_per_pass=9))
 
 
-def test_a_patch_too_small_for_the_views_is_refused_before_training(make_task, network):
+def test_a_patch_too_small_for_the_views_is_rejected_before_training(make_task, network):
     task = make_task()
     tiny = dataclasses.replace(task.geometry, patch_size=(6, 6))
     with pytest.raises(UserError, match=r"views.crop_fraction"):

@@ -179,7 +179,7 @@ def sum_some(ranks: Ranks) -> list[list[float] | None]:
     return [None if p.grad is None else p.grad.tolist() for p in (nowhere, somewhere, complete)]
 
 
-def test_everybody_takes_the_parameters_and_buffers_of_the_first_process(crews):
+def test_all_ranks_take_the_parameters_and_buffers_of_the_main_rank(crews):
     (before, after), (other, taken) = crews(2)(take_weights)
     assert not np.array_equal(before, other)
     np.testing.assert_array_equal(after, before)
@@ -202,14 +202,14 @@ def test_the_processes_divide_the_images_among_themselves(count):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_fewer_images_than_processes_are_refused(crews):
+def test_fewer_images_than_processes_are_rejected(crews):
     with pytest.raises(UserError, match=r"4 processes share the 3 images.*at most 3.*pretrain.images_per_step"):
         Ranks(3, 4).images(3)
     too_few = {"pretrain": {"images_per_step": 1}}
-    assert all("use at most 1 processes" in message for message in crews(2)(refused, too_few))
+    assert all("use at most 1 processes" in message for message in crews(2)(rejection, too_few))
 
 
-def refused(ranks: Ranks, settings: dict[str, Any]) -> str:
+def rejection(ranks: Ranks, settings: dict[str, Any]) -> str:
     with pytest.raises(UserError) as error:
         pretraining_of(make_task("DVD-CL", Path(), ranks, settings, 4))
     return str(error.value)
@@ -301,7 +301,7 @@ def test_a_run_begun_by_one_process_is_finished_by_two(crews, tmp_path):
         assert_same_weights(found, whole, 1e-7)
 
 
-def test_the_first_process_works_before_the_others_and_its_error_is_everybodys(crews, tmp_path):
+def test_the_main_rank_works_before_the_others_and_its_error_is_raised_on_all(crews, tmp_path):
     assert crews(2)(write_in_turn, tmp_path / "order") == ["first", "not first"]
     assert crews(2)(fail_in_turn, 0) == ["rank 0 complains"] * 2
     assert crews(2)(fail_in_turn, 1) == ["done", "rank 1 complains"]

@@ -1,4 +1,4 @@
-"""What pretraining does with unusual images: a table of inputs, tried with every kind of method in the real loop.
+"""Unusual images in the pretraining: a table of inputs, tried with every kind of method in the real loop.
 
     python -m tests.pretraining.unusual_inputs
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, on the CPU."""
+"""Checkpoints: written atomically, loaded on the CPU."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_everything_but_the_segmentation_layers_is_loaded_whatever_the_labels():
     assert torch.equal(target["decoder"].seg_layers[0].weight, before)
 
 
-def test_weights_that_lack_a_part_of_the_network_are_refused():
+def test_weights_that_lack_a_part_of_the_network_are_rejected():
     weights = {key: value for key, value in _network(3).state_dict().items() if "conv.bias" not in key}
     with pytest.raises(RuntimeError, match="conv.bias"):
         load_body(_network(3), weights)

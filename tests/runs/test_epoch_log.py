@@ -29,7 +29,7 @@ def test_a_new_run_starts_an_empty_log(tmp_path):
     assert read_log(tmp_path / "log.jsonl") == []
 
 
-def test_a_log_that_is_damaged_within_is_kept_and_said_and_one_that_is_cut_short_is_not(tmp_path):
+def test_a_log_that_is_damaged_within_is_backed_up_and_reported_and_one_that_is_cut_short_is_not(tmp_path):
     log, said, file = EpochLog(tmp_path, 0, plot_progress), [], tmp_path / "log.jsonl"
     for epoch in range(4):
         log.end_epoch(epoch, [HEALTHY], 1.0, 4)
@@ -54,7 +54,7 @@ def test_what_a_kill_left_half_written_is_removed_by_the_next_run_and_nothing_el
     assert {file.name for file in tmp_path.iterdir()} == {"checkpoint_latest.pth", "log.jsonl"}
 
 
-def test_a_picture_that_cannot_be_drawn_is_told_and_the_line_is_kept(tmp_path):
+def test_a_picture_that_cannot_be_drawn_is_reported_and_the_line_is_kept(tmp_path):
     def fail(epochs, file):
         raise MemoryError("too many epochs")
 

@@ -1,4 +1,4 @@
-"""Only one run at a time fills a folder; a run that dies or a file system without locks stops nobody."""
+"""Only one run at a time fills a folder; a run that dies or a file system without locks stops no other run."""
 
 import errno
 import fcntl
@@ -65,7 +65,7 @@ def test_an_error_within_gives_the_lock_back(tmp_path):
     assert is_free(tmp_path)
 
 
-def test_a_second_run_says_once_that_it_waits_and_goes_on_when_the_first_one_dies(holder):
+def test_a_second_run_logs_once_that_it_waits_and_continues_when_the_first_one_dies(holder):
     process, folder = holder
     lines, entered = [], threading.Event()
 
@@ -96,11 +96,11 @@ def test_a_forked_process_that_lives_on_does_not_keep_the_lock(tmp_path):
         os.waitpid(child, 0)
 
 
-def test_where_there_are_no_locks_nobody_waits_and_the_log_says_so(tmp_path, monkeypatch):
-    def refuse(file, operation):
+def test_without_locks_no_run_waits_which_is_logged(tmp_path, monkeypatch):
+    def fail(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", fail)
     lines = []
     with exclusive(tmp_path, lines.append):
         assert len(lines) == 1 and "cannot be locked (No locks available)" in lines[0]
@@ -118,8 +118,8 @@ def test_another_failure_of_the_file_system_is_not_taken_for_a_missing_lock(tmp_
 def test_a_folder_that_cannot_be_written_is_named_with_what_mends_it(tmp_path):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "sub"
-    refusal = pytest.raises(UserError, match="cannot write .*file/sub .Not a directory.; free some space")
-    with refusal, exclusive(folder, print):
+    rejected = pytest.raises(UserError, match="cannot write .*file/sub .Not a directory.; free some space")
+    with rejected, exclusive(folder, print):
         pass
 
 

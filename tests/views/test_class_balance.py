@@ -26,6 +26,8 @@ from nnunet_cfcl.views import (
     tissue_box,
     to_view,
 )
+from nnunet_cfcl.views.class_balance import draw_labelled
+from nnunet_cfcl.views.read_region import read_region
 
 FLAT = ViewGeometry((24, 32), (1.0, 2.5))
 CUBE = ViewGeometry((12, 16, 10), (1.0, 0.8, 2.0))
@@ -247,7 +249,7 @@ def test_a_class_of_one_voxel_has_its_quota_inside_this_voxel(draw, geometry):
 
 
 @pytest.mark.parametrize("draw", DRAWS)
-def test_what_a_class_outside_the_views_leaves_is_uniform(draw):
+def test_points_of_a_class_outside_the_views_are_drawn_uniformly(draw):
     labels = torch.zeros(crop_size(FLAT, SETTINGS), dtype=torch.int16)
     labels[0] = 1
     labels[labels.shape[0] // 2, 17] = 2
@@ -288,7 +290,7 @@ def test_a_class_cut_by_the_border_of_a_view_is_filled_from_its_inside():
 
 
 @pytest.mark.parametrize("draw", DRAWS)
-def test_draws_repeat_with_the_seed_and_use_up_one_number_whatever_the_labels(draw):
+def test_draws_repeat_with_the_seed_and_consume_one_number_for_any_labels(draw):
     matrices, box = draw_affine_views(generator(), CUBE, SETTINGS, 3), whole_crop(CUBE)
     balance = ClassBalance(organs(CUBE), 0.5)
     first = draw(generator(7), matrices, CUBE, box, 30, balance)
@@ -304,7 +306,7 @@ def test_draws_repeat_with_the_seed_and_use_up_one_number_whatever_the_labels(dr
 @given(
     seed=st.integers(0, 10**6), share=st.floats(0, 1), names=st.lists(st.integers(1, 120), min_size=3, max_size=3),
     dtype=st.sampled_from([torch.uint8, torch.int8, torch.int32, torch.int64]))
-def test_what_the_classes_are_called_and_how_they_are_stored_changes_no_point(seed, share, names, dtype):
+def test_points_do_not_depend_on_the_labels_of_the_classes_or_their_type(seed, share, names, dtype):
     names = list(itertools.accumulate(sorted(names), lambda a, b: max(a + 1, b)))
     labels = organs(FLAT)
     table = torch.zeros(5, dtype=torch.int64)
@@ -317,7 +319,7 @@ def test_what_the_classes_are_called_and_how_they_are_stored_changes_no_point(se
     assert torch.equal(drawn[0][0], drawn[1][0]) and torch.equal(drawn[0][1], drawn[1][1])
 
 
-def test_shares_and_labels_that_make_no_sense_are_an_error():
+def test_invalid_shares_and_labels_are_errors():
     labels = torch.zeros(4, 4, dtype=torch.int16)
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"share must be in \[0, 1\]"):
@@ -328,3 +330,12 @@ def test_shares_and_labels_that_make_no_sense_are_an_error():
         ClassBalance(labels.int() + 40000, 0.5)
     with pytest.raises(ValueError, match="same number of axes"):
         draw_view_points(generator(), identity_views(CUBE, 1), CUBE, whole_crop(CUBE), 5, ClassBalance(labels, 0.5))
+
+
+def test_no_further_labelled_points_are_drawn_in_a_crop_without_ignored_voxels():
+    labels = organs(FLAT)
+    region = read_region(identity_views(FLAT, 1).unsqueeze(1), FLAT, whole_crop(FLAT), labels)
+    points, valid = draw_labelled(generator(), region, torch.tensor([3]))
+    assert points.shape == (1, 0, 2) and valid.shape == (1, 0)
+    ignored = read_region(identity_views(FLAT, 1).unsqueeze(1), FLAT, whole_crop(FLAT), labels - 1)
+    assert int(draw_labelled(generator(), ignored, torch.tensor([3]))[1].sum()) == 3

@@ -39,6 +39,11 @@ def test_a_crop_larger_than_the_image_is_centred_and_padded_with_zeros():
     assert crop[0, low[0] : high[0], low[1] : high[1], low[2] : high[2]].min() == 1
 
 
+@pytest.mark.parametrize(("length", "size", "start"), [(5, 15, -5), (6, 15, -5), (1, 20, -10)])
+def test_the_padding_of_a_drawn_crop_is_equal_on_both_sides(length, size, start):
+    assert draw_crop_box(torch.Generator().manual_seed(0), (1, length, 9), (size, 9)).start == (0, start, 0)
+
+
 def test_a_slice_of_a_volume_is_the_slice_that_was_drawn():
     volume = np.arange(4, dtype=np.float32)[:, None, None] * np.ones((1, 4, 5, 5), dtype=np.float32)
     box = CropBox((2, 0, 0), (1, 5, 5), (4, 5, 5), 2)
@@ -62,7 +67,7 @@ def test_an_extended_crop_repeats_the_border_and_a_padded_one_has_the_value(star
         np.testing.assert_array_equal(padded[crop], expected)
 
 
-def test_a_crop_around_a_voxel_holds_it_and_stays_inside():
+def test_a_crop_around_a_voxel_contains_it_and_stays_inside():
     for voxel in ((0, 0, 0), (4, 9, 19), (2, 5, 3)):
         box = crop_around(voxel, (5, 10, 20), (3, 4, 6))
         assert all(s <= at < s + size and 0 <= s <= n - size

@@ -91,6 +91,6 @@ def test_the_gradient_is_that_of_finite_differences():
     assert torch.autograd.gradcheck(lambda x: gaussian_blur(x, sigma), (images,))
 
 
-def test_a_sigma_of_the_wrong_shape_is_refused():
+def test_a_sigma_of_the_wrong_shape_is_rejected():
     with pytest.raises(ValueError, match="sigma must be"):
         gaussian_blur(torch.zeros(2, 1, 4, 4), torch.ones(2, 3))

@@ -64,7 +64,7 @@ def test_axes_rotate_only_where_patch_and_spacing_allow(patch, spacing, planes):
     ((8,), (1.0,)), ((8, 8), (1.0,)), ((8, 8, 8, 8), (1.0,) * 4), ((0, 8), (1.0, 1.0)), ((8, 8), (1.0, -1.0)),
     ((8, 8), (1.0, math.nan)), ((8, 8), (1.0, math.inf)),
 ])
-def test_impossible_patches_and_spacings_are_refused(patch, spacing):
+def test_invalid_patches_and_spacings_are_rejected(patch, spacing):
     with pytest.raises(UserError, match="plan's configuration"):
         ViewGeometry(patch, spacing)
 
@@ -80,7 +80,7 @@ def test_patches_of_real_plans_are_large_enough(patch, spacing):
 @pytest.mark.parametrize("patch, spacing", [
     ((8, 8, 8), (1.0,) * 3), ((10, 64), (1.0, 1.0)), ((4, 64, 64), (8.0, 1.0, 1.0)),
 ])
-def test_a_patch_too_small_is_refused_with_a_value_that_would_do(patch, spacing):
+def test_a_patch_too_small_is_rejected_with_a_sufficient_crop_fraction(patch, spacing):
     geometry = ViewGeometry(patch, spacing)
     with pytest.raises(UserError, match=r"views\.crop_fraction") as error:
         check_patch(geometry, ViewSettings())
@@ -89,7 +89,7 @@ def test_a_patch_too_small_is_refused_with_a_value_that_would_do(patch, spacing)
     check_patch(geometry, ViewSettings(crop_fraction=(advised, 1.0)))
 
 
-def test_a_patch_no_crop_fraction_can_mend_asks_for_a_larger_one():
+def test_a_patch_too_small_for_any_crop_fraction_is_rejected_with_the_advice_to_enlarge_it():
     with pytest.raises(UserError, match="larger patch"):
         check_patch(ViewGeometry((3, 64), (1.0, 1.0)), ViewSettings())
 
@@ -232,7 +232,7 @@ def test_an_overlap_no_candidate_reaches_by_chance_is_made_by_moving_the_view():
     assert bool((reach <= outermost + 1e-5).all())
 
 
-def test_draws_repeat_with_the_seed_and_use_up_the_same_numbers_whatever_the_settings():
+def test_draws_repeat_with_the_seed_and_consume_equal_numbers_for_any_settings():
     one, two = generator(3), generator(3)
     easy = draw_affine_views(one, CUBE, ViewSettings(), 4)
     assert torch.equal(easy, draw_affine_views(generator(3), CUBE, ViewSettings(), 4))

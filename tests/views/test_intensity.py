@@ -60,7 +60,7 @@ def test_solarise_inverts_what_is_above_the_threshold_and_clips_outliers(thresho
     torch.testing.assert_close(got, low + width * expected, rtol=1e-6, atol=1e-4)
 
 
-def test_all_effects_together_agree_with_the_order_written_down():
+def test_all_effects_together_agree_with_the_documented_order():
     image = image_of(1, 1, 20, 16)
     v, low, width = scaled(image)
     got = apply_intensity(image, effects(1.2, 0.7, 1.3, True), SETTINGS, (1.0, 1.0))
@@ -162,7 +162,7 @@ def test_effects_are_computed_in_float32_under_autocast_and_for_half_images():
     assert apply_intensity(images.half(), parameters, SETTINGS, (1.0, 1.0)).dtype == torch.float16
 
 
-def test_drawn_effects_have_the_distributions_asked_for():
+def test_drawn_effects_have_the_configured_distributions():
     n = 4000
     drawn = draw_intensity(generator(), SETTINGS, n, torch.arange(n) % 2 == 0)
     jittered = drawn.brightness != 1
@@ -187,7 +187,7 @@ def test_effects_can_be_switched_off():
     assert not bool(drawn.solarise.any())
 
 
-def test_draws_repeat_with_the_seed_and_use_up_the_same_numbers_whatever_the_settings():
+def test_draws_repeat_with_the_seed_and_consume_equal_numbers_for_any_settings():
     one, two = generator(1), generator(1)
     a = draw_intensity(one, SETTINGS, 5, [True] * 5)
     draw_intensity(two, ViewSettings(jitter_probability=0), 5, [False] * 5)

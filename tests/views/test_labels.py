@@ -76,6 +76,17 @@ def test_the_crop_ends_at_the_faces_of_its_outermost_voxels():
     assert read_labels(labels, points, (2.0, 1.0)).tolist() == [1, -1, 4, -1, -1]
 
 
+def test_voxel_faces_are_located_in_double_precision():
+    labels, spacing = torch.arange(8), (0.7,)
+    faces = (torch.arange(1, 8, dtype=torch.float64) - 4) * 0.7
+    for offset, first in ((-1e-10, 0), (1e-10, 1)):
+        assert read_labels(labels, faces[:, None] + offset, spacing).tolist() == list(range(first, first + 7))
+
+
+def test_points_outside_a_crop_of_one_voxel_have_no_label():
+    assert read_labels(torch.tensor([[5]]), torch.tensor([[3.0, 0.0], [0.0, 0.0]]), (1.0, 1.0)).tolist() == [-1, 5]
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
 def test_labels_of_every_integer_type_and_any_number_of_leading_axes_can_be_read(dtype):
     labels = random_labels((5, 6), dtype)

@@ -157,7 +157,7 @@ def test_quarter_turns_compose_to_those_of_the_array(side, dimensions, turns, se
 @some
 @given(geometry=geometries(), settings=view_settings, seed=seeds)
 def test_distances_in_a_view_are_millimetres_of_the_patient_in_all_directions(geometry, settings, seed):
-    """A view's axes are as long as it says, and two points are as far apart as Pythagoras has it, whatever the
+    """A view's axes have the stated lengths, and two points have their Euclidean distance, whatever the
     spacing: a rotation of voxels instead of millimetres would shear anisotropic images."""
     (matrix,) = draw_affine_views(generator(seed), geometry, settings, 1).double()
     u = 2 * torch.rand(20, geometry.dimensions, generator=generator(seed), dtype=torch.float64) - 1

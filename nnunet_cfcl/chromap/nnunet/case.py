@@ -20,15 +20,15 @@ from nnunet_cfcl.chromap.nifti import Geometry
 def to_input_voxels(
     coordinates: Tensor, properties: Mapping[str, Any], plans: PlansManager, configuration: ConfigurationManager
 ) -> tuple[Tensor, NDArray[np.bool_]]:
-    """Plane coordinates in the voxels that the input was read as, by the steps that nnU-Net's export takes.
+    """Resample plane coordinates to the voxels of the input, by the steps of nnU-Net's export.
 
     Args:
         coordinates: (2, *preprocessed shape).
-        properties: of the preprocessed case.
-        plans, configuration: of the model.
+        properties: properties of the preprocessed case.
+        plans, configuration: plan and configuration of the model.
 
     Returns:
-        (2, Z, Y, X) in half precision, zero outside of the box that nnU-Net crops to, and where that box is.
+        (2, Z, Y, X) in half precision, zero outside of the box that nnU-Net crops to, and that box as a mask (Z, Y, X).
     """
     spacing = [properties["spacing"][axis] for axis in plans.transpose_forward]
     shape = properties["shape_after_cropping_and_before_resampling"]
@@ -51,12 +51,12 @@ def is_picture(properties: Mapping[str, Any], shape: tuple[int, ...]) -> bool:
 
 
 def has_orientation(properties: Mapping[str, Any]) -> bool:
-    """Whether nnU-Net's reader told where the patient's left and right are."""
+    """Whether nnU-Net's reader knows the directions in the patient."""
     return "nibabel_stuff" in properties or len(properties.get("sitk_stuff", {}).get("spacing", ())) == 3
 
 
 def input_geometry(properties: Mapping[str, Any]) -> Geometry:
-    """Where the voxels lie; the spacing alone where the reader told no more."""
+    """Geometry of the input; with the spacing alone where the reader knows no more."""
     if not has_orientation(properties):
         return Geometry.of_affine(np.diag([*properties["spacing"][::-1], 1.0]))
     if "nibabel_stuff" in properties:
@@ -69,7 +69,7 @@ def input_geometry(properties: Mapping[str, Any]) -> Geometry:
 def in_file_order(
     volume: NDArray[Any], geometry: Geometry, properties: Mapping[str, Any]
 ) -> tuple[NDArray[Any], Geometry]:
-    """A volume (Z, Y, X, ...) and its geometry with the axes of the input file, for the readers that turn images."""
+    """Turn a volume (Z, Y, X, ...) and its geometry to the axes of the input file, for readers that turn images."""
     found = io_orientation(geometry.affine)
     if "reoriented_affine" in properties.get("nibabel_stuff", {}):
         wanted = io_orientation(np.asarray(properties["nibabel_stuff"]["original_affine"]))

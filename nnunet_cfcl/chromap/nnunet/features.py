@@ -1,4 +1,4 @@
-"""The last decoder map of every sliding window, caught in the passes that make the masks."""
+"""The last decoder map of every sliding window, taken from the forward passes that predict the masks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from nnunet_cfcl.nnunet.decoder_tap import decoder_width, plain_network
 
 
 class WindowFeatures:
-    """Reduces what reaches the network's last segmentation layer and hands it on, one window at a time.
+    """Reduce the input of the network's last segmentation layer and hand it on, one window at a time.
 
     Args:
-        accumulator: takes the windows.
-        boxes: of the windows, in the order in which they are predicted.
+        accumulator: accumulator of the windows.
+        boxes: boxes of the windows, in the order in which they are predicted.
         reduce: (F, *window) -> (k, *window).
-        mirror_axes: axes of a window in which nnU-Net mirrors it too and whose features count; none: only those of the
+        mirror_axes: axes in which nnU-Net mirrors windows, the features of which are averaged; empty: only those of the
             window as it is.
     """
 
@@ -37,7 +37,7 @@ class WindowFeatures:
         self._mean: Tensor | None = None
 
     def take(self, features: Tensor) -> None:
-        """The last decoder map (1, F, *window) of one pass."""
+        """Take the last decoder map (1, F, *window) of one pass."""
         if self._passes < len(self._flips):
             flip = [axis + 1 for axis in self._flips[self._passes]]
             reduced = self._reduce(features[0]).flip(flip) / len(self._flips)
@@ -45,7 +45,7 @@ class WindowFeatures:
         self._passes += 1
 
     def end_window(self) -> None:
-        """All passes of a window were taken.
+        """Hand the mean over all passes of a window on.
 
         Raises:
             RuntimeError: the network's last segmentation layer was not reached in the window's passes.
@@ -58,9 +58,9 @@ class WindowFeatures:
 
 @contextmanager
 def features_to(network: nn.Module, take: Callable[[Tensor], None]) -> Iterator[None]:
-    """Within the block ``take`` is given the last decoder map (N, F, *patch) of every pass of the network.
+    """Context in which ``take`` receives the last decoder map (N, F, *patch) of every pass of the network.
 
-    The network runs as ever. Under torch.compile the block must begin before the first pass.
+    The output of the network does not change. Under torch.compile the block must begin before the first pass.
 
     Raises:
         UserError: the network has no decoder of nnU-Net's kind.

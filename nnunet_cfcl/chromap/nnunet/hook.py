@@ -1,7 +1,7 @@
 """CHRO-maps from nnU-Net's own commands: ``nnUNet_cfcl_chromap=1 nnUNetv2_predict ...``.
 
-nnU-Net's prediction has no place for plugins, but while it prepares a predictor it looks the model's trainer up, and so
-comes by here. That one predictor is given the class that also writes maps; nothing of nnU-Net is changed.
+nnU-Net's prediction has no hook for plugins, but while it prepares a predictor it looks the model's trainer up, and so
+imports the plugin. That predictor is given the class that also writes maps; nnU-Net itself is not changed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ VARIABLE = "nnUNet_cfcl_chromap"
 
 
 def offer_chromaps() -> None:
-    """Called whenever nnU-Net looks at the plugin's trainers; does nothing unless the variable is set and a predictor
-    is being prepared. Never raises: without maps there are still masks."""
+    """Give the predictor that is being prepared, if any, the class that also writes maps, if the variable is set.
+
+    Called whenever nnU-Net looks the plugin's trainers up. Never raises: the masks do not depend on it.
+    """
     if os.environ.get(VARIABLE, "").lower() not in ("1", "true", "t", "yes"):
         return
     with isolated() as errors:
@@ -30,7 +32,7 @@ def offer_chromaps() -> None:
 
 
 def _preparing_predictor() -> FrameType | None:
-    """The call of nnU-Net's predictor that looks a trainer up, if that is who does."""
+    """Frame of nnU-Net's predictor that looks a trainer up; None: another caller does."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     wanted = nnUNetPredictor.initialize_from_trained_model_folder.__code__
@@ -44,7 +46,7 @@ def _give_maps(known: dict[str, Any]) -> None:
     """Change the class of the predictor.
 
     Args:
-        known: local names of its ``initialize_from_trained_model_folder``.
+        known: local variables of its ``initialize_from_trained_model_folder``.
     """
     from nnunet_cfcl.chromap.nnunet.predictor import ChromapPredictor, WithChromaps
 

@@ -28,16 +28,17 @@ else:
 
 
 class WithChromaps(Predictor):
-    """Mixin: CHRO-maps of every case into ``OUT/chromap/``; masks, files and exit status are what they would be
-    without. Features are those of the first fold.
+    """Mixin: writes CHRO-maps of every case, from features of the first fold, to ``OUT/chromap/``.
+
+    Masks, files and exit status are the same as without maps.
 
     Attributes:
-        chromap_request: which maps are wanted; set it before predicting.
+        chromap_request: the maps to write; to be set before predicting.
     """
 
     chromap_request: ChromapRequest = ChromapRequest()
     _session: ChromapSession | None = None
-    #: nnU-Net is predicting with the first fold's weights, and a map is wanted
+    #: Whether nnU-Net predicts with the first fold's weights, and a map is wanted.
     _catches: bool = False
     # nnU-Net's
     list_of_parameters: Any
@@ -46,7 +47,7 @@ class WithChromaps(Predictor):
     def initialize_from_trained_model_folder(
         self, model_training_output_dir: str, use_folds: Any, checkpoint_name: str = "checkpoint_final.pth"
     ) -> None:
-        """nnU-Net's, of checkpoints as they were written; the colour space is looked for beside the first fold.
+        """Initialise as nnU-Net does, after a check of the checkpoints; the first fold has the colour space.
 
         Raises:
             UserError: a checkpoint is damaged.
@@ -57,7 +58,7 @@ class WithChromaps(Predictor):
         self.remember_fold(model_training_output_dir, use_folds, checkpoint_name)
 
     def remember_fold(self, model_folder: str, use_folds: Any, checkpoint_name: str) -> None:
-        """Where the first of the folds lies, as nnU-Net finds it."""
+        """Keep the folder of the first fold, as nnU-Net finds it."""
         first = _fold_folders(model_folder, use_folds, checkpoint_name)[0]
         self.chromap_request = replace(self.chromap_request, fold_folder=first)
 
@@ -70,26 +71,26 @@ class WithChromaps(Predictor):
     @functools.wraps(nnUNetPredictor.predict_from_files_sequential)
     def predict_from_files_sequential(self, *arguments: Any, **named: Any) -> Any:
         """nnU-Net's, and maps."""
-        with self._maps(), self._told_at_export():
+        with self._maps(), self._announced_at_export():
             return super().predict_from_files_sequential(*arguments, **named)
 
     @functools.wraps(nnUNetPredictor.predict_from_data_iterator)
     def predict_from_data_iterator(self, data_iterator: Any, *arguments: Any, **named: Any) -> Any:
         """nnU-Net's, and maps of the cases that it knows the files of."""
-        return super().predict_from_data_iterator(self._told_before(data_iterator), *arguments, **named)
+        return super().predict_from_data_iterator(self._announced(data_iterator), *arguments, **named)
 
     def make_chromaps(
         self, source: str | Sequence[Sequence[str]], output_folder: str, overwrite: bool = True
     ) -> None:
-        """Maps without masks.
+        """Write maps without masks.
 
         Args:
-            source: a folder of images named as nnU-Net wants them, or for every case the files of its channels.
-            output_folder: maps go to its folder ``chromap``.
+            source: folder of images named as nnU-Net expects, or for every case the files of its channels.
+            output_folder: folder whose subfolder ``chromap`` gets the maps.
             overwrite: False: only cases without a map.
 
         Raises:
-            UserError: a map could not be made, and the request is strict.
+            UserError: a map could not be written, and the request is strict.
         """
         ending = self.dataset_json["file_ending"]
         files = create_lists_from_splitted_dataset_folder(source, ending) if isinstance(source, str) else source
@@ -98,7 +99,7 @@ class WithChromaps(Predictor):
             session = self._session = ChromapSession(self, self.chromap_request, Path(output_folder) / FOLDER, inputs)
             self._map([name for name in inputs if overwrite or not session.has_map(name)])
 
-    # -- nnU-Net's own steps, with a look at what passes -----------------------------------------------------------
+    # -- nnU-Net's own steps, observed -----------------------------------------------------------------------------
 
     def _manage_input_and_output_lists(
         self, source: Any, output: Any, folder_with_segs_from_prev_stage: Any = None, overwrite: bool = True,
@@ -124,7 +125,7 @@ class WithChromaps(Predictor):
         return found
 
     def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
-        """nnU-Net's; the first fold's features are kept."""
+        """nnU-Net's, keeping the first fold's features."""
         session = self._session
         if session is not None:
             session.begin_image()
@@ -135,7 +136,7 @@ class WithChromaps(Predictor):
         return logits
 
     def predict_sliding_window_return_logits(self, input_image: Tensor) -> Any:
-        """nnU-Net's; of a case's folds only the first is looked at."""
+        """nnU-Net's, observed for the first of a case's folds only."""
         logits = super().predict_sliding_window_return_logits(input_image)
         if self._session is not None and self._catches:
             self._session.end_image(input_image.shape[1:])
@@ -161,7 +162,7 @@ class WithChromaps(Predictor):
 
     @contextmanager
     def _maps(self) -> Iterator[None]:
-        """A prediction with maps; afterwards those that an earlier, interrupted one left out."""
+        """Context of a prediction with maps; at its end the maps that an interrupted run left out are written."""
         self._session = None
         try:
             yield
@@ -173,7 +174,7 @@ class WithChromaps(Predictor):
             self._session, self._catches = None, False
 
     def _map(self, names: Sequence[str]) -> None:
-        """Maps alone, by the first fold's weights."""
+        """Write maps alone, with the first fold's weights."""
         session = self._session
         if session is None or not names or not session.prepare():
             return
@@ -193,26 +194,26 @@ class WithChromaps(Predictor):
         self._session.describe(name, properties)
         self.predict_logits_from_preprocessed_data(torch.from_numpy(data))
 
-    def _told_before(self, items: Iterable[Any]) -> Iterator[Any]:
-        """nnU-Net's preprocessed cases; the session is told which one is next."""
+    def _announced(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Pass nnU-Net's preprocessed cases on, announcing each to the session."""
         for item in items:
             if self._session is not None and item["ofile"] is not None:
                 self._session.describe(Path(item["ofile"]).name, item["data_properties"])
             yield item
 
     @contextmanager
-    def _told_at_export(self) -> Iterator[None]:
-        """Without processes nnU-Net keeps a case's properties to itself until it exports it."""
+    def _announced_at_export(self) -> Iterator[None]:
+        """Context in which the session gets a case's properties at its export, the only place without processes."""
         export = nnunet_prediction.export_prediction_from_logits
 
         @functools.wraps(export)
-        def export_and_tell(logits: Any, properties: Any, *others: Any) -> Any:
+        def export_and_announce(logits: Any, properties: Any, *others: Any) -> Any:
             export(logits, properties, *others)
             if self._session is not None:
                 self._session.describe(Path(others[3]).name, properties)
                 self._session.submit()
 
-        nnunet_prediction.export_prediction_from_logits = export_and_tell
+        nnunet_prediction.export_prediction_from_logits = export_and_announce
         try:
             yield
         finally:
@@ -220,11 +221,11 @@ class WithChromaps(Predictor):
 
 
 class ChromapPredictor(WithChromaps, nnUNetPredictor):
-    """`nnUNetPredictor` with CHRO-maps: use it in its place."""
+    """`nnUNetPredictor` with CHRO-maps, a drop-in replacement."""
 
 
 def _fold_folders(model_folder: str, use_folds: Any, checkpoint_name: str) -> list[Path]:
-    """Of the folds that nnU-Net takes: one, several, or None for all that have the checkpoint."""
+    """Folders of the folds that nnU-Net uses: one fold, several, or None for all that have the checkpoint."""
     if use_folds is None:
         use_folds = nnUNetPredictor.auto_detect_available_folds(model_folder, checkpoint_name)
     folds = [use_folds] if isinstance(use_folds, (str, int)) else use_folds

@@ -17,12 +17,12 @@ from nnunet_cfcl.nnunet.decoder_tap import last_decoder_map
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.views.crop_box import CropBox, crop_around
 
-#: Patches of a case that are looked at.
+#: Patches per case.
 PATCHES = 2
 
 
 class SampledCase(Protocol):
-    """A preprocessed case: its shape (C, Z, Y, X), its intensities and, where there are some, its labels."""
+    """Preprocessed case: shape (C, Z, Y, X), intensities and, if it has any, labels."""
 
     name: str
     shape: tuple[int, ...]
@@ -31,11 +31,11 @@ class SampledCase(Protocol):
         """(C, z, y, x) of a spatial box inside the case."""
 
     def labels(self, box: tuple[slice, ...]) -> NDArray[np.int16] | None:
-        """(z, y, x); negative where there is none. None: the case has no labels."""
+        """(z, y, x); negative where a voxel has no label. None: the case has no labels."""
 
 
 class CaseInMemory:
-    """A preprocessed case as an array (C, Z, Y, X), without labels."""
+    """Preprocessed case as an array (C, Z, Y, X), without labels."""
 
     def __init__(self, name: str, data: NDArray[np.float32]) -> None:
         self.name, self.shape, self._data = name, tuple(data.shape), data
@@ -50,7 +50,7 @@ class CaseInMemory:
 
 
 class PreprocessedCase:
-    """One of nnU-Net's preprocessed cases, with its labels; those of the ignore label count as none."""
+    """Preprocessed case of nnU-Net with its labels; the ignore label counts as no label."""
 
     def __init__(self, reader: PreprocessedCases, name: str, ignore_label: int | None) -> None:
         self.name, self.shape, self._reader, self._ignored = name, reader.shape(name), reader, ignore_label
@@ -60,7 +60,7 @@ class PreprocessedCase:
         return self._reader.read(self.name, box)
 
     def labels(self, box: tuple[slice, ...]) -> NDArray[np.int16]:
-        """(z, y, x), negative where nobody has said what it is."""
+        """(z, y, x), negative where a voxel has no label."""
         labels, _ = self._reader.labels(self.name, box)
         return labels if self._ignored is None else np.where(labels == self._ignored, np.int16(-1), labels)
 
@@ -69,20 +69,20 @@ def sample_features(
     network: nn.Module, cases: Iterable[SampledCase], count: int, patch_size: Sequence[int], points: int, seed: int,
     device: torch.device, show_progress: bool = True,
 ) -> Tensor:
-    """Features of the network's last decoder map at voxels of the cases.
+    """Sample features of the network's last decoder map at voxels of the cases.
 
-    Two patches of every case are looked at, one of them around a labelled voxel where there is one; in a patch the
-    same number of voxels is drawn for every class, away from borders that a sliding window would not count.
+    Two patches of every case are drawn, one of them around a labelled voxel if there is one; in a patch the same number
+    of voxels is drawn for every class, away from borders, which count little in sliding windows.
 
     Args:
-        network: nnU-Net's, on ``device``; it is left as it was.
-        cases: read one after the other.
-        count: of the cases.
+        network: nnU-Net's network, on ``device``; its mode is restored.
+        cases: cases, read one after the other.
+        count: number of cases.
         patch_size: (D,) of the plan, in voxels.
-        points: voxels in all.
-        seed: of the draws.
+        points: number of voxels in all.
+        seed: seed of the draws.
         device: cpu or cuda.
-        show_progress: with a bar, on a terminal.
+        show_progress: whether to show a progress bar, on a terminal.
 
     Returns:
         (N, F) float32 on the CPU, N at most ``points``.
@@ -105,21 +105,21 @@ def sample_features(
     finally:
         network.train(was_training)
     if not found:
-        raise UserError("there are no cases to fit the colours on")
+        raise UserError("there are no cases to fit the colour space on")
     return torch.cat(found)
 
 
 def features_at(
     features: nn.Module, images: Tensor, inside: tuple[slice, ...], voxels: Tensor, device: torch.device
 ) -> Tensor:
-    """Features of some voxels of patches.
+    """Compute features at some voxels of patches.
 
     Args:
-        features: gives the last decoder map (N, F, *patch) of images.
+        features: module that returns the last decoder map (N, F, *patch) of images.
         images: (N, C, *patch).
-        inside: the part of the patch that lies in the image.
+        inside: part of the patch that lies in the image.
         voxels: (P,) flat indices in that part.
-        device: that ``features`` is on.
+        device: device of ``features``.
 
     Returns:
         (N, P, F) float32 on the CPU.
@@ -133,9 +133,12 @@ def features_at(
 def draw_patches(
     case: SampledCase, patch_size: Sequence[int], random: Generator
 ) -> Iterable[tuple[Tensor, tuple[slice, ...], NDArray[np.int16] | None, NDArray[np.bool_]]]:
-    """Patches (C, *patch), what of them lies in the image, labels of that part, and what of it is away from borders
-    inside the image. A patch of a 2D plan is one slice of a volume; what is missing of a patch is 0 on both sides, as
-    nnU-Net has it."""
+    """Draw patches of a case; a patch of a 2D plan is one slice of a volume, padded with 0 on both sides as in nnU-Net.
+
+    Returns:
+        patch (C, *patch), its part in the image, labels of that part, and the voxels of it that are away from borders
+        inside the image.
+    """
     for box, own, inner in draw_boxes(case, patch_size, random):
         yield box.pad(case.read(box.inside)), part_inside(box), own, inner
 
@@ -143,8 +146,17 @@ def draw_patches(
 def draw_boxes(
     case: SampledCase, patch_size: Sequence[int], random: Generator, around_label: Sequence[bool] = (True, False)
 ) -> Iterable[tuple[CropBox, NDArray[np.int16] | None, NDArray[np.bool_]]]:
-    """Where patches lie, labels of what of them is in the image, and what of that is away from borders inside the
-    image; as many as ``around_label`` says, which is whether a patch is to hold a voxel of a class drawn evenly."""
+    """Draw boxes of patches.
+
+    Args:
+        case: case of the patches.
+        patch_size: (D,) of the plan, in voxels.
+        random: generator of the draws.
+        around_label: for every patch, whether its centre is a voxel of a class drawn uniformly.
+
+    Returns:
+        box, labels of its part in the image, and the voxels of that part that are away from borders inside the image.
+    """
     spatial = case.shape[1:]
     labels = case.labels(tuple(slice(0, n) for n in spatial))
     for wanted in around_label:
@@ -162,8 +174,8 @@ def part_inside(box: CropBox) -> tuple[slice, ...]:
 def draw_voxels(
     labels: NDArray[np.int16] | None, inner: NDArray[np.bool_], count: int, random: Generator
 ) -> Tensor:
-    """Flat indices of at most ``count`` voxels of a patch: as many of every class as of any other, where they suffice;
-    without labels evenly."""
+    """Draw flat indices of at most ``count`` voxels of a patch: the same number of every class, where they suffice;
+    uniformly without labels."""
     candidates = [np.flatnonzero(inner)]
     if labels is not None:
         present = np.unique(labels[inner & (labels >= 0)])
@@ -176,7 +188,7 @@ def draw_voxels(
 def _centre(
     spatial: Sequence[int], labels: NDArray[np.int16] | None, random: Generator
 ) -> tuple[int, ...]:
-    """A voxel of a class drawn evenly, or any voxel."""
+    """Draw a voxel of a class drawn uniformly, or any voxel."""
     classes = [] if labels is None else [one for one in np.unique(labels) if one > 0]
     if labels is None or not classes:
         return tuple(int(torch.randint(n, (), generator=random)) for n in spatial)
@@ -187,7 +199,7 @@ def _centre(
 
 
 def _inner(side: slice, n: int) -> slice:
-    """The part of a patch's side where a sliding window counts most; up to the border where it is the image's."""
+    """Part of a patch's side where a sliding window counts most; up to the border where it is the image's."""
     margin = (side.stop - side.start) // 4
     begin = 0 if side.start == 0 else margin
     return slice(begin, side.stop - side.start - (0 if side.stop == n else margin))

@@ -1,4 +1,4 @@
-"""The maps of one prediction: their colour space, the case at hand, what failed."""
+"""Session: the maps of one prediction, their colour space, the current case and the failures."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from nnunet_cfcl.nnunet.plan import settings_block
 from nnunet_cfcl.nnunet.sliding_windows import SlidingWindows
 from nnunet_cfcl.runs.lock import exclusive
 
-#: Images at hand that a colour space is fitted on, for a model without one.
+#: Images that a colour space is fitted on, for a model without one.
 CASES_AT_HAND = 8
 
 
 @dataclass(frozen=True)
 class ChromapRequest:
-    """Which maps are wanted.
+    """Request for maps.
 
     Attributes:
-        fold_folder: the first fold's, ``.../fold_F``; None: unknown.
-        space: file of a colour space to use; None: the model's own, or one fitted on the images at hand.
-        embedding: plane coordinates too; None: by the settings.
-        palette: "hsv" or "oklch"; None: by the settings.
-        strict: a map that cannot be made is an error in the end; else it is only told.
+        fold_folder: folder of the first fold, ``.../fold_F``; None: unknown.
+        space: file of the colour space; None: the model's own, or one fitted on the images to predict.
+        embedding: whether plane coordinates are written too; None: as in the settings.
+        palette: "hsv" or "oklch"; None: as in the settings.
+        strict: whether a map that cannot be written is an error in the end; else it is only reported.
     """
 
     fold_folder: Path | None = None
@@ -53,7 +53,7 @@ class ChromapRequest:
 
 @dataclass(frozen=True)
 class Input:
-    """A case to map: the files of its channels, the segmentation of a cascade's first stage, where its mask goes."""
+    """Case to map: files of its channels, segmentation of a cascade's first stage, file of its mask."""
 
     files: Sequence[str]
     earlier: str | None
@@ -62,7 +62,7 @@ class Input:
 
 @dataclass
 class _Case:
-    """The case at hand, as far as it is known: nnU-Net tells its name and properties before or after its voxels."""
+    """Current case, as far as it is known: name and properties come before or after its voxels."""
 
     name: str = ""
     properties: Mapping[str, Any] | None = None
@@ -73,16 +73,17 @@ class _Case:
 
 @dataclass
 class ChromapSession:
-    """Begun when nnU-Net's predictor knows its cases, finished when the masks are there. Nothing in it raises before
-    `finish`: a map that cannot be made must not cost a mask.
+    """Session from the time when nnU-Net's predictor knows its cases until all masks are written.
+
+    Nothing in it raises before `finish`: masks do not depend on maps.
 
     Attributes:
-        predictor: nnU-Net's, initialised.
-        request: what is wanted.
+        predictor: nnU-Net's predictor, initialised.
+        request: the maps to write.
         folder: ``OUT/chromap``.
         inputs: case -> `Input`.
         part: suffix of the summary's name, where several processes share the folder.
-        failures: case -> why it has no map.
+        failures: case -> reason why it has no map.
     """
 
     predictor: Any
@@ -100,7 +101,7 @@ class ChromapSession:
     _seen: set[str] = field(default_factory=set)
 
     def prepare(self) -> bool:
-        """Folder, settings and colour space, before the first case; False: no maps can be made."""
+        """Prepare folder, settings and colour space before the first case; False: no maps can be written."""
         if self._writer is None and not self._broken:
             with isolated() as errors:
                 self._prepare()
@@ -108,47 +109,47 @@ class ChromapSession:
         return not self._broken
 
     def describe(self, name: str, properties: Mapping[str, Any]) -> None:
-        """The case at hand is this one."""
+        """Set name and properties of the current case."""
         self._case.name, self._case.properties = name, properties
 
     def begin_image(self) -> None:
-        """nnU-Net begins to predict a case; nothing of the one before is left."""
+        """Begin a case; nothing of the previous one is kept."""
         self._case = _Case(self._case.name, self._case.properties)
 
     def catching(self, shape: Sequence[int], slicers: Sequence[Any], on_device: bool) -> AbstractContextManager[None]:
-        """Within the block features are kept; entered anew where nnU-Net begins again on the CPU."""
+        """Context in which features are kept; entered again where nnU-Net begins again on the CPU."""
         self._windows = None
         self._try(lambda: self._begin_windows(tuple(shape), slicers, on_device))
         return features_to(self.predictor.network, self._take)
 
     def end_window(self) -> None:
-        """nnU-Net has made all passes of a window."""
+        """End a window, after all its passes."""
         windows = self._windows
         if windows is not None and not self._try(windows.end_window):
             self._windows = None
 
     def end_image(self, shape: Sequence[int]) -> None:
-        """nnU-Net has predicted an image (Z, Y, X) with the first fold's weights."""
+        """End an image (Z, Y, X) that was predicted with the first fold's weights."""
         windows, self._windows = self._windows, None
         if windows is not None:
             self._try(lambda: self._keep(windows.accumulator.coordinates(), shape))
 
     def submit(self) -> None:
-        """Have the map of the case at hand written, or note why it has none; nothing while its name is unknown."""
+        """Write the map of the current case, or note why it has none; nothing while its name is unknown."""
         case = self._case
         if case.properties is not None:
             self._case = _Case()
             self.attempt(case.name, lambda: self._submit(case))
 
     def attempt(self, name: str, work: Callable[[], object]) -> None:
-        """Do something for a case's map; where it fails, that is the case's failure."""
+        """Do work for a case's map; an error is noted as the failure of the case."""
         with isolated() as errors:
             work()
         for error in errors:
             self.failures.setdefault(name, reason(error))
 
     def missing(self) -> list[str]:
-        """Cases whose mask is there from an earlier run, but not their map."""
+        """Cases whose mask exists from an earlier run, but not their map."""
         names: list[str] = []
         self.attempt("cases of an earlier run", lambda: names.extend(
             name for name, one in self.inputs.items() if name not in self._seen and one.mask is not None
@@ -156,12 +157,12 @@ class ChromapSession:
         return names
 
     def has_map(self, name: str) -> bool:
-        """Whether all files of a case are there that are wanted; the picture is written last."""
+        """Whether all requested files of a case exist; the picture is written last."""
         wanted = [f"{name}.png", *([f"{name}{EMBEDDING}"] if self.request.embedding else [])]
         return all((self.folder / file).is_file() for file in wanted)
 
     def preprocess(self, name: str) -> tuple[NDArray[np.float32], Mapping[str, Any]]:
-        """A case as nnU-Net's predictor sees it, (C, Z, Y, X), and its properties."""
+        """Preprocess a case as nnU-Net's predictor does: (C, Z, Y, X) and its properties."""
         predictor, known = self.predictor, self.inputs[name]
         preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
         data, seg, properties = preprocessor.run_case(
@@ -178,10 +179,10 @@ class ChromapSession:
         return bool(self._settings is not None and self._settings.mirroring)
 
     def finish(self) -> None:
-        """Montages and summary; says what failed.
+        """Write montages and summary, and report the failures.
 
         Raises:
-            UserError: something failed and the request is strict.
+            UserError: a map failed and the request is strict.
         """
         if self._writer is not None:
             self.attempt("some cases", self._writer.finish)
@@ -197,7 +198,7 @@ class ChromapSession:
     def _submit(self, case: _Case) -> None:
         self._seen.add(case.name)
         for ending in (".png", ".nii.gz", EMBEDDING):
-            # an earlier run's map must not pass for this one's
+            # a map of an earlier run must not be taken for this run's
             (self.folder / f"{case.name}{ending}").unlink(missing_ok=True)
         if case.coordinates is None or self._writer is None:
             if not self._broken:
@@ -233,7 +234,7 @@ class ChromapSession:
         own = load_own(fold / "cfcl" / FILE, identity) if fold is not None else None
         if own is not None:
             return own
-        # of several processes that share the folder one fits the colours for all
+        # one of several processes that share the folder fits the colour space for all
         with exclusive(self.folder, print) if self.part else nullcontext():
             return load_own(self.folder / FILE, identity) or self._fit_on_images(network, settings, seed, identity)
 
@@ -241,8 +242,8 @@ class ChromapSession:
         self, network: torch.nn.Module, settings: ChromapSettings, seed: int, identity: str
     ) -> ColorSpace:
         names = evenly(list(self.inputs), CASES_AT_HAND)
-        print(f"The model has no colour space of its own: it is fitted on {len(names)} of the images at hand and kept "
-              f"in {self.folder / FILE}. Colours are comparable among maps of this space alone.")
+        print(f"The model has no colour space of its own: one is fitted on {len(names)} of the images and kept in "
+              f"{self.folder / FILE}. Colours are comparable only between maps of this space.")
         network.load_state_dict(self.predictor.list_of_parameters[0])
         features = sample_features(
             network.to(self.predictor.device), self._cases_at_hand(names), len(names),
@@ -288,7 +289,7 @@ class ChromapSession:
         self._case.borders = [[at - start for at in places] for places, start in zip(self._case.borders, offsets)]
 
     def _try(self, work: Callable[[], object]) -> bool:
-        """Whether it succeeds; the reason is kept until the case's name is known."""
+        """Whether the work succeeds; the reason of a failure is kept until the case's name is known."""
         with isolated() as errors:
             work()
         for error in errors:

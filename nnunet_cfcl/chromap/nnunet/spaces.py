@@ -1,4 +1,4 @@
-"""Which colour space a model's CHRO-maps are drawn in: fitted when it was trained, or on the images at hand."""
+"""Colour space of a model: fitted when it was trained, or on the images to predict."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ FILE = "chromap_space.npz"
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """First 12 hexadecimal digits of the SHA-256 of a network's parameters: features of other weights cannot be drawn
-    in the same colours."""
+    """First 12 hexadecimal digits of the SHA-256 of a network's parameters: a colour space belongs to its weights."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         values = weights[name].detach().cpu().contiguous()
@@ -34,20 +33,20 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def fit(features: Tensor, settings: ChromapSettings, seed: int, identity: str) -> ColorSpace:
-    """The colour space of features (N, F), by the settings."""
+    """Fit the colour space of features (N, F) with the settings."""
     return ColorSpace.fit(
         features, seed, reducer=settings.reducer, components=settings.components, landmarks=settings.landmarks,
         coverage=settings.coverage, palette=settings.palette, identity=identity)
 
 
 def load_named(file: Path, network: nn.Module, identity: str) -> ColorSpace:
-    """The colour space that the user names.
+    """Load the colour space that the user names.
 
     Raises:
-        UserError: there is no such file, or it is another model's.
+        UserError: the file is missing, or belongs to another model.
     """
     if not file.is_file():
-        raise UserError(f"there is no colour space {file}", f"training writes fold_F/cfcl/{FILE}")
+        raise UserError(f"there is no colour space {file}", f"--space fold_F/cfcl/{FILE}, which the training writes")
     space = ColorSpace.load(file)
     width = decoder_width(network)
     if space.features != width or space.identity != identity:
@@ -59,8 +58,8 @@ def load_named(file: Path, network: nn.Module, identity: str) -> ColorSpace:
 
 
 def load_own(file: Path, identity: str) -> ColorSpace | None:
-    """The colour space in a folder of the model's or of earlier maps; None where there is none of these weights, which
-    is said where the file is damaged."""
+    """Load the colour space of a model or of earlier maps; None where there is none of these weights. A damaged file is
+    reported and counts as missing."""
     if not file.is_file():
         return None
     try:
@@ -97,5 +96,5 @@ def fit_after_training(fold: FoldContext, network: nn.Module) -> Path:
 
 
 def evenly(names: Sequence[Any], count: int) -> list[Any]:
-    """At most ``count`` of the names, spread over all of them."""
+    """Choose at most ``count`` of the names, at equal distances."""
     return [names[int(place)] for place in np.linspace(0, len(names) - 1, min(count, len(names)))] if names else []

@@ -1,4 +1,4 @@
-"""Writes the CHRO-maps of predicted cases, beside nnU-Net's own export and never in its way."""
+"""Writer of the CHRO-maps of predicted cases, in a thread beside nnU-Net's own export."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class MappedCase:
     """A case whose plane coordinates are known.
 
     Attributes:
-        name: of the case.
+        name: name of the case.
         coordinates: (2, *preprocessed shape), half precision, on the CPU.
-        borders: of the windows, see `seam_contrast`.
-        properties: of nnU-Net's preprocessing.
-        files: of the input, channel by channel.
-        mask: where nnU-Net writes the case's mask; None: it makes none.
+        borders: borders of the windows, see `seam_contrast`.
+        properties: properties of nnU-Net's preprocessing.
+        files: files of the input, channel by channel.
+        mask: file of the mask that nnU-Net writes; None: it writes no mask.
     """
 
     name: str
@@ -53,15 +53,15 @@ class MappedCase:
 
 
 class ChromapWriter:
-    """Writes maps in a thread of its own, one case at a time; `finish` draws what needs the masks.
+    """Writes maps in a thread, one case at a time; `finish` draws the montages, which need the masks.
 
     Args:
         folder: ``OUT/chromap``.
-        space: of the colours.
-        settings: how maps are drawn.
-        plans, configuration: of the model.
+        space: colour space of the maps.
+        settings: settings of the maps.
+        plans, configuration: plan and configuration of the model.
         labels: number of a label -> its name.
-        failures: case -> why it has no map; added to.
+        failures: case -> reason why it has no map; grows.
         part: suffix of the summary, where several processes share the folder.
     """
 
@@ -80,16 +80,16 @@ class ChromapWriter:
 
     @property
     def made(self) -> dict[str, float | None]:
-        """Contrast at the windows' borders of every case whose map was written."""
+        """Contrast at the borders of the windows, of every case whose map was written."""
         return {name: contrast for name, contrast in self._seams.items() if name not in self.failures}
 
     def submit(self, case: MappedCase) -> None:
-        """Write a case's map when the one before is done: no more than two are held in memory."""
+        """Write a map after the previous one is finished: at most two cases are held in memory."""
         self._collect()
         self._pending = case.name, self._thread.submit(self._write, case)
 
     def finish(self) -> None:
-        """Wait for all maps, draw the montages of volumes with the masks that are there now, write the summary."""
+        """Wait for all maps, draw the montages of volumes with the masks, which exist now, and write the summary."""
         self._collect()
         self._thread.shutdown()
         for case in self._volumes:
@@ -103,7 +103,7 @@ class ChromapWriter:
             self._pending = None
             with self._isolated(name):
                 self._seams[name] = future.result()
-                # now: after a kill the files are not drawn again, and nothing else tells of them
+                # now: after a kill the files are not drawn again, and only the summary records them
                 self._write_summary()
 
     @contextmanager
@@ -140,7 +140,7 @@ class ChromapWriter:
     def _colors(
         self, coordinates: Tensor, inside: NDArray[np.bool_], image: NDArray[np.float32]
     ) -> NDArray[np.uint8]:
-        """(Z, Y, X, 3), black outside; slice by slice, to need little beside the result."""
+        """Colours (Z, Y, X, 3), black outside; slice by slice, to save memory."""
         colors = np.zeros((*inside.shape, 3), np.uint8)
         for z in range(len(colors)):
             colors[z] = self._space.color(coordinates[:, z].float()).numpy()
@@ -150,7 +150,7 @@ class ChromapWriter:
         return colors
 
     def _image(self, case: MappedCase) -> NDArray[np.float32]:
-        """The first channel (Z, Y, X) of the input."""
+        """Read the first channel (Z, Y, X) of the input."""
         images, _ = self._plans.image_reader_writer_class().read_images(list(case.files))
         return np.asarray(images[0], np.float32)
 
@@ -172,7 +172,7 @@ class ChromapWriter:
             geometry=geometry if has_orientation(case.properties) else None, labels=self._labels)
 
     def _write_summary(self) -> None:
-        """What was drawn in which colours, kept from earlier runs for the cases that this one left alone."""
+        """Write the cases with their colour space; those that this run left alone are kept from earlier runs."""
         cases = {**self._earlier_cases(), **{name: {"weights": self._space.identity, "seam_contrast": contrast}
                                              for name, contrast in self.made.items()}}
         content = {
@@ -186,6 +186,6 @@ class ChromapWriter:
         try:
             cases = read_json(self._summary_file)["cases"]
             return dict(cases)
-        # none, or damaged: it tells of nothing then
+        # missing or damaged: there is nothing to keep
         except (OSError, ValueError, KeyError, TypeError):
             return {}

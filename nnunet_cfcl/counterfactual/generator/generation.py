@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -109,13 +109,13 @@ def generate_counterfactuals(
     """
     coding, cases = counterfactuals.generator.coding, counterfactuals.reader.cases
     values = {case: wanted.values(case, cells.get(case, {}), coding) for case in cases}
-    asked = {case: _case_change(case, values[case], wanted, coding) for case in cases}
+    changes = {case: _case_change(case, values[case], wanted, coding) for case in cases}
     folder, names = wanted.folder(preprocessed_folder), [one.name for one in wanted.interventions]
     with exclusive(folder, log), watched("generating counterfactuals", log):
         store = CounterfactualStore.create(
             folder, names, wanted.source, Path(preprocessed_folder).name, wanted.preprocessing)
         _record(store, values)
-        _generate(counterfactuals, store, asked, names, layout)
+        _generate(counterfactuals, store, changes, names, layout)
     return store
 
 
@@ -126,12 +126,12 @@ def _case_change(case: str, values: Mapping[str, Values], wanted: Generation, co
 
 
 def _generate(
-    counterfactuals: SlidingWindowCounterfactuals, store: CounterfactualStore, asked: Mapping[str, CaseChange],
+    counterfactuals: SlidingWindowCounterfactuals, store: CounterfactualStore, changes: Mapping[str, CaseChange],
     names: Sequence[str], layout: Layout,
 ) -> None:
     """Generate the missing counterfactuals; cases that lack the same interventions are processed together."""
     groups: dict[tuple[int, ...], list[str]] = {}
-    for case in asked:
+    for case in changes:
         beat()
         shape = counterfactuals.reader.shape(case)
         lacking = tuple(k for k, name in enumerate(names) if not _is_current(store, case, name, shape))
@@ -140,8 +140,7 @@ def _generate(
     total = sum(map(len, groups.values()))
     with tqdm(total=total, desc="generating counterfactuals", unit="case", disable=None) as bar:
         for lacking, cases in groups.items():
-            jobs = (CaseChange(case, asked[case].parents, asked[case].others[list(lacking)], asked[case].noise_seed)
-                    for case in cases)
+            jobs = (replace(changes[case], others=changes[case].others[list(lacking)]) for case in cases)
             for case, slabs in groupby(_with_heartbeat(counterfactuals.slabs(jobs)), attrgetter("case")):
                 images = (slab.images.numpy() for slab in slabs)
                 store.write_slabs(

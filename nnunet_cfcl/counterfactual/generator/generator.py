@@ -13,7 +13,7 @@ from torch import Tensor
 from nnunet_cfcl.counterfactual.generator.hvae import HVAE
 from nnunet_cfcl.counterfactual.generator.hvae_sizes import sizes_from_json
 from nnunet_cfcl.data.attributes import AttributeCoding
-from nnunet_cfcl.errors import UserError, first_line
+from nnunet_cfcl.errors import UserError, first_line, foreign_errors_as
 from nnunet_cfcl.runs.checkpoint import read_plain
 
 FORMAT = 1
@@ -203,11 +203,9 @@ class CounterfactualGenerator:
         if not file.exists():
             raise UserError(f"there is no generator {file}", "run `nnunet_cfcl generator train`")
         content = read_plain(file, "generator", FIX)
-        try:
+        with foreign_errors_as(lambda error: UserError(
+                f"{file} cannot be read as a generator of this version ({first_line(error)})", FIX)):
             return cls.from_state(content["generator"], device)
-        except Exception as error:  # any key may be missing or of another type
-            raise UserError(f"{file} cannot be read as a generator of this version ({first_line(error)})", FIX
-                            ) from error
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

@@ -46,6 +46,9 @@ class HVAESizes:
         log_scale: natural logarithm of the fixed scale of the likelihood; None: a learned scale for every voxel.
         prior: "conditional": the prior of every code depends on the parents, as in the paper; "exogenous": it does
             not, so that the codes have the same distribution for all parents and cannot carry the attributes.
+
+    Raises:
+        ValueError: a resolution is not a multiple of the next coarser one.
     """
 
     resolutions: tuple[Resolution, ...]

@@ -17,10 +17,9 @@ from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerat
 from nnunet_cfcl.counterfactual.generator.hvae import HVAE, Evidence
 from nnunet_cfcl.counterfactual.generator.progress import draw_samples, plot_generator_progress
 from nnunet_cfcl.counterfactual.generator.task import GeneratorTask
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import UserError, best_effort
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.runs.checkpoint import save_checkpoint
-from nnunet_cfcl.runs.epoch_log import best_effort
 from nnunet_cfcl.runs.epochs import EpochLoop, Line
 from nnunet_cfcl.runs.schedule import cosine, ramp
 from nnunet_cfcl.runs.seeds import generator_for

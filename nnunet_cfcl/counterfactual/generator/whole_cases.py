@@ -103,19 +103,19 @@ class SlidingWindowCounterfactuals:
         if before is not None:
             yield from self._collect(before)
 
-    def _windows_of(self, asked: CaseChange) -> Iterator[_Window]:
-        shape = tuple(self.reader.shape(asked.case))
+    def _windows_of(self, job: CaseChange) -> Iterator[_Window]:
+        shape = tuple(self.reader.shape(job.case))
         axes = self._windows(shape[1:])
-        case = _Case(asked, shape, axes[0].shares.shape[1], self._fields)
-        if asked.noise_seed is not None:
-            case.noise = draw_noise(self.generator.model, asked.noise_seed, torch.device("cpu"))
+        case = _Case(job, shape, axes[0].shares.shape[1], self._fields)
+        if job.noise_seed is not None:
+            case.noise = draw_noise(self.generator.model, job.noise_seed, torch.device("cpu"))
         size, dim = tuple(axis.shares.shape[1] for axis in axes), len(self.generator.patch_size)
         places = list(product(*(range(len(axis.starts)) for axis in axes)))
         for place in places:
             start = tuple(axis.starts[index] for axis, index in zip(axes, place))
             box = CropBox(start, size, shape[1:], dim)
-            part = self.reader.read(asked.case, box.inside)
-            require_finite(part, f"case '{asked.case}'", box.inside)
+            part = self.reader.read(job.case, box.inside)
+            require_finite(part, f"case '{job.case}'", box.inside)
             last = place == places[-1]
             # windows without image content change nothing, but the last window completes the case
             if last or not self._zero_is_outside or part.any():
@@ -125,15 +125,15 @@ class SlidingWindowCounterfactuals:
     def _launch(self, windows: list[_Window]) -> _Launched:
         """Start a pass; the transfer of its fields from the device may still be running on return."""
         filled = windows + windows[-1:] * (self._per_pass - len(windows))
-        asked = [window.case.asked for window in filled]
-        device, interventions = self.generator.device, len(asked[0].others)
+        jobs = [window.case.job for window in filled]
+        device, interventions = self.generator.device, len(jobs[0].others)
         noise = None
         if windows[0].case.noise is not None:
             codes = zip(*(window.case.noise or () for window in filled), strict=True)
             noise = [torch.cat(code).to(device) for code in codes]
         changes = self.generator.changes(
-            torch.stack([window.image for window in filled]), torch.stack([one.parents for one in asked]),
-            [torch.stack([one.others[k] for one in asked]) for k in range(interventions)], noise)
+            torch.stack([window.image for window in filled]), torch.stack([one.parents for one in jobs]),
+            [torch.stack([one.others[k] for one in jobs]) for k in range(interventions)], noise)
         weight = outer_shares([window.shares for window in filled], device)
         halves = [_half(field * weight) for change in changes
                   for field in standardised(change, self.generator.scale)[: self._fields]]
@@ -160,16 +160,16 @@ class SlidingWindowCounterfactuals:
         while case.first < end:
             first = case.first
             for fields in case.take(end - first).split(PLANES, 3):
-                yield Slab(case.asked.case, self._changed(case, first, fields))
+                yield Slab(case.job.case, self._changed(case, first, fields))
                 first += fields.shape[3]
 
     def _changed(self, case: _Case, first: int, fields: Tensor) -> Tensor:
         """Counterfactuals (K, C, z, Y, X) from plane ``first`` on."""
         box = (slice(first, first + fields.shape[3]), *(slice(0, n) for n in case.shape[2:]))
-        images = torch.from_numpy(self.reader.read(case.asked.case, box))[None]
+        images = torch.from_numpy(self.reader.read(case.job.case, box))[None]
         changed = change_images(images, fields.unbind(1), self._scale)
         if not changed.isfinite().all():
-            raise UserError(f"the generator's counterfactuals of case '{case.asked.case}' are not finite",
+            raise UserError(f"the generator's counterfactuals of case '{case.job.case}' are not finite",
                             "train it again with a lower generator.initial_lr")
         if self._zero_is_outside:
             changed.masked_fill_((images == 0).all(1, keepdim=True), 0)
@@ -180,16 +180,16 @@ class _Case:
     """A case in progress: the blended fields of the planes that further windows overlap.
 
     Args:
-        asked: interventions on the case.
+        job: interventions on the case.
         shape: (C, Z, Y, X) of the case.
         depth: number of planes of a window.
         fields: number of fields per intervention.
     """
 
-    def __init__(self, asked: CaseChange, shape: tuple[int, ...], depth: int, fields: int) -> None:
-        self.asked, self.shape, self.first = asked, shape, 0
+    def __init__(self, job: CaseChange, shape: tuple[int, ...], depth: int, fields: int) -> None:
+        self.job, self.shape, self.first = job, shape, 0
         self.noise: list[Tensor] | None = None
-        self._size = (len(asked.others), fields, shape[0], min(depth, shape[1]), *shape[2:])
+        self._size = (len(job.others), fields, shape[0], min(depth, shape[1]), *shape[2:])
 
     @cached_property
     def _sums(self) -> Tensor:

@@ -70,8 +70,9 @@ def draw(file: Path, evaluation: Evaluation, groupings: Groupings) -> None:
 
 def _shown_labels(evaluation: Evaluation) -> list[int]:
     """Choose the labels with the lowest mean Dice of the first method, in ascending order."""
-    means = {one.label: one.mean for one in evaluation.records.summaries
-             if one.grouping == ALL and one.metric == "dice" and one.method == evaluation.measured.methods[0].name}
+    first = evaluation.measured.methods[0].name
+    means = {record.label: record.mean for record in evaluation.records.summaries
+             if record.grouping == ALL and record.metric == "dice" and record.method == first}
     return sorted(sorted(means, key=lambda label: np.nan_to_num(means[label], nan=2.0))[:LABELS_SHOWN])
 
 
@@ -80,8 +81,8 @@ def _distributions(
     metric: str,
 ) -> None:
     methods = evaluation.measured.methods
-    means = {(one.method, one.grouping, one.group): one for one in evaluation.records.summaries
-             if (one.label, one.metric) == (label, metric)}
+    means = {(record.method, record.grouping, record.group): record for record in evaluation.records.summaries
+             if (record.label, record.metric) == (label, metric)}
     for number, (method, colour) in enumerate(zip(methods, _colours(len(methods)))):
         shift = (number - (len(methods) - 1) / 2) * 0.84 / len(methods)
         for place, (grouping, group) in enumerate(places):
@@ -125,11 +126,11 @@ def _cases_of_group(
                  edgecolor="black", linewidth=0.5, transform=axes.get_xaxis_transform(), clip_on=False, zorder=4)
 
 
-def _mean(axes: Axes, one: Summary, place: float) -> None:
-    if np.isfinite(one.mean):
-        axes.plot(place, one.mean, "D", color="black", markersize=4, zorder=5)
-    if np.isfinite(one.low):
-        axes.plot([place, place], [one.low, one.high], color="black", linewidth=1.6, zorder=5)
+def _mean(axes: Axes, record: Summary, place: float) -> None:
+    if np.isfinite(record.mean):
+        axes.plot(place, record.mean, "D", color="black", markersize=4, zorder=5)
+    if np.isfinite(record.low):
+        axes.plot([place, place], [record.low, record.high], color="black", linewidth=1.6, zorder=5)
 
 
 def _shown_differences(evaluation: Evaluation, labels: Sequence[int]) -> list[tuple[str, int, str, str]]:
@@ -137,8 +138,8 @@ def _shown_differences(evaluation: Evaluation, labels: Sequence[int]) -> list[tu
 
     Groups are left out where there are more than `DIFFERENCES_SHOWN`.
     """
-    shown = [(one.against, one.label, one.grouping, one.group) for one in evaluation.records.differences
-             if one.metric == METRICS[0] and one.label in labels and CROSS not in one.grouping]
+    shown = [(record.against, record.label, record.grouping, record.group) for record in evaluation.records.differences
+             if record.metric == METRICS[0] and record.label in labels and CROSS not in record.grouping]
     if len(shown) > DIFFERENCES_SHOWN:
         shown = [line for line in shown if line[2] == ALL][:DIFFERENCES_SHOWN]
     return sorted(shown, key=lambda line: (line[0], line[1]))[::-1]
@@ -153,14 +154,14 @@ def _differences(
     axes: Axes, evaluation: Evaluation, lines: Sequence[tuple[str, int, str, str]], metric: str, characters: int,
 ) -> None:
     known: Mapping[tuple[str, int, str, str], Difference] = {
-        (one.against, one.label, one.grouping, one.group): one
-        for one in evaluation.records.differences if one.metric == metric}
+        (record.against, record.label, record.grouping, record.group): record
+        for record in evaluation.records.differences if record.metric == metric}
     others = [method.name for method in evaluation.measured.methods]
     colours = dict(zip(others, _colours(len(others))))
     for place, line in enumerate(lines):
-        one = known[line]
-        axes.plot([one.low, one.high], [place, place], color=colours[line[0]], linewidth=2)
-        axes.plot(one.difference, place, "o" if line[2] == ALL else "s", color=colours[line[0]], markersize=5)
+        record = known[line]
+        axes.plot([record.low, record.high], [place, place], color=colours[line[0]], linewidth=2)
+        axes.plot(record.difference, place, "o" if line[2] == ALL else "s", color=colours[line[0]], markersize=5)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_ylim(-0.6, len(lines) - 0.4)
     axes.set_yticks([])

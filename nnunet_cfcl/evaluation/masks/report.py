@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -128,9 +128,9 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
                                   "without_truth": list(method.without_truth)}
                     for method in evaluation.measured.methods},
         "without_attributes": list(evaluation.attributes.without_row),
-        "summaries": [asdict(one) for one in evaluation.records.summaries],
-        "gaps": [asdict(one) for one in evaluation.records.gaps],
-        "differences": [asdict(one) for one in evaluation.records.differences]}
+        "summaries": [asdict(record) for record in evaluation.records.summaries],
+        "gaps": [asdict(record) for record in evaluation.records.gaps],
+        "differences": [asdict(record) for record in evaluation.records.differences]}
 
 
 def _text_or_none(file: Path | None) -> str | None:
@@ -153,8 +153,8 @@ def remarks(evaluation: Evaluation) -> list[str]:
                      f"{', '.join(map(str, evaluation.measured.undeclared))}")
     if evaluation.scheme.regions:
         lines.append(f"{evaluation.scheme.source} defines regions; their plain labels are evaluated")
-    small = {f"{one.group} ({one.grouping})": None for one in evaluation.records.summaries
-             if one.metric == METRICS[0] and 0 < one.patients < FEW_PATIENTS}
+    small = {f"{record.group} ({record.grouping})": None for record in evaluation.records.summaries
+             if record.metric == METRICS[0] and 0 < record.patients < FEW_PATIENTS}
     if small:
         lines.append(f"groups of fewer than {FEW_PATIENTS} patients, with unreliable intervals: {', '.join(small)}")
     return lines
@@ -174,18 +174,20 @@ def page(evaluation: Evaluation) -> str:
              f"Predictions: `{first.folder}`. Truth: `{evaluation.truth}`."]
     if lines := remarks(evaluation):
         parts += ["## Caveats", "\n".join(f"- {escaped(line)}" for line in lines)]
-    parts += ["## All cases", _summary_table(evaluation, [one for one in records.summaries if one.grouping == ALL])]
-    groupings = dict.fromkeys(one.grouping for one in records.summaries if one.grouping != ALL)
+    parts += ["## All cases",
+              _summary_table(evaluation, [record for record in records.summaries if record.grouping == ALL])]
+    groupings = dict.fromkeys(record.grouping for record in records.summaries if record.grouping != ALL)
     for grouping in groupings:
         parts += [f"## By {escaped(grouping)}",
-                  _summary_table(evaluation, [one for one in records.summaries if one.grouping == grouping]),
-                  _gap_table(evaluation, [one for one in records.gaps if one.grouping == grouping])]
+                  _summary_table(evaluation, [record for record in records.summaries if record.grouping == grouping]),
+                  _gap_table(evaluation, [record for record in records.gaps if record.grouping == grouping])]
     for other in others:
         parts += [f"## {escaped(first.name)} minus {escaped(other.name)}",
-                  _difference_table(evaluation, [one for one in records.differences if one.against == other.name])]
+                  _difference_table(evaluation, [record for record in records.differences
+                                                 if record.against == other.name])]
     parts += ["## Definitions", LEGEND.format(tolerance=evaluation.tolerance, unit=evaluation.unit)]
     if others:
-        count = sum(_is_shown(one.metric, evaluation) for one in records.differences)
+        count = sum(_is_shown(record.metric, evaluation) for record in records.differences)
         parts[-1] += "\n" + PAIRED.format(first=first.name, exact=EXACT_PATIENTS, flips=FLIPS, count=count)
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -205,8 +207,8 @@ def _is_shown(metric: str, evaluation: Evaluation) -> bool:
 def _summary_table(evaluation: Evaluation, summaries: Sequence[Summary]) -> str:
     metrics = [metric for metric in SUMMARISED if _is_shown(metric, evaluation)]
     by_row: dict[tuple[int, str], dict[str, dict[str, Summary]]] = {}
-    for one in summaries:
-        by_row.setdefault((one.label, one.group), {}).setdefault(one.method, {})[one.metric] = one
+    for record in summaries:
+        by_row.setdefault((record.label, record.group), {}).setdefault(record.method, {})[record.metric] = record
     rows = []
     for (label, group), by_method in by_row.items():
         for method, cells in by_method.items():
@@ -222,11 +224,11 @@ def _gap_table(evaluation: Evaluation, gaps: Sequence[Gap]) -> str:
     """Format one row per label and method: gap, worst group and its mean, best group and its mean."""
     metrics = [metric for metric in SUMMARISED if _is_shown(metric, evaluation)]
     by_row: dict[tuple[int, str], dict[str, str]] = {}
-    for one in gaps:
-        worst, best = (f"{group} {_number(one.metric, mean)}"
-                       for group, mean in ((one.worst, one.worst_mean), (one.best, one.best_mean)))
-        by_row.setdefault((one.label, one.method), {})[one.metric] = (
-            f"{_with_interval(one.metric, one.gap, one)}: worst {worst}, best {best}")
+    for record in gaps:
+        worst, best = (f"{group} {_number(record.metric, mean)}"
+                       for group, mean in ((record.worst, record.worst_mean), (record.best, record.best_mean)))
+        by_row.setdefault((record.label, record.method), {})[record.metric] = (
+            f"{_with_interval(record.metric, record.gap, record)}: worst {worst}, best {best}")
     rows = [[evaluation.label_name(label), method, *(cells.get(metric, "none") for metric in metrics)]
             for (label, method), cells in sorted(by_row.items(), key=lambda item: item[0][0])]
     titles = [f"gap in {metric_title(metric, evaluation.unit)}" for metric in metrics]
@@ -236,33 +238,34 @@ def _gap_table(evaluation: Evaluation, gaps: Sequence[Gap]) -> str:
 def _difference_table(evaluation: Evaluation, differences: Sequence[Difference]) -> str:
     metrics = [metric for metric in SUMMARISED if _is_shown(metric, evaluation)]
     by_row: dict[tuple[int, str], dict[str, Difference]] = {}
-    for one in differences:
-        by_row.setdefault((one.label, _group(one)), {})[one.metric] = one
+    for record in differences:
+        by_row.setdefault((record.label, _group(record)), {})[record.metric] = record
     rows = []
     for (label, group), cells in sorted(by_row.items(), key=lambda item: item[0][0]):
-        most = max(cells.values(), key=lambda one: one.left_out)
+        most = max(cells.values(), key=lambda record: record.left_out)
         rows.append([evaluation.label_name(label), group, f"{cells['dice'].cases} ({cells['dice'].patients})",
                      *(_difference(cells[metric]) for metric in metrics), str(most.left_out)])
     titles = [metric_title(metric, evaluation.unit) for metric in metrics]
     return markdown_table(["label", "group", "cases (patients)", *titles, "left out"], rows)
 
 
-def _difference(one: Difference) -> str:
-    text = _with_interval(one.metric, one.difference, one, signed=True)
+def _difference(record: Difference) -> str:
+    text = _with_interval(record.metric, record.difference, record, signed=True)
     # with one patient the p value is always 1
-    return text if math.isnan(one.low) else f"{text}, p {one.p_value:.2g}"
+    return text if math.isnan(record.low) else f"{text}, p {record.p_value:.2g}"
 
 
-def _group(one: Difference) -> str:
-    return one.group if one.grouping == ALL else f"{one.grouping}: {one.group}"
+def _group(record: Difference) -> str:
+    return record.group if record.grouping == ALL else f"{record.grouping}: {record.group}"
 
 
-def _with_interval(metric: str, value: float, one: Summary | Gap | Difference, signed: bool = False) -> str:
+def _with_interval(metric: str, value: float, record: Summary | Gap | Difference, signed: bool = False) -> str:
     if math.isnan(value):
         return "none"
-    if math.isnan(one.low):
+    if math.isnan(record.low):
         return _number(metric, value, signed)
-    return f"{_number(metric, value, signed)} [{_number(metric, one.low, signed)}, {_number(metric, one.high, signed)}]"
+    mean, low, high = (_number(metric, number, signed) for number in (value, record.low, record.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def _number(metric: str, value: float, signed: bool = False) -> str:
@@ -271,10 +274,10 @@ def _number(metric: str, value: float, signed: bool = False) -> str:
 
 def short_summary(evaluation: Evaluation) -> list[str]:
     """One line per method and label for the terminal: means over all cases."""
-    means: dict[tuple[str, int], Mapping[str, float]] = {}
-    for one in evaluation.records.summaries:
-        if one.grouping == ALL:
-            means[one.method, one.label] = {**means.get((one.method, one.label), {}), one.metric: one.mean}
+    means: dict[tuple[str, int], dict[str, float]] = {}
+    for record in evaluation.records.summaries:
+        if record.grouping == ALL:
+            means.setdefault((record.method, record.label), {})[record.metric] = record.mean
     return [f"{method}, label {evaluation.label_name(label)}: "
             + ", ".join(f"{metric_title(metric, evaluation.unit)} {_number(metric, values[metric])}"
                         for metric in METRICS)

@@ -205,14 +205,14 @@ def _described(
 
 def _gaps(view: _MethodView, groupings: Groupings, summaries: list[Summary], draws: Draws) -> list[Gap]:
     known: dict[tuple[str, int, str], list[Summary]] = {}
-    for one in summaries:
-        if one.method == view.method.name and one.cases and one.group != UNKNOWN:
-            known.setdefault((one.grouping, one.label, one.metric), []).append(one)
+    for record in summaries:
+        if record.method == view.method.name and record.cases and record.group != UNKNOWN:
+            known.setdefault((record.grouping, record.label, record.metric), []).append(record)
     records = []
     for (grouping, label, metric), groups in known.items():
         if len(groups) > 1:
-            smallest, *_, largest = sorted(groups, key=lambda one: one.mean)
-            masks = [view.members(groupings[grouping][one.group]) for one in (largest, smallest)]
+            smallest, *_, largest = sorted(groups, key=lambda record: record.mean)
+            masks = [view.members(groupings[grouping][record.group]) for record in (largest, smallest)]
             data = patient_sums(view.values(label, metric), view.patients, masks)
             worst, best = (largest, smallest) if less_is_better(metric) else (smallest, largest)
             records.append(Gap(view.method.name, label, grouping, metric, worst.group, worst.mean, best.group,

@@ -49,8 +49,8 @@ def comparison(folds: Mapping[str, FoldFolder], measured: Measurements, most_wid
         Section("compared-curves", "Curves", "Pretraining and fine-tuning of all trainings in the same panels.", "",
                 _curves(folds)),
         Section("compared-probes", "Probes", "Metrics of the frozen features of every training.", "", _probes(folds)),
-        Section("compared-settings", "Settings that differ", "Only the settings that are not the same in all "
-                "trainings.", "Only the intended settings differ.", _settings(folds))])
+        Section("compared-settings", "Settings that differ", "Settings whose values differ between the trainings.",
+                "Only the intended settings differ.", _settings(folds))])
 
 
 def _main_table(folds: Mapping[str, FoldFolder], measured: Measurements) -> Block:

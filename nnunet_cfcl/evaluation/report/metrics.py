@@ -61,8 +61,8 @@ class Metrics:
 
     def records(self, kind: str, **wanted: str) -> list[Mapping[str, Any]]:
         """List the records of "summaries", "gaps" or "differences" with given values."""
-        return [one for one in as_list(self.content.get(kind)) if isinstance(one, dict)
-                and all(one.get(key) == value for key, value in wanted.items())]
+        return [record for record in as_list(self.content.get(kind)) if isinstance(record, dict)
+                and all(record.get(key) == value for key, value in wanted.items())]
 
     @property
     def unit(self) -> str:
@@ -72,7 +72,7 @@ class Metrics:
     @property
     def methods(self) -> list[str]:
         """Names of the methods in the order of the file."""
-        return list(dict.fromkeys(str(one.get("method")) for one in self.records("summaries")))
+        return list(dict.fromkeys(str(record.get("method")) for record in self.records("summaries")))
 
     def label(self, record: Mapping[str, Any]) -> str:
         """Number and name of the label of a record."""
@@ -127,9 +127,9 @@ def read_metrics(folder: Path, remarks: Sequence[str] = ()) -> Metrics:
         raise UserError(f"{folder} holds no evaluation ({listed(problems) or f'no summaries in {NUMBERS}'})",
                         f"write them with nnunet_cfcl evaluate -o {folder}")
     small = dict.fromkeys(
-        f"{one.get('group')} ({one.get('grouping')})" for one in as_list(content["summaries"])
-        if isinstance(one, dict) and 0 < as_number(one.get("patients")) < FEW_PATIENTS
-        and one.get("metric") == "dice" and CROSS not in str(one.get("grouping")))
+        f"{record.get('group')} ({record.get('grouping')})" for record in as_list(content["summaries"])
+        if isinstance(record, dict) and 0 < as_number(record.get("patients")) < FEW_PATIENTS
+        and record.get("metric") == "dice" and CROSS not in str(record.get("grouping")))
     few = [f"groups of fewer than {FEW_PATIENTS} patients, with unreliable intervals: {listed(small, 6)}"]
     return Metrics(folder, content, (*remarks, *(few if small else ())))
 
@@ -144,8 +144,9 @@ def automatic_columns(raw: Path, cases: Sequence[str]) -> tuple[str, ...]:
     if attributes is None:
         return ()
     coding, _ = infer_attributes(attributes.attributes, cases, read_declared_kinds(raw))
-    few = [one.name for one in coding.attributes if one.kind != "continuous" and len(one.values) <= MOST_VALUES]
-    return tuple(few[:MOST_COLUMNS])
+    names = [attribute.name for attribute in coding.attributes
+             if attribute.kind != "continuous" and len(attribute.values) <= MOST_VALUES]
+    return tuple(names[:MOST_COLUMNS])
 
 
 def _grouping(
@@ -172,7 +173,7 @@ def _state(file: Path) -> list[int]:
 def method_names(folds: Sequence[FoldFolder]) -> dict[str, FoldFolder]:
     """Name each fold by its trainer, with plans and fold where these differ, such that names are unique."""
     places = [fold.place for fold in folds]
-    several_plans, several_folds = (len({getattr(one, key) for one in places}) > 1 for key in ("plans", "fold"))
+    several_plans, several_folds = (len({getattr(place, key) for place in places}) > 1 for key in ("plans", "fold"))
     named: dict[str, FoldFolder] = {}
     for fold, place in zip(folds, places):
         parts = [place.trainer, *([place.plans] if several_plans else []),
@@ -180,8 +181,8 @@ def method_names(folds: Sequence[FoldFolder]) -> dict[str, FoldFolder]:
         # the name becomes part of a file name, and of a legend, which skips names with a leading underscore
         name = re.sub(r"[^\w .+()-]", "_", " ".join(parts)).lstrip("_ .+()-") or "trainer"
         taken = {other.casefold() for other in named}
-        free = next(one for number in range(len(folds) + 1)
-                    if (one := name if number == 0 else f"{name} ({number + 1})").casefold() not in taken)
+        free = next(candidate for number in range(len(folds) + 1)
+                    if (candidate := name if number == 0 else f"{name} ({number + 1})").casefold() not in taken)
         named[free] = fold
     return named
 
@@ -189,13 +190,13 @@ def method_names(folds: Sequence[FoldFolder]) -> dict[str, FoldFolder]:
 def dice_line(metrics: Metrics, method: str) -> str:
     """Format the mean Dice of every label."""
     found = metrics.records("summaries", method=method, grouping=ALL, metric="dice")
-    return ", ".join(f"{metrics.label(one)} {metric_text(as_number(one.get('mean')))}" for one in found)
+    return ", ".join(f"{metrics.label(record)} {metric_text(as_number(record.get('mean')))}" for record in found)
 
 
 def mean_dice(metrics: Metrics, method: str) -> float:
     """Mean over the labels of the mean Dice; NaN without labels."""
     found = metrics.records("summaries", method=method, grouping=ALL, metric="dice")
-    known = [mean for one in found if math.isfinite(mean := as_number(one.get("mean")))]
+    known = [mean for record in found if math.isfinite(mean := as_number(record.get("mean")))]
     return sum(known) / len(known) if known else math.nan
 
 
@@ -206,7 +207,7 @@ def metrics_blocks(metrics: Metrics, methods: Sequence[str], most_width: int) ->
     """
     blocks: list[Block] = [Note(f"Caution: {line}.", "quiet") for line in metrics.remarks]
     blocks.append(_summary_table(metrics, methods, ALL, f"All cases: {CAPTION.lower()}"))
-    groupings = dict.fromkeys(str(one.get("grouping")) for one in metrics.records("summaries"))
+    groupings = dict.fromkeys(str(record.get("grouping")) for record in metrics.records("summaries"))
     for grouping in groupings:
         if grouping != ALL:
             inside: list[Block] = [_summary_table(metrics, methods, grouping, CAPTION)]
@@ -226,10 +227,10 @@ def _shown(metrics: Metrics) -> dict[str, str]:
 
 def _summary_table(metrics: Metrics, methods: Sequence[str], grouping: str, caption: str) -> Table:
     rows: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
-    for one in metrics.records("summaries", grouping=grouping):
-        if one.get("method") in methods:
-            key = metrics.label(one), str(one.get("group")), str(one.get("method"))
-            rows.setdefault(key, {})[str(one.get("metric"))] = one
+    for record in metrics.records("summaries", grouping=grouping):
+        if record.get("method") in methods:
+            key = metrics.label(record), str(record.get("group")), str(record.get("method"))
+            rows.setdefault(key, {})[str(record.get("metric"))] = record
     # by label, then by group, so that the trainers to compare are adjacent
     orders = [list(dict.fromkeys(parts)) for parts in zip(*rows)]
     ordered = sorted(rows, key=lambda key: [order.index(part) for order, part in zip(orders, key)])
@@ -244,19 +245,20 @@ def _metric_cells(cells: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, 
     some = cells.get("dice", {})
     yield f"{some.get('cases', '?')} ({some.get('patients', '?')})"
     for metric in metrics:
-        one = cells.get(metric, {})
-        yield interval_of(one, "mean", DIGITS.get(metric, 2))
+        record = cells.get(metric, {})
+        yield interval_of(record, "mean", DIGITS.get(metric, 2))
     missed = as_number(some.get("one_empty"))
     yield Cell("?" if math.isnan(missed) else f"{missed:.0f}", "bad" if missed > 0 else "")
 
 
 def _gap_tables(metrics: Metrics, methods: Sequence[str], grouping: str) -> list[Block]:
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for one in metrics.records("gaps", grouping=grouping):
-        metric = str(one.get("metric"))
-        if one.get("method") in methods and metric in METRICS:
-            rows.setdefault((metrics.label(one), str(one.get("method"))), {})[metric] = (
-                f"{interval_of(one, 'gap', DIGITS.get(metric, 2))}; worst {one.get('worst')}, best {one.get('best')}")
+    for record in metrics.records("gaps", grouping=grouping):
+        metric = str(record.get("metric"))
+        if record.get("method") in methods and metric in METRICS:
+            gap = interval_of(record, "gap", DIGITS.get(metric, 2))
+            rows.setdefault((metrics.label(record), str(record.get("method"))), {})[metric] = (
+                f"{gap}; worst {record.get('worst')}, best {record.get('best')}")
     if not rows:
         return []
     several = len(methods) > 1
@@ -269,8 +271,8 @@ def _gap_tables(metrics: Metrics, methods: Sequence[str], grouping: str) -> list
 def difference_blocks(metrics: Metrics) -> list[Block]:
     """Build the table of paired differences between the first method and every other, over all cases."""
     rows: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
-    for one in metrics.records("differences", grouping=ALL):
-        rows.setdefault((str(one.get("against")), metrics.label(one)), {})[str(one.get("metric"))] = one
+    for record in metrics.records("differences", grouping=ALL):
+        rows.setdefault((str(record.get("against")), metrics.label(record)), {})[str(record.get("metric"))] = record
     if not rows:
         return []
     first = metrics.methods[0]
@@ -284,8 +286,8 @@ def difference_blocks(metrics: Metrics) -> list[Block]:
                  "the variation between seeds of the training.")]
 
 
-def _difference(one: Mapping[str, Any], metric: str) -> str:
-    p_value, text = as_number(one.get("p_value")), interval_of(one, "difference", DIGITS.get(metric, 2), "+")
+def _difference(record: Mapping[str, Any], metric: str) -> str:
+    p_value, text = as_number(record.get("p_value")), interval_of(record, "difference", DIGITS.get(metric, 2), "+")
     # with one patient the p value is always 1
-    is_known = math.isfinite(p_value) and math.isfinite(as_number(one.get("low")))
+    is_known = math.isfinite(p_value) and math.isfinite(as_number(record.get("low")))
     return f"{text}, p\N{NO-BREAK SPACE}{p_value:.2g}" if is_known else text

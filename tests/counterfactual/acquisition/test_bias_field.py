@@ -1,4 +1,4 @@
-"""The bias field against Bernstein polynomials written out, and its promises."""
+"""The bias field against explicit Bernstein polynomials, and its properties."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_the_field_is_the_tensor_product_of_cubic_bernstein_polynomials():
 
 
 @pytest.mark.parametrize(("dim", "shape"), [(2, (16, 20)), (3, (16, 18, 17))])
-def test_the_log_field_has_mean_zero_and_the_amplitude_asked_for(dim, shape):
+def test_the_log_field_has_mean_zero_and_the_given_amplitude(dim, shape):
     field = log_bias_field(draw(dim), shape).flatten(1)
     torch.testing.assert_close(field.mean(1), torch.zeros(20), atol=2e-3, rtol=0)
     torch.testing.assert_close(field.abs().amax(1), torch.full((20,), 0.3), atol=0.04, rtol=0)

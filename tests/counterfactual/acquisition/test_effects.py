@@ -1,4 +1,4 @@
-"""Analytic acquisitions: each effect alone against an oracle, all together by their promises."""
+"""Analytic acquisitions: each effect alone against an oracle, all effects together by their properties."""
 
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def test_the_global_random_state_is_neither_read_nor_changed():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_follows_in_the_generator_does_not_depend_on_which_effects_are_on():
+def test_later_random_numbers_do_not_depend_on_which_effects_are_on():
     image, following = make_image(2), []
     for settings in (OFF, AcquisitionSettings(probability=1.0)):
         generator = torch.Generator().manual_seed(3)
@@ -210,7 +210,7 @@ def test_a_constant_image_stays_finite(scheme):
     assert acquired.isfinite().all()
 
 
-def test_shapes_that_do_not_fit_are_refused_with_the_expected_ones():
+def test_inconsistent_shapes_raise_with_the_expected_shapes():
     image = make_image(2)
     table = intensity_quantiles(image)
     with pytest.raises(ValueError, match="expected target quantiles"):
@@ -220,7 +220,7 @@ def test_shapes_that_do_not_fit_are_refused_with_the_expected_ones():
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_under_z_scoring_bias_field_and_point_spread_leave_mean_and_deviation(dim):
+def test_under_z_scoring_bias_field_and_point_spread_keep_mean_and_standard_deviation(dim):
     image = make_image(dim, channels=2) + torch.tensor([0.0, 1.0]).view(2, *[1] * dim)
     acquired, _ = acquire(only(bias_field=(0.4, 0.4), point_spread=(1.0, 1.0)), image, count=6)
     assert not torch.allclose(acquired[0], image, atol=0.05)
@@ -236,7 +236,7 @@ def test_without_z_scoring_a_point_spread_lowers_the_deviation():
     assert (acquired.flatten(2).std(-1) < 0.9 * image.std()).all()
 
 
-def test_only_what_lies_inside_the_mask_decides_about_the_moments():
+def test_only_voxels_inside_the_mask_determine_the_moments():
     image = make_image(2)
     inside = torch.zeros(1, 1, *SHAPES[2], dtype=torch.bool)
     inside[..., 5:25, 5:35] = True

@@ -1,4 +1,4 @@
-"""Acquisitions of any finite image: finite, in their range, the identity where nothing is drawn."""
+"""Acquisitions of any finite image: finite, within bounds, the identity with every effect off."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_any_finite_image_gives_finite_counterfactuals(image, scheme, seed, extr
 
 @some
 @given(image=images(), scheme=st.sampled_from(SCHEMES), seed=st.integers(0, 10**6))
-def test_with_nothing_drawn_any_image_comes_back_to_the_last_bit(image, scheme, seed):
+def test_with_every_effect_off_any_image_is_returned_exactly(image, scheme, seed):
     found = acquire(image, replace(ALWAYS, probability=0.0), scheme, seed)
     assert torch.equal(found, image.expand_as(found))
 

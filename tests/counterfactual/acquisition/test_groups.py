@@ -1,4 +1,4 @@
-"""Groups that look like scanners: closed forms of the statistics, then real images whose scanner is known."""
+"""Acquisition groups: closed forms of the statistics, then real images with known scanners."""
 
 import csv
 
@@ -21,7 +21,7 @@ def blob(shape=(1, 1, 80, 90)):
 
 
 @pytest.mark.parametrize("sd", [0.02, 0.1])
-def test_the_level_of_white_noise_is_found_and_its_neighbours_agree_as_the_filter_says(sd):
+def test_the_level_and_correlation_of_white_noise_match_the_filter(sd):
     image = blob((1, 1, 300, 300)) + np.random.default_rng(0).normal(0, sd, (1, 1, 300, 300))
     found = described(image)
     span = np.ptp(np.quantile(image, (0.01, 0.99)))
@@ -29,7 +29,7 @@ def test_the_level_of_white_noise_is_found_and_its_neighbours_agree_as_the_filte
     assert found["noise correlation"] == pytest.approx(-2 / 3, abs=0.03)  # of (1, -2, 1): (-2 - 2) / (1 + 4 + 1)
 
 
-def test_a_smooth_image_has_next_to_no_noise_and_correlated_noise_is_told_from_white():
+def test_a_smooth_image_has_almost_no_noise_and_correlated_noise_differs_from_white():
     assert described(blob())["noise level"] < np.log(2e-3)
     white = np.random.default_rng(1).normal(0, 0.1, (1, 1, 80, 91))
     coarse = (white[..., :-1] + white[..., 1:]) / np.sqrt(2)
@@ -44,7 +44,7 @@ def test_gain_and_offset_move_the_quantiles_alone():
     np.testing.assert_allclose(other[5:], one[5:], atol=1e-9)
 
 
-def test_a_background_without_values_moves_nothing_but_its_rim():
+def test_a_constant_background_changes_the_statistics_of_its_rim_only():
     image = blob((1, 1, 160, 160)) + np.random.default_rng(2).normal(0, 0.05, (1, 1, 160, 160))
     padded = np.zeros((1, 1, 260, 260))
     padded[..., 50:210, 50:210] = image
@@ -89,7 +89,7 @@ def test_one_skewed_group_is_one(seed):
     assert find_acquisition_groups(one).count == 1
 
 
-def test_groups_without_a_gap_are_made_where_their_number_is_given():
+def test_a_given_number_of_groups_is_used_even_without_a_gap():
     found = find_acquisition_groups(np.random.default_rng(0).normal(size=(60, 5)) * [10, 1, 1, 1, 1], count=2)
     assert found.count == 2 and list(found.tried) == [2] and not found.tried[2].accepted
     assert found.margin.min() < 0.2
@@ -116,7 +116,7 @@ def standardised(image):
     return ((image - image.mean()) / image.std()).astype(np.float32)
 
 
-def test_the_scanners_of_the_chest_x_rays_are_told_apart(real_images):
+def test_the_scanners_of_the_chest_x_rays_are_separated(real_images):
     with open(real_images / "cxr" / "meta.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))[::3]
     found = []

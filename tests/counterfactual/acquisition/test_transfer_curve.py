@@ -1,4 +1,4 @@
-"""The transfer curve against numpy.interp and its promises for every normalisation."""
+"""The transfer curve against numpy.interp, and its properties for every normalisation."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_curves_never_descend(scheme):
     assert (curve.y[..., -1] > curve.y[..., 0]).all()
 
 
-def test_full_matching_without_normalisation_gives_the_other_image_its_distribution():
+def test_full_matching_without_normalisation_gives_the_target_distribution():
     source, target = make_image(0), make_image(2)
     curve = curves("NoNormalization", 1.0, 1.0, seed=2)
     mapped = apply_transfer_curve(source[None], curve.x, curve.y)[0]

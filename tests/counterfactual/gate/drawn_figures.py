@@ -1,4 +1,4 @@
-"""Figures that a module draws, kept for tests to look into."""
+"""Access to the figures that a module draws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 
 def keep_figures(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[Figure]:
-    """A list that every figure which ``module`` makes from now on is added to."""
+    """List to which every new figure of ``module`` is appended."""
     kept: list[Figure] = []
 
     def figure(*arguments, **named):

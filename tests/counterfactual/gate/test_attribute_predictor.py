@@ -76,7 +76,7 @@ def test_the_two_architectures_share_no_shape_of_a_spatial_kernel():
     assert kernels[0] and kernels[1] and not kernels[0] & kernels[1]
 
 
-def test_another_architecture_is_refused():
+def test_an_unknown_architecture_raises():
     with pytest.raises(ValueError, match="residual, plain, found 'large'"):
         AttributePredictor(CODING.attributes, (24, 24), 1, "large", plain_scale())
 
@@ -111,7 +111,7 @@ def test_the_loss_is_the_weighted_cross_entropy_of_the_known_values():
     assert float(attribute_loss(found, known, weights)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_batch_without_a_known_value_costs_nothing():
+def test_a_batch_without_known_values_has_zero_loss():
     found = {"sex": torch.zeros(2, 2, requires_grad=True).log_softmax(1)}
     loss = attribute_loss(found, {"sex": torch.tensor([-1, -1])}, {"sex": torch.ones(2)})
     loss.backward()
@@ -139,7 +139,7 @@ def noise_with(brightness: torch.Tensor, contrast: torch.Tensor, seed: int) -> t
 
 @BOTH
 @pytest.mark.parametrize("kind", ["brightness", "contrast"])
-def test_groups_that_differ_in_nothing_but_brightness_or_contrast_are_told_apart(architecture, kind):
+def test_groups_that_differ_only_in_brightness_or_contrast_are_distinguished(architecture, kind):
     group = torch.arange(120) % 2
     shift = 0.4 * group if kind == "brightness" else torch.zeros(120)
     factor = 1 + 0.5 * group if kind == "contrast" else torch.ones(120)
@@ -152,7 +152,7 @@ def test_groups_that_differ_in_nothing_but_brightness_or_contrast_are_told_apart
 
 
 @BOTH
-def test_a_rare_value_and_unknown_ones_do_not_keep_it_from_learning(architecture):
+def test_a_predictor_learns_despite_rare_and_unknown_values(architecture):
     """9 of 10 known cases are of group F, and a third of all cases is unknown."""
     group = (torch.arange(120) % 10 == 0).long()
     images = noise_with(1.0 * group, torch.ones(120), 0)
@@ -171,7 +171,7 @@ def test_the_same_seed_gives_the_same_predictor_and_another_another(architecture
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
-def test_without_an_attribute_to_tell_there_is_no_predictor():
+def test_without_an_attribute_to_predict_training_raises():
     with pytest.raises(ValueError, match="no binary or categorical attribute"):
         train_predictor(patches_of(torch.zeros(2, 1, 8, 8), [{}, {}]), AttributeCoding((AGE,)), "plain", 1, 0, "cpu",
                         plain_scale())
@@ -188,7 +188,7 @@ def test_a_volume_is_predicted_image_by_image_as_in_one_pass():
 
 @BOTH
 @pytest.mark.nightly
-def test_scanner_and_disease_of_the_phantom_are_told_in_95_of_100_cases(architecture):
+def test_scanner_and_disease_of_the_phantom_are_classified_with_95_percent_accuracy(architecture):
     """As the gate trains it: 240 patients, 600 steps; guessing is right in half of the cases."""
     train, test = (phantoms(count, unseen, (96, 96), (1.0, 1.0)) for count, unseen in ((240, False), (60, True)))
     predictor = train_predictor(

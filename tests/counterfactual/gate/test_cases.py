@@ -1,4 +1,4 @@
-"""Which cases are looked at, and what a generator makes of them."""
+"""The balanced choice of cases, and their counterfactuals."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ CODING = AttributeCoding((SITE, AGE))
 
 
 class Recorder:
-    """Adds 1 and the place of the new site; remembers how many images it was given at once."""
+    """Add 1 and the index of the new site; record the number of images per call."""
 
     device, coding, scale = torch.device("cpu"), CODING, None
 

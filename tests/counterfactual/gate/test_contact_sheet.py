@@ -119,7 +119,7 @@ def test_images_without_any_contrast_or_change_are_drawn(tmp_path):
     assert matplotlib.image.imread(tmp_path / "sheet.png").shape[0] > 100
 
 
-def test_a_failure_while_drawing_leaves_the_old_picture(tmp_path, monkeypatch):
+def test_a_failure_while_drawing_keeps_the_old_figure(tmp_path, monkeypatch):
     file = tmp_path / "sheet.png"
     file.write_text("old")
 
@@ -133,7 +133,7 @@ def test_a_failure_while_drawing_leaves_the_old_picture(tmp_path, monkeypatch):
     assert file.read_text() == "old" and [one.name for one in tmp_path.iterdir()] == ["sheet.png"]
 
 
-def test_a_sheet_shows_all_groups_with_what_the_generator_makes_of_them():
+def test_a_sheet_shows_all_groups_with_reconstructions_and_counterfactuals():
     few = phantoms(12, test=True)
     generator = TrueCounterfactuals(few.every, scale_of(few.patches))
     found = sheet_of(generator, few.patches, INTERVENTIONS, 4, 0)

@@ -54,7 +54,7 @@ def judges(training, held_out):
 
 @pytest.fixture
 def judged(judges, held_out):
-    """Class of a generator -> name of the intervention -> figures and verdict."""
+    """Function: class of a generator -> {name of the intervention: (metrics, verdict)}."""
 
     def judge_class(kind, **changes):
         generator = kind(held_out.every, judges.generator.scale)
@@ -64,22 +64,22 @@ def judged(judges, held_out):
     return judge_class
 
 
-def test_true_counterfactuals_pass_with_nearly_perfect_figures(judged):
-    for figures, verdict in judged(TrueCounterfactuals).values():
+def test_true_counterfactuals_pass_with_nearly_perfect_metrics(judged):
+    for metrics, verdict in judged(TrueCounterfactuals).values():
         assert verdict.passed, verdict.summary
-        for one in figures.effectiveness:
+        for one in metrics.effectiveness:
             assert one.accuracy > 0.9 and one.share > 0.9
-        assert figures.reversibility == 0 and figures.dice_originals > 0.85 and figures.dice_ratio > 0.95
-        assert figures.structure > figures.structure_unrelated + 0.2
-        assert figures.images == figures.cases == 24
+        assert metrics.reversibility == 0 and metrics.dice_originals > 0.85 and metrics.dice_ratio > 0.95
+        assert metrics.structure > metrics.structure_unrelated + 0.2
+        assert metrics.images == metrics.cases == 24
 
 
-def test_the_true_scanner_change_brings_the_intensities_to_the_target_group_and_the_disease_is_kept(judged):
-    figures, _ = judged(TrueCounterfactuals)["scanner"]
-    assert figures.distance_ratio < 0.3 and figures.distance_after < 3 * figures.distance_real
-    assert [one.attribute for one in figures.kept] == ["disease"] and figures.kept[0].share > 0.8
-    assert [target.values for target in figures.targets] == [{"scanner": "A"}, {"scanner": "B"}]
-    assert [(target.counterfactuals, target.real) for target in figures.targets] == [(12, 12), (12, 12)]
+def test_the_true_scanner_change_matches_the_target_intensities_and_keeps_the_disease(judged):
+    metrics, _ = judged(TrueCounterfactuals)["scanner"]
+    assert metrics.distance_ratio < 0.3 and metrics.distance_after < 3 * metrics.distance_real
+    assert [one.attribute for one in metrics.kept] == ["disease"] and metrics.kept[0].share > 0.8
+    assert [target.values for target in metrics.targets] == [{"scanner": "A"}, {"scanner": "B"}]
+    assert [(target.counterfactuals, target.real) for target in metrics.targets] == [(12, 12), (12, 12)]
 
 
 def test_the_disease_changes_a_small_part_of_the_image_the_scanner_nearly_all(judged):
@@ -88,37 +88,37 @@ def test_the_disease_changes_a_small_part_of_the_image_the_scanner_nearly_all(ju
     assert found["disease"][0].change < found["scanner"][0].change
 
 
-def test_a_generator_that_does_nothing_is_ineffective_however_well_it_keeps_the_anatomy(judged):
-    for figures, verdict in judged(Nothing).values():
+def test_a_generator_without_effect_is_ineffective_although_it_keeps_the_anatomy(judged):
+    for metrics, verdict in judged(Nothing).values():
         assert not verdict.passed and verdict.ineffective and "the images do not change" in verdict.summary
-        assert all(one.share < 0.1 for one in figures.effectiveness)
-        assert figures.change == 0 and figures.structure == pytest.approx(1) and figures.reversibility is None
+        assert all(one.share < 0.1 for one in metrics.effectiveness)
+        assert metrics.change == 0 and metrics.structure == pytest.approx(1) and metrics.reversibility is None
 
 
-def test_right_intensities_in_the_wrong_place_fail_by_the_anatomy_alone(judged):
-    for figures, verdict in judged(MovesAnatomy).values():
+def test_right_intensities_in_the_wrong_place_fail_because_of_the_anatomy_alone(judged):
+    for metrics, verdict in judged(MovesAnatomy).values():
         assert not verdict.passed and not verdict.ineffective
         assert len(verdict.reasons) == 1 and verdict.reasons[0].startswith("anatomy (Dice"), verdict.summary
-        assert figures.dice_ratio < 0.9
+        assert metrics.dice_ratio < 0.9
 
 
-def test_without_labels_the_edges_betray_a_moved_anatomy(judged, judges):
+def test_without_labels_a_displaced_anatomy_is_detected_by_its_edges(judged, judges):
     unlabelled = {"segmenter": None, "held_out": replace(judges.held_out, labels=None)}
-    for figures, verdict in judged(MovesAnatomy, **unlabelled).values():
-        assert figures.dice_originals is None and not verdict.passed
+    for metrics, verdict in judged(MovesAnatomy, **unlabelled).values():
+        assert metrics.dice_originals is None and not verdict.passed
         assert len(verdict.reasons) == 1 and verdict.reasons[0].startswith("anatomy (structure agreement)")
     for _, verdict in judged(TrueCounterfactuals, **unlabelled).values():
         assert verdict.passed, verdict.summary
 
 
-def test_a_generator_that_knows_one_attribute_passes_with_that_one_only(judged):
+def test_a_generator_of_one_attribute_passes_with_that_attribute_only(judged):
     found = judged(OnlyScanner)
     assert found["scanner"][1].passed
     for name in ("disease", "scanner+disease"):
         assert found[name][1].ineffective and "effectiveness of disease" in found[name][1].summary
 
 
-def test_an_attribute_that_changes_along_with_another_is_found_out(judged):
+def test_an_attribute_that_changes_along_with_another_is_detected(judged):
     found = judged(DiseaseWithScanner)
     assert "disease changes too" in found["scanner"][1].summary and not found["scanner"][1].passed
     assert not found["scanner"][1].ineffective and found["disease"][1].passed
@@ -126,13 +126,13 @@ def test_an_attribute_that_changes_along_with_another_is_found_out(judged):
     assert found["scanner+disease"][1].passed
 
 
-def test_another_patient_of_the_right_group_is_no_counterfactual(judged):
+def test_another_patient_of_the_target_group_does_not_pass(judged):
     for _, verdict in judged(AnotherPatient).values():
         assert not verdict.passed and not verdict.ineffective
         assert "reversibility" in verdict.summary or "anatomy" in verdict.summary
 
 
-def test_a_generator_that_cannot_leave_images_alone_fails_by_composition(judges, held_out):
+def test_a_generator_that_always_changes_images_fails_because_of_composition(judges, held_out):
     generator = Restless(held_out.every, judges.generator.scale)
     report = evaluate(replace(judges, generator=generator), INTERVENTIONS[:1], SETTINGS)
     assert report.composition == pytest.approx(0.2 / float(judges.std), rel=1e-3)
@@ -140,14 +140,14 @@ def test_a_generator_that_cannot_leave_images_alone_fails_by_composition(judges,
 
 
 class Broken(TrueCounterfactuals):
-    """No number where the disease is changed."""
+    """Not finite where the disease is changed."""
 
     def change(self, image, patient, before, after):
         made = self.every[after][patient]
         return made if before[1] == after[1] else made.clone().index_fill_(1, torch.tensor([3]), float("nan"))
 
 
-def test_values_that_are_no_numbers_never_pass(judges, held_out):
+def test_non_finite_counterfactuals_never_pass(judges, held_out):
     generator = Broken(held_out.every, judges.generator.scale)
     report = evaluate(replace(judges, generator=generator), INTERVENTIONS, SETTINGS)
     assert report.passed == ("scanner",)
@@ -155,7 +155,7 @@ def test_values_that_are_no_numbers_never_pass(judges, held_out):
     json.dumps(report.to_json(), allow_nan=False)
 
 
-def test_the_report_names_what_passed_and_is_plain_json(judges):
+def test_the_report_lists_the_interventions_that_passed_and_is_plain_json(judges):
     report = evaluate(judges, INTERVENTIONS, SETTINGS)
     content = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert content["passed"] == ["scanner", "disease", "scanner+disease"] == list(report.passed)
@@ -175,13 +175,13 @@ def test_the_same_arguments_give_the_same_report(training, held_out):
     assert one == same and judge(*arguments, 4) != one
 
 
-def test_at_most_so_many_images_are_looked_at_of_all_groups(training, held_out):
+def test_the_number_of_images_is_limited_and_balanced_over_the_groups(training, held_out):
     generator = TrueCounterfactuals(held_out.every, scale_of(training.patches))
     report = judge(generator, training.patches, held_out.patches, INTERVENTIONS[2:], replace(QUICK, cases=12), 0)
     assert report.images == 12 and [target.real for target in report.interventions[0].targets] == [3] * 4
 
 
-def test_training_cases_among_the_held_out_ones_are_refused(training, held_out):
+def test_training_cases_among_the_held_out_cases_raise(training, held_out):
     generator = TrueCounterfactuals(held_out.every, scale_of(training.patches))
     with pytest.raises(ValueError, match="held-out and training cases must be disjoint"):
         judge(generator, training.patches, training.patches, INTERVENTIONS, QUICK, 0)
@@ -195,18 +195,18 @@ def with_cells(patches: Patches, **changes) -> Patches:
 
 
 def on(judges: Judges, patches: Patches) -> Judges:
-    """With other held-out patches."""
+    """The same judges with other held-out patches."""
     return replace(judges, held_out=patches, predicted=judges.predictor.predictions(patches.images))
 
 
-def test_few_cases_leave_every_figure_unknown_and_the_intervention_unused(judges, held_out):
+def test_with_few_cases_every_metric_is_unknown_and_the_intervention_fails(judges, held_out):
     report = evaluate(on(judges, subset(held_out.patches, range(5))), INTERVENTIONS, SETTINGS)
     assert report.composition is None and report.reconstruction is None and not report.passed
     assert all("only 5 held-out cases" in verdict.summary for verdict in report.verdicts)
     assert report.interventions[0].structure is None and report.interventions[0].effectiveness == ()
 
 
-def test_cases_whose_value_is_unknown_are_left_out_of_that_intervention_only(judges):
+def test_cases_of_unknown_value_are_excluded_from_that_intervention_only(judges):
     patches = with_cells(judges.held_out, scanner=lambda n, cells: "" if n < 10 else cells["scanner"])
     report = evaluate(on(judges, patches), INTERVENTIONS, SETTINGS)
     assert [one.images for one in report.interventions] == [14, 24, 14]
@@ -220,10 +220,10 @@ def test_a_group_without_a_held_out_case_cannot_be_judged(judges, held_out):
     only_a = [n for n, cells in enumerate(held_out.patches.cells) if cells["scanner"] == "A"]
     patches = subset(held_out.patches, only_a)
     report = evaluate(on(judges, patches), INTERVENTIONS, SETTINGS)
-    figures, verdict = report.interventions[0], report.verdicts[0]
+    metrics, verdict = report.interventions[0], report.verdicts[0]
     assert "no held-out case has scanner B" in verdict.reasons[0] and not verdict.passed and not verdict.ineffective
-    assert figures.effectiveness[0].accuracy is None and figures.effectiveness[0].share > 0.9
-    assert figures.distance_after is None and figures.targets[0].histograms[0].real is None
+    assert metrics.effectiveness[0].accuracy is None and metrics.effectiveness[0].share > 0.9
+    assert metrics.distance_after is None and metrics.targets[0].histograms[0].real is None
     assert "fewer than two values of scanner occur in the held-out cases" in report.verdicts[1].summary
     json.dumps(report.to_json(), allow_nan=False)
 
@@ -265,15 +265,15 @@ def test_several_channels_and_values_are_judged_value_by_value(deaf, passes):
     generator.scale = scale_of(training)
     report = judge(generator, training, held_out, [Intervention((ThreeSites.site,))],
                    GateSettings(predictor_steps=120), 0)
-    figures, verdict = report.interventions[0], report.verdicts[0]
+    metrics, verdict = report.interventions[0], report.verdicts[0]
     assert verdict.passed is passes, verdict.summary
-    assert figures.kept == () and set(report.predictor) == {"site"}
-    shares = {value.value: value.share for value in figures.effectiveness[0].values}
+    assert metrics.kept == () and set(report.predictor) == {"site"}
+    shares = {value.value: value.share for value in metrics.effectiveness[0].values}
     assert shares["A"] > 0.9 and shares["C"] > 0.9 and (shares["B"] > 0.9) is passes
-    assert len(figures.targets[0].histograms) == 2 and verdict.ineffective is not passes
+    assert len(metrics.targets[0].histograms) == 2 and verdict.ineffective is not passes
 
 
-def test_one_value_without_a_real_case_leaves_the_accuracy_of_the_whole_attribute_unknown():
+def test_the_accuracy_of_an_attribute_is_unknown_if_a_value_has_no_real_case():
     generator = ThreeSites()
     training, held_out = generator.patches(90, 0), generator.patches(30, 1)
     generator.scale = scale_of(training)

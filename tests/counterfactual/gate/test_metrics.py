@@ -1,4 +1,4 @@
-"""The figures of pairs of images, against closed forms and scipy."""
+"""Metrics of pairs of images against closed forms and scipy."""
 
 import numpy as np
 import pytest
@@ -17,13 +17,13 @@ from nnunet_cfcl.counterfactual.gate.metrics import (
 
 
 def blobs(count: int, seed: int, shape: tuple[int, ...] = (40, 40), channels: int = 1) -> torch.Tensor:
-    """(N, C, *shape) smooth random images."""
+    """Smooth random images (N, C, *shape)."""
     random = np.random.default_rng(seed)
     images = random.normal(size=(count, channels, *shape))
     return torch.tensor(ndimage.gaussian_filter(images, (0, 0, *[3] * len(shape))) * 10, dtype=torch.float32)
 
 
-def test_the_spread_is_the_standard_deviation_of_every_channel_and_one_where_nothing_changes():
+def test_the_standard_deviation_is_that_of_every_channel_and_one_for_a_constant_channel():
     images = torch.stack([torch.tensor([0.0, 2.0, 0.0, 2.0]), torch.full((4,), 5.0)])[None].view(1, 2, 2, 2)
     assert channel_std(images).tolist() == [1, 1]
     torch.testing.assert_close(channel_std(10 * images), torch.tensor([10.0, 1.0]))
@@ -95,7 +95,7 @@ def test_groups_that_are_shifted_are_as_far_apart_as_the_shift_and_order_does_no
     assert intensity_distance(images, shifted.flip(0).transpose(2, 3), spread) == pytest.approx(0.7, rel=1e-4)
 
 
-def test_what_differs_between_the_patients_of_a_group_is_no_distance():
+def test_differences_between_the_patients_of_a_group_are_no_distance():
     """Bright and dark patients in both groups, in another order."""
     images = blobs(4, 0) * 0.01 + torch.tensor([0.0, 1.0, 2.0, 3.0]).view(-1, 1, 1, 1)
     assert intensity_distance(images, images.flip(0), torch.ones(1)) == pytest.approx(0, abs=1e-6)

@@ -24,7 +24,7 @@ QUICK = GateSettings(predictor_steps=2, segmenter_steps=2)
 
 @pytest.fixture(scope="module")
 def made():
-    """A generator, held-out patients, and a report after hardly any training of the judges."""
+    """A generator, held-out patients, and a report of barely trained judges."""
     torch.set_num_threads(1)
     training, held_out = phantoms(12, test=False), phantoms(16, test=True)
     generator = TrueCounterfactuals(held_out.every, scale_of(training.patches))
@@ -33,11 +33,11 @@ def made():
 
 @pytest.fixture
 def figures(monkeypatch) -> list[Figure]:
-    """The figures drawn since."""
+    """All figures that the test draws."""
     return keep_figures(monkeypatch, gate_report)
 
 
-def test_the_folder_holds_numbers_words_and_two_pictures_and_nothing_else(made, tmp_path):
+def test_the_folder_holds_json_page_and_two_figures_and_no_other_file(made, tmp_path):
     generator, held_out, report = made
     folder = tmp_path / "new" / "report"
     for _ in range(2):  # a second time it is replaced
@@ -56,7 +56,7 @@ def row(text: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_page_has_a_row_and_a_verdict_in_words_for_every_intervention(made):
+def test_the_page_has_a_row_and_a_verdict_for_every_intervention(made):
     _, _, report = made
     text = page(report)
     for one, verdict in zip(report.interventions, report.verdicts, strict=True):
@@ -71,14 +71,14 @@ def test_the_page_has_a_row_and_a_verdict_in_words_for_every_intervention(made):
     assert f"{len(report.passed)} of 3 interventions passed" in text and "effectiveness 0.8" in text
 
 
-def test_without_labels_the_page_shows_the_structure_and_what_it_is_between_patients(made):
+def test_without_labels_the_page_shows_structure_agreement_with_that_of_unrelated_patients(made):
     _, _, report = made
     one = replace(report.interventions[0], dice_originals=None, dice_counterfactuals=None)
     text = page(replace(report, interventions=(one,), verdicts=report.verdicts[:1]))
     assert row(text, "scanner")[5] == f"{one.structure:.2f} ({one.structure_unrelated:.2f})"
 
 
-def test_bars_are_as_high_as_effectiveness_and_accuracy_and_histograms_those_of_the_report(made, tmp_path, figures):
+def test_bars_and_histograms_show_the_metrics_of_the_report(made, tmp_path, figures):
     _, _, report = made
     named = replace(report.interventions[0], name=r"$\foo$")  # no mathematics
     draw_figures(replace(report, interventions=(named, *report.interventions[1:])), tmp_path / "named.png")
@@ -100,7 +100,7 @@ def test_bars_are_as_high_as_effectiveness_and_accuracy_and_histograms_those_of_
     np.testing.assert_allclose(densities, np.sqrt([one.originals, one.counterfactuals, one.real]))
 
 
-def test_of_many_groups_those_with_most_counterfactuals_are_drawn(made, tmp_path, figures):
+def test_of_many_groups_the_largest_are_drawn(made, tmp_path, figures):
     _, _, report = made
     one = report.interventions[2]
     targets = tuple(replace(one.targets[0], values={"site": f"S{n}"}, counterfactuals=n) for n in (3, 9, 1, 7, 5, 2))
@@ -119,7 +119,7 @@ def test_a_histogram_is_a_density(made):
             assert 0.9 < float(np.asarray(density) @ np.diff(one.edges)) <= 1 + 1e-9
 
 
-def test_unknown_figures_are_dashes_and_pictures_are_drawn_all_the_same(made, tmp_path):
+def test_unknown_metrics_are_dashes_and_the_figures_are_still_drawn(made, tmp_path):
     _, held_out, _ = made
     training = phantoms(12, test=False)
     generator = Nothing(held_out.every, scale_of(training.patches))

@@ -45,7 +45,7 @@ def test_there_is_a_logit_for_every_voxel_and_label(shape):
     assert found.shape == (2, *shape) and found.dtype == torch.int16 and set(found.unique().tolist()) <= {0, 1, 4}
 
 
-def test_it_finds_discs_where_they_are_and_says_their_own_labels():
+def test_discs_are_segmented_in_place_with_their_own_labels():
     segmenter = train_segmenter(discs(40, 0), 120, 0, "cpu", SCALE)
     test = discs(10, 1)
     assert segmenter.labels == (0, 3, 7)
@@ -66,7 +66,7 @@ def test_cases_without_labels_and_unknown_voxels_are_left_out():
     assert all(parameter.isfinite().all() for parameter in segmenter.parameters())
 
 
-def test_what_is_unknown_is_not_learned_as_background():
+def test_unlabelled_voxels_are_not_learned_as_background():
     """The dark discs are unknown in three of four images."""
     patches = discs(40, 0)
     labels = patches.labels.clone()
@@ -76,7 +76,7 @@ def test_what_is_unknown_is_not_learned_as_background():
     assert float(dice_scores(segmenter.segment(test.images), test.labels, (7,)).mean()) > 0.7
 
 
-def test_without_two_labels_there_is_nothing_to_segment():
+def test_with_fewer_than_two_labels_there_is_no_segmenter():
     patches = discs(2, 0)
     assert train_segmenter(replace(patches, labels=None), 1, 0, "cpu", SCALE) is None
     for value in (-1, 0):

@@ -1,4 +1,4 @@
-"""What the small judging networks share: how images are moved, halved, drawn, and a short training."""
+"""Shifts, strides, draws and the short training of the judging networks."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_large_images_come_in_smaller_batches(shape, expected):
 
 
 def regression(seed: int, seen: list[torch.Tensor] | None = None) -> nn.Linear:
-    """A line through points of slope 3."""
+    """A linear model trained on points of slope 3."""
     x = torch.linspace(-1, 1, 10)[:, None]
 
     def loss_of(network, chosen, shares):
@@ -61,7 +61,7 @@ def regression(seed: int, seen: list[torch.Tensor] | None = None) -> nn.Linear:
     return train_briefly(lambda: nn.Linear(1, 1), 10, loss_of, 400, 5, 2, seed, CPU, 0.05)
 
 
-def test_a_short_training_learns_and_leaves_a_network_that_is_only_used():
+def test_a_short_training_learns_and_returns_a_frozen_network():
     network = regression(0)
     assert float(network.weight) == pytest.approx(3, abs=0.1) and not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())

@@ -1,4 +1,4 @@
-"""From figures to a verdict in words."""
+"""Verdicts on metrics within and beyond the limits."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What the adversaries of a generator see, what they learn, and what they teach; against slow loops."""
+"""The adversaries' inputs, updates and losses against slow loops."""
 
 import math
 
@@ -39,7 +39,7 @@ def test_targets_are_one_at_the_value_and_zero_where_it_is_unknown():
         assert row.tolist() == expected
 
 
-def test_targets_follow_the_order_of_the_attributes_asked_for():
+def test_targets_follow_the_order_of_the_given_attributes():
     turned, alone = (value_targets(encoded(*CASES), CODING, order) for order in ((DISEASE, SCANNER), (DISEASE,)))
     both = value_targets(encoded(*CASES), CODING, CHANGED)
     assert torch.equal(turned, torch.cat([both[:, 3:], both[:, :3]], 1)) and torch.equal(alone, both[:, 3:])
@@ -55,7 +55,7 @@ def test_base_rates_are_the_shares_of_the_known_values():
 
 
 def slow_cross_entropy(logits, targets, counts):
-    """Attribute by attribute, reading by reading, image by image, place by place."""
+    """Loop over attributes, heads, images and positions."""
     parts = []
     for reading in logits:
         first = 0
@@ -84,7 +84,7 @@ def test_the_cross_entropy_is_that_of_a_slow_loop_which_leaves_unknown_values_ou
     assert found == pytest.approx(slow_cross_entropy(logits, rates, COUNTS), rel=1e-5)
 
 
-def test_an_image_without_known_values_changes_nothing_whatever_is_guessed_of_it():
+def test_an_image_without_known_values_does_not_affect_the_loss():
     targets = value_targets(encoded(*CASES), CODING, CHANGED)
     logits = random(6, 5, 4).requires_grad_()
     loss = adversarial_cross_entropy([logits], targets, COUNTS)
@@ -102,7 +102,7 @@ def test_where_nothing_is_known_the_loss_is_zero_and_has_a_graph():
     assert loss == 0 and (logits.grad == 0).all()
 
 
-def test_guessing_the_base_rates_costs_their_entropy_and_nothing_costs_less():
+def test_predicting_the_base_rates_costs_their_entropy_which_is_the_minimum():
     rates = torch.tensor([0.2, 0.3, 0.5, 0.9, 0.1])
     entropy = -sum(p * math.log(p) for p in (0.2, 0.3, 0.5)), -sum(p * math.log(p) for p in (0.9, 0.1))
     guess = rates.log()[None, :, None].expand(4, -1, 3)
@@ -126,7 +126,7 @@ def test_the_code_adversary_guesses_at_every_place_of_every_resolution_and_of_th
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_what_is_guessed_of_a_resolution_depends_on_its_codes_and_on_coarser_ones_only(dim):
+def test_predictions_at_a_resolution_depend_on_its_codes_and_on_coarser_codes_only(dim):
     model = random_generator(dim).model
     adversary = CodeAdversary(model.sizes, CHANGED)
     codes = [code.requires_grad_() for code in model.draw_noise(torch.Generator().manual_seed(0), 2)]
@@ -174,7 +174,7 @@ def test_the_image_adversary_cannot_grow_steep():
 
 @pytest.fixture
 def setting():
-    """Adversaries, what an HVAE makes of images with a graph, and their parents."""
+    """Adversaries, an HVAE's differentiable outputs for images, and the images' parents."""
     torch.manual_seed(0)
     model: HVAE = random_generator().model.train().requires_grad_(True)
     parents, others = encoded(*CASES), encoded(*[{**case, "scanner": "A", "disease": "yes"} for case in CASES])
@@ -207,7 +207,7 @@ def test_the_code_adversary_learns_and_its_gradient_ends_at_the_codes(setting):
         torch.testing.assert_close(found, one)
 
 
-def test_what_the_codes_give_away_reaches_the_model_and_not_the_adversary(setting):
+def test_the_loss_of_the_codes_reaches_the_model_and_not_the_adversary(setting):
     adversaries, model, evidence, parents, _ = setting
     given_away, _ = adversaries.hide(evidence.codes, parents, 1.0)
     before = gradients(adversaries)
@@ -222,7 +222,7 @@ def test_what_the_codes_give_away_reaches_the_model_and_not_the_adversary(settin
     torch.testing.assert_close(given_away, expected)
 
 
-def test_codes_of_which_nothing_can_be_told_give_nothing_away(setting):
+def test_codes_without_attribute_information_have_zero_loss(setting):
     adversaries, _, evidence, parents, _ = setting
     with torch.no_grad():
         for layer in (*adversaries[0].local, *adversaries[0].whole):
@@ -253,7 +253,7 @@ def test_the_image_adversary_learns_the_original_of_both_and_teaches_the_generat
     assert sum(p.grad is not None for p in model.parameters()) > 10
 
 
-def test_an_adversary_of_codes_that_carry_an_attribute_learns_to_tell_it():
+def test_an_adversary_learns_an_attribute_that_the_codes_carry():
     model = random_generator().model
     binary = Attribute("disease", "binary", ("no", "yes"))
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What the generator learns from: patches, attributes, and patients kept apart."""
+"""Data of the generator: patches, attributes, and the split by patient."""
 
 from collections import Counter
 

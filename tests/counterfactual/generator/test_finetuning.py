@@ -254,7 +254,7 @@ def tuned(ranks: Ranks, folder: Path) -> tuple[dict[str, np.ndarray], tuple[floa
         return {key: value.numpy() for key, value in tuning.model.state_dict().items()}, tuning._constraint()
 
 
-def test_a_checkpoint_of_another_fine_tuning_is_refused_and_the_training_is_not_asked_to_go(tmp_path):
+def test_a_checkpoint_of_another_fine_tuning_is_rejected_and_the_training_need_not_be_deleted(tmp_path):
     with pytest.raises(Killed):
         killed_in_its_second_epoch(finetuning(tmp_path)).run(resume=True)
     with pytest.raises(UserError, match=r"finetuning_latest.pth was made with other settings.*delete this file"):

@@ -1,4 +1,4 @@
-"""A store filled by a generator: what is drawn, what is kept, and what is made again."""
+"""A store filled by a generator: draws, resumed runs and regenerated files."""
 
 import json
 import multiprocessing
@@ -44,7 +44,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def generate(folder):
-    """Factory: the store with the counterfactuals of some cases; by default of all of them, with `WANTED`."""
+    """Factory: a store with the counterfactuals of some cases, by default of all cases and with `WANTED`."""
 
     def make(images=None, cells=CELLS, wanted=WANTED, generator=None, **more) -> CounterfactualStore:
         generator = generator or random_generator()
@@ -60,7 +60,7 @@ def record(store) -> dict:
 
 
 def written(store) -> dict[str, int]:
-    """File -> when it was made."""
+    """File -> time of its creation."""
     return {path.name: path.stat().st_mtime_ns for path in sorted((store.folder / "cases").iterdir())}
 
 
@@ -72,14 +72,14 @@ def test_every_case_gets_every_intervention_in_its_own_shape(generate, folder):
     assert store.source == "generator:abc, abduction: mean, seed 3"
 
 
-def test_a_store_that_was_generated_is_not_taken_for_one_that_was_brought_in(generate, folder):
+def test_a_generated_store_is_not_mistaken_for_an_imported_one(generate, folder):
     mine = generate()
     assert find_store(folder) is None
     brought = CounterfactualStore.create(folder.with_name(f"{folder.name}_cfcl_cf") / "mine", ["x"], "import")
     assert find_store(folder) == brought.folder != mine.folder
 
 
-def test_what_is_written_are_the_blended_changes_to_the_recorded_attributes(generate):
+def test_the_store_holds_sliding_window_counterfactuals_of_the_recorded_attributes(generate):
     generator, image = random_generator(), np.random.default_rng(0).normal(size=(1, 1, 16, 12))
     store = generate({"case_0": image}, generator=generator)
     own = torch.from_numpy(image[:, 0]).float()[None]
@@ -107,7 +107,7 @@ def test_of_more_than_two_values_every_other_one_is_drawn_and_never_the_own():
     assert drawn == {"A", "C"}
 
 
-def test_what_is_drawn_depends_on_seed_case_and_intervention_alone():
+def test_new_values_depend_on_seed_case_and_intervention_alone():
     values = lambda wanted, case="case_5": wanted.values(case, {}, CODING)  # noqa: E731
     other = replace(WANTED, interventions=INTERVENTIONS[::-1], generator="xyz")
     assert values(other) == values(WANTED)
@@ -120,7 +120,7 @@ def test_what_is_drawn_depends_on_seed_case_and_intervention_alone():
     assert sampled.noise_seed("case_0") != replace(sampled, seed=4).noise_seed("case_0")
 
 
-def test_samples_of_the_posterior_are_the_same_whatever_cases_are_made_with_them(generate):
+def test_samples_of_the_posterior_do_not_depend_on_the_other_cases(generate):
     wanted = replace(WANTED, abduction="sample")
     together = generate(wanted=wanted)
     found = {case: together.read(case, "scanner") for case in arrays()}
@@ -132,7 +132,7 @@ def test_samples_of_the_posterior_are_the_same_whatever_cases_are_made_with_them
     assert np.abs(means.read("case_2", "scanner") - found["case_2"]).max() > 0.05
 
 
-def test_what_is_there_is_kept_and_what_is_missing_is_made_again_the_same(generate):
+def test_existing_files_are_kept_and_missing_files_are_regenerated_identically(generate):
     store = generate()
     before, image = written(store), store.read("case_1", "disease")
     assert written(generate()) == before
@@ -150,7 +150,7 @@ def test_cases_that_are_new_are_added_and_those_of_another_run_stay(generate):
     assert set(record(store)) == set(arrays())
 
 
-def test_a_case_whose_attributes_were_corrected_is_made_again_and_no_other(generate):
+def test_only_a_case_whose_attributes_were_corrected_is_regenerated(generate):
     store = generate()
     before, old = written(store), record(store)
     generate(cells={**CELLS, "case_0": {**CELLS["case_0"], "age": "90"}})
@@ -160,7 +160,7 @@ def test_a_case_whose_attributes_were_corrected_is_made_again_and_no_other(gener
     assert {**record(store), "case_0": None} == {**old, "case_0": None}
 
 
-def test_a_case_of_another_shape_and_a_damaged_file_are_made_again(generate):
+def test_a_case_of_another_shape_and_a_damaged_file_are_regenerated(generate):
     store = generate()
     store.path("case_0", "scanner").write_bytes(b"no such thing")
     larger = {**arrays(), "case_1": np.random.default_rng(9).normal(size=(1, 3, 18, 14))}
@@ -196,7 +196,7 @@ def _killed_at_the_fifth_file(folder):
     generate_counterfactuals(blender, CELLS, WANTED, folder, print)
 
 
-def test_a_killed_run_is_taken_up_where_it_stopped(generate, folder):
+def test_a_killed_run_is_resumed(generate, folder):
     process = multiprocessing.get_context("spawn").Process(target=_killed_at_the_fifth_file, args=(folder,))
     process.start()
     process.join(120)
@@ -210,7 +210,7 @@ def test_a_killed_run_is_taken_up_where_it_stopped(generate, folder):
     assert not list((store.folder / "cases").glob("*.tmp"))
 
 
-def test_a_second_run_waits_and_finds_everything_there(generate, folder, monkeypatch):
+def test_a_second_run_waits_and_finds_all_files(generate, folder, monkeypatch):
     monkeypatch.setattr(lock, "SECONDS_BETWEEN_TRIES", 0.05)
     told: queue.Queue[str] = queue.Queue()
     blender = SlidingWindowCounterfactuals(random_generator(), CasesInMemory(arrays()), SlidingWindows((16, 12)), 4,
@@ -236,13 +236,13 @@ def test_stores_of_other_generators_interventions_seeds_and_preprocessings_are_k
     assert WANTED.folder(folder).parent.name == "nnUNetPlans_2d_cfcl_cf"
 
 
-def test_a_value_that_the_generator_does_not_know_is_refused_before_anything_is_written(generate, folder):
+def test_a_value_unknown_to_the_generator_raises_before_anything_is_written(generate, folder):
     with pytest.raises(UserError, match="'scanner' has the values A, B, C, found 'Z'"):
         generate(cells={**CELLS, "case_2": {"scanner": "Z"}})
     assert not WANTED.folder(folder).exists()
 
 
-def test_an_attribute_whose_name_makes_no_file_name_is_refused(generate):
+def test_an_attribute_whose_name_is_no_valid_file_name_raises(generate):
     odd = replace(WANTED, interventions=(Intervention((replace(DISEASE, name="disease"),)),
                                          Intervention((replace(SCANNER, name="scanner/site"),))))
     with pytest.raises(UserError, match="must not contain .* found 'scanner/site'"):
@@ -255,7 +255,7 @@ def test_files_have_the_layout_of_their_cases_where_it_is_known(generate):
     assert file.chunks == (1, 1, 20, 14) and file.blocks == (1, 1, 10, 14)
 
 
-def test_a_record_that_cannot_be_read_is_named(generate):
+def test_an_unreadable_record_raises_with_its_path(generate):
     store = generate()
     (store.folder / RECORD).write_text("{")
     with pytest.raises(UserError, match=r"attributes\.json is not valid JSON .* delete it"):

@@ -1,4 +1,4 @@
-"""A generator: its intensities, what an intervention does in the image's own units, and its file."""
+"""A generator: its intensity scale, its changes in the images' own units, and its file."""
 
 import json
 from dataclasses import asdict, replace
@@ -26,7 +26,7 @@ TWO_CHANNELS = IntensityScale(torch.tensor([100.0, -2.0]), torch.tensor([50.0, 0
 
 
 def generator_of(dim=2, learned=True):
-    """Two channels of very different intensities."""
+    """A generator of two channels of very different intensities."""
     made = random_generator(dim, 2, learned)
     return CounterfactualGenerator(made.model, made.coding, TWO_CHANNELS, made.identity)
 
@@ -43,7 +43,7 @@ def parents_of(cells, count=3):
 # ---------------------------------------------------------------- intensities
 
 
-def test_the_scale_of_known_intensities_is_theirs():
+def test_the_scale_matches_the_distribution_of_the_intensities():
     random = torch.Generator().manual_seed(0)
     wanted = torch.tensor([[10.0, 3.0], [-5.0, 0.5]])
     images = [wanted[:, :1, None, None] + wanted[:, 1:, None, None] * torch.randn((2, 8, 32, 32), generator=random)
@@ -58,7 +58,7 @@ def test_the_scale_of_known_intensities_is_theirs():
     assert scale.mean.dtype == torch.float32
 
 
-def test_one_odd_case_in_two_hundred_does_not_set_the_ends():
+def test_one_outlying_case_in_two_hundred_does_not_set_the_range():
     tables = [torch.linspace(-2, 2, 9)[None] + 0.01 * (n % 7) for n in range(200)]
     usual = IntensityScale.of_quantiles(tables)
     odd = IntensityScale.of_quantiles([*tables[:-1], torch.linspace(-2, 900, 9)[None]])
@@ -66,14 +66,14 @@ def test_one_odd_case_in_two_hundred_does_not_set_the_ends():
     torch.testing.assert_close(odd.low, usual.low)
 
 
-def test_a_constant_channel_has_a_scale_that_divides_by_nothing_small():
+def test_the_scale_of_a_constant_channel_is_finite():
     scale = IntensityScale.of_quantiles([torch.full((1, 9), 4.0)] * 3)
     images = torch.full((1, 1, 4, 4), 4.0)
     assert scale.forward(images).isfinite().all() and torch.equal(scale.backward(scale.forward(images)), images)
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_backward_undoes_forward_and_forward_clips_what_is_beyond(dim):
+def test_backward_inverts_forward_and_forward_clips_to_the_range(dim):
     images = images_of(dim)
     seen = TWO_CHANNELS.forward(images.double())
     assert seen.dtype == torch.float32
@@ -100,8 +100,10 @@ def test_a_counterfactual_leaves_the_observed_range_only_where_its_original_does
 
 
 def expected_counterfactual(generator, images, parents, others, noise=None):
-    """m* + sigma*/sigma (x - m) in the images' own units, from the model's likelihoods and channel by channel; for what
-    the model sees of an image beyond the range, the deviation from m is the image's own all the same."""
+    """m* + sigma*/sigma (x - m) in the images' own units, from the model's likelihoods, channel by channel.
+
+    Where the model's input is clipped, the deviation from m is still that of the unclipped image.
+   """
     scale_mean, scale_std = generator.scale.mean, generator.scale.std
     codes = generator.model(generator.scale.forward(images), parents, noise).codes
     before, after = generator.model.decode(codes, parents), generator.model.decode(codes, others)
@@ -204,7 +206,7 @@ def damaged(how, state):
 
 
 @pytest.mark.parametrize("how", ["cut short", "text", "another checkpoint", "another version", "another model"])
-def test_a_file_that_is_no_generator_is_refused_with_what_mends_it(tmp_path, how):
+def test_a_file_that_is_not_a_generator_raises_with_the_fix(tmp_path, how):
     file = tmp_path / "generator.pth"
     state = random_generator().state()
     torch.save(damaged(how, state), file)

@@ -1,4 +1,4 @@
-"""The HVAE: its published size, the causal reading of its parts, and that nothing leaks between them."""
+"""The HVAE: published size, counterfactuals, and no information leaks between its parts."""
 
 import io
 import math
@@ -21,7 +21,7 @@ BOTH = pytest.mark.parametrize("sizes", [FLAT, DEEP], ids=["2d", "3d"])
 
 
 def model_of(sizes, moved=True):
-    """With random numbers in place of the zeros it starts from, so that every part of it has a say."""
+    """A model with random values in place of zero initialisations, so that every part has an effect."""
     torch.manual_seed(0)
     model = HVAE(sizes).eval()
     if moved:
@@ -59,7 +59,7 @@ def test_the_papers_preset_has_the_papers_size():
 
 
 @BOTH
-def test_everything_has_the_shape_it_promises(sizes):
+def test_all_outputs_have_the_documented_shapes(sizes):
     model, images, parents = model_of(sizes), images_of(sizes), parents_of(sizes)
     evidence = model(images, parents)
     assert evidence.likelihood.mean.shape == evidence.likelihood.log_scale.shape == images.shape
@@ -155,7 +155,7 @@ def test_images_of_a_batch_do_not_see_each_other(sizes):
 
 @BOTH
 def test_the_prior_never_sees_the_image(sizes):
-    """With given codes nothing else of the image is left; samples of the prior depend on parents and noise alone."""
+    """Given codes carry all of the image; samples of the prior depend on parents and noise alone."""
     model, parents = model_of(sizes), parents_of(sizes)
     noise = model.draw_noise(torch.Generator().manual_seed(4), 3)
     samples = model.sample(parents, noise)
@@ -246,13 +246,13 @@ def test_bf16_gives_nearly_the_same_evidence_in_float32():
     torch.testing.assert_close(half.nll, exact.nll, rtol=0.05, atol=0.05)
 
 
-def test_resolutions_that_do_not_divide_each_other_are_refused():
+def test_resolutions_that_do_not_divide_each_other_raise():
     with pytest.raises(ValueError, match=r"multiple of the next coarser one, found \(6, 4\) followed by \(4, 2\)"):
         HVAESizes((Resolution((6, 4), 8, 1, 1, 1), Resolution((4, 2), 8, 1, 1, 1)))
 
 
-def test_a_few_steps_of_training_find_what_the_parents_do():
-    """Pictures whose brightness is their attribute: the counterfactual has the other brightness, nothing else moves."""
+def test_a_few_training_steps_learn_the_effect_of_the_parents():
+    """Images whose brightness is their attribute: only the brightness of a counterfactual differs."""
     sizes = HVAESizes((Resolution((8, 8), 8, 1, 1, 1, stochastic=False), Resolution((4, 4), 16, 1, 1, 1),
                        Resolution((1, 1), 16, 1, 1, 2)), parents=1, dropout=0.0, log_scale=-2.0)
     torch.manual_seed(0)

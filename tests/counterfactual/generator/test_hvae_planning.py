@@ -1,4 +1,4 @@
-"""Sizes of the generator that follow from nnU-Net's plan and the memory at hand."""
+"""Sizes of the generator from nnU-Net's plan and the memory target."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_the_resolutions_are_the_plans_and_end_at_one_voxel(patch, strides, expe
     HVAESizes(tuple(Resolution(shape, 8, 1, 1, 1) for shape in shapes))
 
 
-def test_a_patch_that_the_plan_cannot_pool_is_refused_with_what_it_must_be_divisible_by():
+def test_a_patch_that_the_plan_cannot_pool_raises_with_the_required_divisors():
     with pytest.raises(UserError, match=r"divisible by \[4, 64, 64\].*found \[16, 320, 300\].*generator.patch_size"):
         resolutions_of((16, 320, 300), PROSTATE)
     with pytest.raises(UserError, match=r"must have 3 numbers, found \[320, 320\]"):
@@ -54,7 +54,7 @@ def test_the_patch_of_the_settings_goes_before_the_plans():
 
 
 def saved_bytes(sizes: HVAESizes, images: int) -> int:
-    """What autograd really keeps of a forward pass, storage by storage, without the parameters."""
+    """Memory that autograd keeps of a forward pass, storage by storage, without the parameters."""
     model = HVAE(sizes)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
@@ -76,7 +76,7 @@ def saved_bytes(sizes: HVAESizes, images: int) -> int:
     ((32, 24), [(1, 1), (2, 2), (2, 2), (2, 2)], 3, {"scale": 0.1, "dropout": 0.2}),
     ((32, 24), [(1, 1), (2, 2), (2, 2), (2, 2)], 1, {"likelihood": "discretised", "prior": "conditional"}),
     ((8, 16, 16), [(1, 1, 1), (1, 2, 2), (2, 2, 2)], 2, {"finest_codes": 1})])
-def test_the_memory_is_what_autograd_really_keeps(patch, strides, channels, changed):
+def test_the_estimated_memory_is_that_kept_by_autograd(patch, strides, channels, changed):
     sizes, _ = plan_sizes(patch, strides, channels, 5, settings(width=8, blocks=1, **changed))
     for images in (1, 3):
         assert activation_bytes(sizes, images) == pytest.approx(saved_bytes(sizes, images), rel=0.01)
@@ -119,7 +119,7 @@ def test_with_fewer_images_per_step_a_larger_model_fits_and_a_pass_has_no_more_t
     assert sizes.resolutions[0].width == MODELS[3][0] and images == 2
 
 
-def test_too_little_memory_is_an_error_that_says_how_much_is_needed():
+def test_too_little_memory_raises_with_the_required_memory():
     needed = gigabytes((512, 512), FLAT_512, MODELS[0], 1)
     with pytest.raises(UserError) as error:
         plan_sizes((512, 512), FLAT_512, 1, 4, settings(memory_gb=0.01))
@@ -130,7 +130,7 @@ def test_too_little_memory_is_an_error_that_says_how_much_is_needed():
         plan_sizes((512, 512), FLAT_512, 1, 4, settings(memory_gb=0.01, width=64, blocks=2))
 
 
-def test_the_users_width_and_blocks_are_taken_whatever_the_memory_would_allow():
+def test_width_and_blocks_of_the_settings_override_the_memory_target():
     sizes, images = plan_sizes((32, 32), SMALL, 1, 4, settings(width=10, blocks=4))
     assert sizes.resolutions[0].width == 10 and images == 16
     assert [(one.encoder_blocks, one.decoder_blocks) for one in sizes.resolutions] == [(0, 1), (4, 5), (4, 5), (1, 1)]
@@ -150,7 +150,7 @@ def test_codes_are_drawn_where_voxels_are_coarse_enough_and_are_wider_the_coarse
     assert latent == [min(16, 2 * 2**n) for n in range(len(latent))]
 
 
-def test_codes_that_would_be_nowhere_are_refused():
+def test_finest_codes_beyond_all_resolutions_raises():
     with pytest.raises(UserError, match=r"finest_codes must be at most 32 for a patch of \[16, 32\].*found 33"):
         plan_sizes((16, 32), SMALL, 1, 4, settings(finest_codes=33))
 
@@ -166,7 +166,7 @@ def test_the_settings_reach_the_model():
 
 
 def test_nothing_is_computed_to_find_the_sizes(monkeypatch):
-    """A plan for a large patch is made on a machine without memory for it."""
+    """A model for a large patch can be planned on a machine with too little memory for it."""
     made = []
     monkeypatch.setattr(hvae_planning, "HVAE", lambda sizes: made.append(HVAE(sizes)) or made[-1])
     plan_sizes((16, 320, 320), PROSTATE, 1, 4, settings())

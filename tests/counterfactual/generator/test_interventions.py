@@ -1,4 +1,4 @@
-"""Which attributes are changed, and to what."""
+"""Interventions: changed attributes and new values."""
 
 from collections import Counter
 
@@ -29,7 +29,7 @@ def columns():
             "age": {case: str(n) for n, case in enumerate(cases)}}
 
 
-def test_by_default_what_has_enough_cases_is_changed_alone_and_together_the_acquisition_first(columns):
+def test_by_default_attributes_with_enough_cases_change_alone_and_together_acquisition_first(columns):
     found = default_interventions(CODING, columns, list(columns["sex"]))
     assert [one.name for one in found] == ["Site", "sex", "Site+sex"]
     columns["tumour"]["c20"] = "yes"
@@ -65,7 +65,7 @@ def test_interventions_are_found_by_their_names():
     assert found[1].name == "Site+sex"
 
 
-def test_everything_that_cannot_be_changed_is_named_at_once():
+def test_all_invalid_interventions_are_reported_at_once():
     with pytest.raises(UserError) as error:
         named_interventions(["site+age", "sex+sex", "tumour", "sex+Site", "Site+sex", "tumour"], CODING)
     message = str(error.value)
@@ -76,7 +76,7 @@ def test_everything_that_cannot_be_changed_is_named_at_once():
     assert "counterfactual.interventions" in message
 
 
-def test_no_case_is_changed_to_a_value_that_hardly_any_case_has():
+def test_no_case_is_changed_to_a_rare_value():
     vendor = Attribute("vendor", "categorical", ("GE", "Philips", "Toshiba"))
     cells = dict(enumerate(["GE"] * 30 + ["Philips"] * 20 + ["Toshiba"]))
     columns = {"vendor": {str(case): cell for case, cell in cells.items()}}

@@ -1,4 +1,4 @@
-"""Counterfactuals made while the network is trained: what is drawn in workers, and what comes of it."""
+"""Counterfactuals generated on the fly: parameters drawn in workers, and their application."""
 
 import json
 import pickle
@@ -40,7 +40,7 @@ def whole(size) -> CropBox:
 
 
 def rows_of(source, size, images=2, count=3, box=None, seed=0) -> DrawnInterventions:
-    """Of ``images`` images, one after the other, as `render_views` takes them from a batch."""
+    """Parameters of ``images`` images in order, as `render_views` takes them from a batch."""
     names = sorted(CELLS)
     batch = default_collate([source.draw(rng(seed + n), names[n % 2], box or whole(size), count)
                              for n in range(images)])
@@ -48,7 +48,7 @@ def rows_of(source, size, images=2, count=3, box=None, seed=0) -> DrawnIntervent
 
 
 def crops(size, images=2, count=3, channels=1, seed=0) -> torch.Tensor:
-    """(images x count, C, *size), the rows of one image alike."""
+    """Crops (images x count, C, *size), equal in all rows of an image."""
     return torch.randn(images, channels, *size, generator=rng(seed)).repeat_interleave(count, 0)
 
 
@@ -104,7 +104,7 @@ def test_drawn_parameters_are_collated_image_by_image():
     assert len(set(drawn.noise_seed.tolist())) == 3
 
 
-def test_the_identity_tells_generators_interventions_and_abductions_apart():
+def test_the_identity_differs_between_generators_interventions_and_abductions():
     generator = random_generator()
     windows = SlidingWindows(generator.patch_size)
     sources = [source_of(), source_of(seed=1), source_of(abduction="sample"),
@@ -181,7 +181,7 @@ def test_samples_of_the_posterior_differ_with_the_seed_and_means_do_not():
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_padding_stays_and_the_generator_sees_the_border_repeated_in_its_place(dim):
-    """As it does in its training, and with whole cases."""
+    """As in its training and for whole cases."""
     image = np.random.default_rng(0).normal(size=(1, 1 if dim == 2 else 7, 20, 9)).astype(np.float32)
     size = (24, 20) if dim == 2 else (9, 24, 12)
     box = draw_crop_box(rng(), image.shape[1:], size)

@@ -282,7 +282,7 @@ def test_a_gradient_of_an_adversary_that_is_not_finite_is_skipped_too(tmp_path):
     assert all(value.isfinite().all() for value in everything(training).values())
 
 
-def test_skipped_steps_are_said_in_the_log(tmp_path):
+def test_skipped_steps_are_logged(tmp_path):
     lines: list[str] = []
     spoilt(GeneratorTraining(tiny_task(tmp_path, log=lines.append)), math.nan).run(resume=False)
     assert "33% of the steps skipped" in lines[0] and "skipped" not in lines[1]
@@ -290,7 +290,7 @@ def test_skipped_steps_are_said_in_the_log(tmp_path):
     assert first["skipped"] == pytest.approx(1 / 3) and math.isfinite(first["gradient_norm"])
 
 
-def test_an_epoch_of_skipped_steps_is_an_error_that_says_what_to_do(tmp_path):
+def test_an_epoch_of_skipped_steps_is_an_error_with_a_fix(tmp_path):
     with pytest.raises(UserError, match=r"epoch 0: no step had gradients of a norm below 1e-06 .*doctor --data"):
         trained(tiny_task(tmp_path, skip_norm=1e-6))
 
@@ -302,7 +302,7 @@ def test_an_epoch_that_an_adversary_spoils_names_the_adversaries(tmp_path):
         training.run(resume=False)
 
 
-def test_the_norm_is_clipped_before_the_step_and_told_as_it_was(tmp_path):
+def test_the_norm_is_clipped_before_the_step_and_logged_before_clipping(tmp_path):
     training = GeneratorTraining(tiny_task(tmp_path, clip_norm=1e-3))
     statistics = training.step(next(training.batches(0)), 0)
     norm = torch.stack([p.grad.norm() for p in training.model.parameters() if p.grad is not None]).norm()
@@ -363,7 +363,7 @@ def test_a_resolution_costs_nothing_below_its_free_bits(tmp_path):
 # ---------------------------------------------------------------- messages
 
 
-def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+def test_a_checkpoint_of_other_settings_is_rejected(tmp_path):
     task = tiny_task(tmp_path)
     with pytest.raises(Killed):
         killed_in_its_second_epoch(GeneratorTraining(task)).run(resume=False)
@@ -372,7 +372,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         GeneratorTraining(other).run(resume=True)
 
 
-def test_going_on_is_said_in_the_log(tmp_path):
+def test_resumption_is_logged(tmp_path):
     lines: list[str] = []
     task = tiny_task(tmp_path, log=lines.append)
     with pytest.raises(Killed):
@@ -381,7 +381,7 @@ def test_going_on_is_said_in_the_log(tmp_path):
     assert any(line.startswith("Generator training resumes after epoch 0 (") for line in lines)
 
 
-def test_fewer_images_than_processes_are_refused(tmp_path):
+def test_fewer_images_than_processes_are_rejected(tmp_path):
     with pytest.raises(UserError, match=r"9 processes share the 5 images.*raise generator\.images_per_step"):
         GeneratorTraining(dataclasses.replace(tiny_task(tmp_path), ranks=_Pretended(8, 9)))
 

@@ -1,4 +1,4 @@
-"""Counterfactuals of whole cases by blended windows, against a slow oracle in double precision."""
+"""Sliding-window counterfactuals of whole cases against a slow oracle in double precision."""
 
 from itertools import product
 from unittest import mock
@@ -48,7 +48,7 @@ def joined(blend: SlidingWindowCounterfactuals, cases) -> dict[str, torch.Tensor
 
 
 def oracle(generator, image: np.ndarray) -> torch.Tensor:
-    """Windows one by one over the whole image, extended far enough, and a whole map of weights, in float64."""
+    """Blend windows one by one over the whole, padded image with a full map of weights, in float64."""
     size = (1,) * (3 - len(generator.patch_size)) + generator.patch_size
     gaussian = compute_gaussian(generator.patch_size, dtype=torch.float64, device=torch.device("cpu")).view(size)
     before = [max(0, n - have + 1) // 2 for n, have in zip(size, image.shape[1:])]
@@ -71,7 +71,7 @@ def oracle(generator, image: np.ndarray) -> torch.Tensor:
 
 @SHAPES
 @pytest.mark.parametrize("learned_scale", [True, False], ids=["learned scale", "fixed scale"])
-def test_the_blend_equals_the_oracle_to_a_hundredth_of_the_images_spread(dim, shape, learned_scale):
+def test_the_blend_equals_the_oracle_within_a_hundredth_of_the_standard_deviation(dim, shape, learned_scale):
     generator = random_generator(dim, channels=2, learned_scale=learned_scale)
     image = images((2, *shape))
     found = joined(blender(generator, {"case": image}), [asked()])["case"]
@@ -106,10 +106,12 @@ def test_where_nothing_is_changed_the_image_stays_as_it_is(dim):
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("per_pass", [1, 5, 1000])
+@pytest.mark.parametrize("per_pass", [1, 5, 40])
 def test_cases_of_different_shapes_share_passes_and_come_one_after_the_other(dim, per_pass):
     generator = random_generator(dim)
-    arrays = {f"case_{n}": images((1, *shapes[dim]), seed=n) for n, shapes in enumerate((LARGE, SMALL, MIXED))}
+    # 18 or 19 windows in all: several passes of 5, less than one of 40
+    large = {2: (2, 24, 20), 3: (9, 11, 14)}
+    arrays = {f"case_{n}": images((1, *shapes[dim]), seed=n) for n, shapes in enumerate((large, SMALL, MIXED))}
     blend = blender(generator, arrays, per_pass)
     order = [slab.case for slab in blend.slabs(map(asked, arrays))]
     assert order == sorted(order)
@@ -167,7 +169,7 @@ def test_a_sample_of_the_posterior_depends_on_its_seed_alone():
     assert (of(1) - of(2)).abs().max() > 0.05 and (of(1) - means).abs().max() > 0.05
 
 
-def test_neither_reads_nor_what_is_held_grow_with_the_case():
+def test_neither_reads_nor_memory_grow_with_the_case():
     """One window, or a few planes, at a time."""
     generator, boxes, held = random_generator(3), [], []
     reader = CasesInMemory({"case": images((1, 100, 9, 10))})

@@ -67,7 +67,7 @@ def quick() -> Iterator[None]:
 
 
 class Killed(Exception):
-    """Stands in for a lost machine."""
+    """Simulated loss of the machine."""
 
 
 def killed_in_its_second_epoch(training: Any) -> Any:

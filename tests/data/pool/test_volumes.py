@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from nnunet_cfcl.data.pool.manifest import check_pool_is_current, pool_folder, r
 from nnunet_cfcl.data.pool.run import preprocess_pool
 from nnunet_cfcl.data.pool.silver_labels import SilverLabels
 from nnunet_cfcl.errors import UserError
+from tests.planning import plan_and_preprocess
 
 pytestmark = pytest.mark.end_to_end
 
@@ -28,17 +27,6 @@ VOLUMES, XRAYS = "Dataset811_Hippocampus", "Dataset812_ChestXrays"
 # the third is resampled in every axis, the others in one: the plan takes the median spacing
 SPACINGS = {"hippocampus_004": (3.0, 1.0, 1.0), "hippocampus_011": (3.0, 1.0, 1.2), "hippocampus_026": (3.6, 1.1, 0.9)}
 WHOLE = (slice(None),) * 3
-# nnU-Net's command line, with threads for processes: each process it would start takes seconds to import torch
-PLAN = """
-import json, multiprocessing, sys
-from multiprocessing.pool import ThreadPool
-from types import SimpleNamespace
-multiprocessing.Pool, multiprocessing.get_context = ThreadPool, lambda kind=None: SimpleNamespace(Pool=ThreadPool)
-from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry
-for command in json.loads(sys.argv[1]):
-    sys.argv = command
-    plan_and_preprocess_entry()
-"""
 
 
 def real_images() -> Path:
@@ -73,7 +61,7 @@ def make_xrays(source: Path, raw: Path) -> dict:
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
     """Both datasets, planned and preprocessed by nnU-Net's own command."""
-    base, source, commands = tmp_path_factory.mktemp("planned"), real_images(), []
+    base, source, planned = tmp_path_factory.mktemp("planned"), real_images(), {}
     names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
     environment = {**os.environ, **{name: str(base / name) for name in names}}
     makers = [(VOLUMES, make_volumes, source / "Dataset004_Hippocampus", ["2d", "3d_fullres"]),
@@ -84,11 +72,8 @@ def planned(tmp_path_factory):
             (raw / part).mkdir(parents=True)
         description = make(folder, raw)
         (raw / "dataset.json").write_text(json.dumps({**description, "numTraining": 3}))
-        commands.append(["nnUNetv2_plan_and_preprocess", "-d", dataset[7:10], "-npfp", "1", "--no_pbar",
-                         "-c", *configurations, "-np", *["1"] * len(configurations)])
-    done = subprocess.run([sys.executable, "-c", PLAN, json.dumps(commands)], env=environment, capture_output=True,
-                          text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+        planned[dataset] = configurations
+    plan_and_preprocess(planned, environment)
     return base
 
 

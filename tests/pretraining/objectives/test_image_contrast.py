@@ -68,7 +68,7 @@ def test_features_are_averaged_over_space_before_the_head(network, dim):
     torch.testing.assert_close(model(images, None), model.head(pooled))
 
 
-def test_a_learned_temperature_starts_at_the_given_one_gets_a_gradient_and_is_told(network):
+def test_a_learned_temperature_starts_at_the_given_value_gets_a_gradient_and_is_reported(network):
     model = build(network, learn_temperature=True)
     (logarithm,) = model.loss_parameters()
     z = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4))

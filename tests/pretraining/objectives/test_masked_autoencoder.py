@@ -106,8 +106,9 @@ def test_the_network_is_shown_zeros_where_masked_and_the_view_elsewhere():
     assert images.min() > 1, "the target must stay whole"
 
 
-def test_a_patch_of_a_single_block_is_refused_with_the_setting_to_change():
-    with pytest.raises(UserError, match=r"\[8, 16\].*single block of baseline.mask_block 64 voxels, .*needs at least 2"
-                                        r"; fix: set baseline.mask_block to at most 8"):
+def test_a_patch_of_a_single_block_is_rejected_with_the_setting_to_change():
+    words = (r"\[8, 16\] is a single block of baseline.mask_block 64 voxels, masked autoencoding needs at least 2; "
+             "fix: set baseline.mask_block to at most 8")
+    with pytest.raises(UserError, match=words):
         MaskedAutoencoderObjective((8, 16), 1, 0.75, 64)
     assert MaskedAutoencoderObjective((8, 16), 1, 0.75, 8).grid == (1, 2)

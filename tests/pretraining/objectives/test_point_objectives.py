@@ -174,7 +174,7 @@ def test_a_small_organ_gets_its_share_of_the_points():
     assert uniform["labels"].flatten().bincount(minlength=3)[1] < 10
 
 
-def test_a_learned_temperature_gets_a_gradient_and_is_told():
+def test_a_learned_temperature_gets_a_gradient_and_is_reported():
     objective, learned = DualViewObjective(5), model(learned=True)
     drawn = {"points": torch.zeros(2, 1, 5, 2), "valid": torch.ones(2, 1, 5, dtype=torch.bool)}
     z = torch.randn(2 * 2 * 5, 8, generator=torch.Generator().manual_seed(0))

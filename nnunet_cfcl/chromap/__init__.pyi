@@ -1,0 +1,14 @@
+from .color_space import ColorSpace as ColorSpace
+from .color_space import Reducer as Reducer
+from .ellipse import minimum_volume_enclosing_ellipse as minimum_volume_enclosing_ellipse
+from .montage import write_montage as write_montage
+from .nifti import Geometry as Geometry
+from .nifti import read_rgb_volume as read_rgb_volume
+from .nifti import write_embedding as write_embedding
+from .nifti import write_rgb_volume as write_rgb_volume
+from .palettes import Palette as Palette
+from .palettes import color_wheel as color_wheel
+from .palettes import colors as colors
+from .picture import overlay as overlay
+from .picture import write_png as write_png
+from .seams import seam_contrast as seam_contrast

@@ -1,0 +1,16 @@
+from .atomic import WriteError as WriteError
+from .atomic import backup_path as backup_path
+from .atomic import replace_atomically as replace_atomically
+from .atomic import writable_folder as writable_folder
+from .atomic import write_text_atomically as write_text_atomically
+from .checksummed_json import checksummed_text as checksummed_text
+from .checksummed_json import read_checksummed as read_checksummed
+from .chunk_checksums import check_plain as check_plain
+from .chunk_checksums import write_checksums as write_checksums
+from .csv_table import check_case_names as check_case_names
+from .csv_table import read_csv_table as read_csv_table
+from .hashing import digest as digest
+from .json_files import read_json as read_json
+from .lenient_json import read_json_lines as read_json_lines
+from .lenient_json import read_json_object as read_json_object
+from .names import is_safe_filename as is_safe_filename
