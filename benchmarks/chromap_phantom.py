@@ -28,13 +28,12 @@ from nnunet_cfcl.phantom.anatomy import LABELS
 
 TRAINER, PLANS, DATASET = "nnUNetTrainerDVDCL", "smallPlans", "Dataset905_Phantom2D"
 SETTINGS: dict[str, Any] = {
-    "pretrain": {"epochs": 2, "iterations_per_epoch": 8, "images_per_step": 2, "points_per_image": 128,
-                 "patches_per_pass": 4},
+    "pretrain": {"epochs": 4, "iterations_per_epoch": 30, "images_per_step": 4, "points_per_image": 128},
     "views": {"crop_fraction": [0.3, 1.0]},
     "counterfactual": {"source": "precomputed", "count": 1},
-    "finetune": {"epochs": 5, "iterations_per_epoch": 24, "val_iterations_per_epoch": 1, "mirror_axes": [],
+    "finetune": {"epochs": 8, "iterations_per_epoch": 40, "val_iterations_per_epoch": 1, "mirror_axes": [],
                  "counterfactual_probability": 0.5},
-    "chromap": {"samples": 2000, "landmarks": 1000},
+    "chromap": {"samples": 4000},
 }
 #: Resolutions and channels of the network's first resolution; nnU-Net's plan has 5 and 32.
 STAGES, FEATURES, BATCH = 4, 8, 4
