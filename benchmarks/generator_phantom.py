@@ -27,7 +27,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from nnunet_cfcl.config import Settings, resolve_settings
-from nnunet_cfcl.counterfactual.gate.judges import judge
+from nnunet_cfcl.counterfactual.gate.evaluation import judge
 from nnunet_cfcl.counterfactual.gate.report import write_report
 from nnunet_cfcl.counterfactual.generator.data import case_quantiles, draw_patches, split_patients
 from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerator, IntensityScale

@@ -6,9 +6,9 @@ from .acquisition.groups import find_acquisition_groups as find_acquisition_grou
 from .acquisition.quantiles import intensity_quantiles as intensity_quantiles
 from .choice import choose_source as choose_source
 from .choice import wants_generator as wants_generator
+from .gate.evaluation import evaluate as evaluate
+from .gate.evaluation import judge as judge
 from .gate.judges import Judges as Judges
-from .gate.judges import evaluate as evaluate
-from .gate.judges import judge as judge
 from .gate.judges import train_judges as train_judges
 from .gate.metrics import GATE_VERSION as GATE_VERSION
 from .gate.report import write_report as write_report

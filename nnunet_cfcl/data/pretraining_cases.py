@@ -22,8 +22,8 @@ from nnunet_cfcl.data.pool.manifest import (
     read_manifest,
     silver_folder,
 )
+from nnunet_cfcl.data.pool.raw_files import POOL_IMAGES, SILVER_LABELS
 from nnunet_cfcl.data.pool.silver_labels import SilverLabels
-from nnunet_cfcl.data.pool.sources import POOL_IMAGES, SILVER_LABELS
 from nnunet_cfcl.data.pretraining_reader import Labels, PretrainingCases
 from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.files.csv_table import check_case_names

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 
 from nnunet_cfcl.errors import CheckResult, first_line, isolated
-from nnunet_cfcl.nnunet.versions import NNUNET_VERSIONS, version_numbers
+from nnunet_cfcl.nnunet.compatibility import NNUNET_VERSIONS, version_numbers
 
 REINSTALL_TORCH = "pip install --force-reinstall torch torchvision (in one command, so that both builds match)"
 

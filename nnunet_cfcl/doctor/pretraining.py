@@ -19,15 +19,15 @@ from nnunet_cfcl.config import CONFIG_VARIABLE, Settings
 from nnunet_cfcl.counterfactual.choice import choose_source, wants_generator
 from nnunet_cfcl.data.attribute_table import ATTRIBUTES
 from nnunet_cfcl.data.pool.manifest import pool_command, read_manifest, silver_folder
-from nnunet_cfcl.data.pool.sources import SILVER_LABELS
+from nnunet_cfcl.data.pool.raw_files import SILVER_LABELS
 from nnunet_cfcl.data.pretraining_cases import PretrainingCases, pretraining_cases
 from nnunet_cfcl.errors import CheckResult, UserError, first_line, isolated
 from nnunet_cfcl.files.json_files import read_json
 from nnunet_cfcl.nnunet import lookup
+from nnunet_cfcl.nnunet.compatibility import build_network
 from nnunet_cfcl.nnunet.decoder_tap import decoder_width
 from nnunet_cfcl.nnunet.fold import FoldContext, Split
 from nnunet_cfcl.nnunet.plan import check_single_stage, view_geometry
-from nnunet_cfcl.nnunet.versions import build_network
 from nnunet_cfcl.phases.attributes_of_cases import (
     KnownAttributes,
     NothingToChange,

@@ -1,7 +1,8 @@
 """The adapter to nnU-Net: every module that depends on nnU-Net's internals, and nothing else.
 
 `FoldContext` describes one fold of a training; the other names look up datasets, plans and trainers, tap a network,
-build nnU-Net's loss, and read the files that nnU-Net writes. Support for a new version of nnU-Net begins in `versions`.
+build nnU-Net's loss, and read the files that nnU-Net writes. Support for a new version of nnU-Net begins in
+`compatibility`.
 """
 
 import lazy_loader as lazy

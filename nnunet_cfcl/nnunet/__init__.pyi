@@ -1,3 +1,5 @@
+from .compatibility import NNUNET_VERSIONS as NNUNET_VERSIONS
+from .compatibility import build_network as build_network
 from .decoder_tap import Tapped as Tapped
 from .decoder_tap import decoder_width as decoder_width
 from .decoder_tap import last_decoder_map as last_decoder_map
@@ -26,6 +28,4 @@ from .plan import settings_block as settings_block
 from .plan import view_geometry as view_geometry
 from .segmentation_loss import NnUNetLoss as NnUNetLoss
 from .sliding_windows import SlidingWindows as SlidingWindows
-from .versions import NNUNET_VERSIONS as NNUNET_VERSIONS
-from .versions import build_network as build_network
 from .warmup import WarmUp as WarmUp

@@ -17,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_cfcl.config import Settings, resolve_settings
 from nnunet_cfcl.errors import UserError
-from nnunet_cfcl.nnunet import versions
+from nnunet_cfcl.nnunet import compatibility
 from nnunet_cfcl.nnunet.experiment_loggers import Track, pretraining_tracker, track_nothing
 from nnunet_cfcl.nnunet.lookup import check_folders, find_dataset, load_configuration, load_plan
 from nnunet_cfcl.nnunet.plan import settings_block, view_geometry
@@ -156,7 +156,7 @@ class FoldContext:
         else:
             torch.manual_seed(self.settings.seed)
         channels = determine_num_input_channels(self.plans, self.configuration, self.dataset_json)
-        network: torch.nn.Module = versions.build_network(
+        network: torch.nn.Module = compatibility.build_network(
             self.trainer_class, self.plans, self.configuration, channels, self.labels.num_segmentation_heads,
             self.deep_supervision)
         return network.to(self.device)

@@ -104,7 +104,7 @@ def install(trainers: Sequence[str]) -> Path:
 
 
 def _command_without_install() -> str:
-    from nnunet_cfcl.nnunet.versions import reads_external_trainers
+    from nnunet_cfcl.nnunet.compatibility import reads_external_trainers
 
     return EXPORT_COMMAND if reads_external_trainers() else f"install nnunetv2 2.8 or newer and {EXPORT_COMMAND}"
 

@@ -182,7 +182,7 @@ def look_up_trainer(name: str) -> type | None:
     Raises:
         AssertionError: the class found is not a trainer.
     """
-    from nnunet_cfcl.nnunet.versions import look_up
+    from nnunet_cfcl.nnunet.compatibility import look_up
 
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

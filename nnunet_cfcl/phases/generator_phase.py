@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from nnunet_cfcl.counterfactual.choice import wants_generator
 from nnunet_cfcl.counterfactual.gate.attribute_predictor import train_predictor
-from nnunet_cfcl.counterfactual.gate.judges import Judges, evaluate, train_judges
+from nnunet_cfcl.counterfactual.gate.evaluation import evaluate
+from nnunet_cfcl.counterfactual.gate.judges import Judges, train_judges
 from nnunet_cfcl.counterfactual.gate.metrics import GATE_VERSION
 from nnunet_cfcl.counterfactual.gate.report import write_report
 from nnunet_cfcl.counterfactual.gate.results import GateReport

@@ -13,8 +13,8 @@ from nnunet_cfcl.pretraining.objectives.image_contrast import ImageContrastObjec
 from nnunet_cfcl.pretraining.objectives.masked_autoencoder import MaskedAutoencoderObjective
 from nnunet_cfcl.pretraining.objectives.multi_view import MultiViewObjective
 from nnunet_cfcl.pretraining.objectives.pixpro import PixProObjective
-from nnunet_cfcl.pretraining.objectives.point_labels import PointLabels
 from nnunet_cfcl.pretraining.objectives.silver_segmentation import SegmentationLoss, SilverSegmentationObjective
+from nnunet_cfcl.pretraining.point_labels import PointLabels
 from nnunet_cfcl.views import ViewGeometry
 
 

@@ -20,8 +20,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_cfcl.errors import UserError, first_line
 from nnunet_cfcl.files.atomic import replace_atomically
 from nnunet_cfcl.files.json_files import read_json
+from nnunet_cfcl.nnunet.compatibility import build_network
 from nnunet_cfcl.nnunet.lookup import look_up_trainer
-from nnunet_cfcl.nnunet.versions import build_network
 from nnunet_cfcl.runs.checkpoint import read_plain
 from nnunet_cfcl.trainers import variants
 

@@ -14,11 +14,11 @@ from nnunet_cfcl.config import Settings, resolve_settings
 from nnunet_cfcl.errors import isolated, reason
 from nnunet_cfcl.files.atomic import replace_atomically
 from nnunet_cfcl.files.hashing import digest
+from nnunet_cfcl.nnunet.compatibility import asked_to_continue
 from nnunet_cfcl.nnunet.experiment_loggers import put_after_pretraining
 from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.nnunet.frozen_body import freeze_body
 from nnunet_cfcl.nnunet.plan import settings_block
-from nnunet_cfcl.nnunet.versions import asked_to_continue
 from nnunet_cfcl.nnunet.warmup import WarmUp
 from nnunet_cfcl.phases.config_file import write_config
 from nnunet_cfcl.phases.replacements import with_replacements

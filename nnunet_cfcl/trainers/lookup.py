@@ -10,9 +10,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_cfcl import trainers
 from nnunet_cfcl.errors import CheckResult, UserError, isolated
+from nnunet_cfcl.nnunet.compatibility import reads_external_trainers
 from nnunet_cfcl.nnunet.installation import EXPORT_COMMAND, INSTALL_COMMAND
 from nnunet_cfcl.nnunet.lookup import look_up_trainer
-from nnunet_cfcl.nnunet.versions import reads_external_trainers
 
 
 def plugin_trainers() -> tuple[str, ...]:

@@ -51,8 +51,8 @@ for module in pkgutil.walk_packages(nnunet_cfcl.__path__, "nnunet_cfcl."):
 # by the variable, where nnU-Net reads it; else by `install`, which stays for all that follows
 LOOK_UP = f"""
 import os
-from nnunet_cfcl.nnunet import installation, versions
-if versions.reads_external_trainers():
+from nnunet_cfcl.nnunet import installation, compatibility
+if compatibility.reads_external_trainers():
     os.environ["nnUNet_extTrainer"] = str(installation.trainers_path())
     print("by nnUNet_extTrainer")
 else:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from nnunet_cfcl.nnunet.versions import NNUNET_VERSIONS
+from nnunet_cfcl.nnunet.compatibility import NNUNET_VERSIONS
 from tests.compatibility.environments import CHECKOUT
 from tests.compatibility.features import FEATURES
 from tests.compatibility.page import PAGE, measured_versions, page_text, version_numbers, versions_table

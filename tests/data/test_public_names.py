@@ -24,7 +24,7 @@ def test_every_public_trainer_can_be_imported():
 def test_neither_protocol_and_attributes_nor_look_ups_and_doctor_import_nnunet():
     script = ("import sys\n"
               "import nnunet_cfcl.data.reader, nnunet_cfcl.doctor.run\n"
-              "import nnunet_cfcl.nnunet.lookup, nnunet_cfcl.nnunet.versions\n"
+              "import nnunet_cfcl.nnunet.lookup, nnunet_cfcl.nnunet.compatibility\n"
               "assert 'torch' not in sys.modules and 'nnunetv2' not in sys.modules\n"
               "import nnunet_cfcl.data.attributes\n"
               "assert 'nnunetv2' not in sys.modules\n")

@@ -15,8 +15,8 @@ from nnunet_cfcl.doctor import environment
 from nnunet_cfcl.doctor.cases import channel_fault
 from nnunet_cfcl.doctor.run import Training, examine
 from nnunet_cfcl.errors import CheckResult
+from nnunet_cfcl.nnunet.compatibility import version_numbers
 from nnunet_cfcl.nnunet.installation import trainers_path
-from nnunet_cfcl.nnunet.versions import version_numbers
 from nnunet_cfcl.trainers import lookup
 
 

@@ -7,7 +7,7 @@ import torch
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.pretraining.data import PretrainingDataset
 from nnunet_cfcl.pretraining.objectives.dual_view import DualViewObjective
-from nnunet_cfcl.pretraining.objectives.point_labels import PointLabels
+from nnunet_cfcl.pretraining.point_labels import PointLabels
 from nnunet_cfcl.runs.batches import StepOrder, batches
 
 ALL_STEPS = StepOrder(range(6), 3, range(3))

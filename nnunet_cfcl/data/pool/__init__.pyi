@@ -10,9 +10,9 @@ from .manifest import pool_preprocessing as pool_preprocessing
 from .manifest import read_manifest as read_manifest
 from .manifest import silver_folder as silver_folder
 from .manifest import write_manifest as write_manifest
+from .raw_files import RawCase as RawCase
+from .raw_files import RawPool as RawPool
+from .raw_files import SilverSource as SilverSource
+from .raw_files import find_raw_pool as find_raw_pool
 from .run import preprocess_pool as preprocess_pool
 from .silver_labels import SilverLabels as SilverLabels
-from .sources import RawCase as RawCase
-from .sources import RawPool as RawPool
-from .sources import SilverSource as SilverSource
-from .sources import find_raw_pool as find_raw_pool

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from nnunet_cfcl.data.pool.check import read_probabilities
 from nnunet_cfcl.data.pool.dataset import PoolDataset
 from nnunet_cfcl.data.pool.manifest import CaseRecord, pool_folder, silver_folder
+from nnunet_cfcl.data.pool.raw_files import RawCase, SilverSource
 from nnunet_cfcl.data.pool.silver_labels import silver_channels, to_preprocessed_grid, voxel_confidence
-from nnunet_cfcl.data.pool.sources import RawCase, SilverSource
 from nnunet_cfcl.errors import UserError, foreign_errors_as
 from nnunet_cfcl.files.atomic import refusals_named
 from nnunet_cfcl.files.chunk_checksums import add_checksums
-from nnunet_cfcl.nnunet.versions import block_layout
+from nnunet_cfcl.nnunet.compatibility import block_layout
 
 
 def scratch_folder(folder: Path) -> Path:

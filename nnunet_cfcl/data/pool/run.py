@@ -22,7 +22,7 @@ from nnunet_cfcl.data.pool.manifest import (
     write_manifest,
 )
 from nnunet_cfcl.data.pool.preprocess import CasePreprocessing, scratch_folder
-from nnunet_cfcl.data.pool.sources import POOL_IMAGES, SILVER_LABELS, RawCase, RawPool, find_raw_pool
+from nnunet_cfcl.data.pool.raw_files import POOL_IMAGES, SILVER_LABELS, RawCase, RawPool, find_raw_pool
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.csv_table import check_case_names
 from nnunet_cfcl.runs.workers import PoolWorkers

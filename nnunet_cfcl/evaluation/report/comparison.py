@@ -18,7 +18,6 @@ from nnunet_cfcl.evaluation.report.blocks import (
     setting_text,
     table,
 )
-from nnunet_cfcl.evaluation.report.curves import compared_curves
 from nnunet_cfcl.evaluation.report.fold_folder import FoldFolder, probe_models, setting_rows
 from nnunet_cfcl.evaluation.report.metrics import (
     Metrics,
@@ -26,6 +25,7 @@ from nnunet_cfcl.evaluation.report.metrics import (
     mean_dice,
     metrics_blocks,
 )
+from nnunet_cfcl.evaluation.report.plots import compared_curves
 from nnunet_cfcl.evaluation.report.states import phases
 from nnunet_cfcl.files.lenient_json import as_number, as_object
 

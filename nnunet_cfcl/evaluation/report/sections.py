@@ -21,8 +21,8 @@ from nnunet_cfcl.evaluation.report.blocks import (
     setting_text,
     table,
 )
-from nnunet_cfcl.evaluation.report.curves import pretraining_curves, training_curves
 from nnunet_cfcl.evaluation.report.fold_folder import FoldFolder, nnunet_dice, probe_models, setting_rows
+from nnunet_cfcl.evaluation.report.plots import pretraining_curves, training_curves
 from nnunet_cfcl.evaluation.report.states import SOURCES, phases, verdicts
 from nnunet_cfcl.files.lenient_json import as_list, as_number, as_object
 from nnunet_cfcl.pretraining.monitor import collapse_warning

@@ -9,8 +9,8 @@ from nnunet_cfcl.pretraining.objectives.image_contrast import ImageContrastObjec
 from nnunet_cfcl.pretraining.objectives.masked_autoencoder import MaskedAutoencoderObjective
 from nnunet_cfcl.pretraining.objectives.multi_view import MultiViewObjective
 from nnunet_cfcl.pretraining.objectives.pixpro import PixProObjective
-from nnunet_cfcl.pretraining.objectives.point_labels import PointLabels
 from nnunet_cfcl.pretraining.objectives.silver_segmentation import SilverSegmentationObjective
+from nnunet_cfcl.pretraining.point_labels import PointLabels
 
 __all__ = [
     "DualViewObjective",

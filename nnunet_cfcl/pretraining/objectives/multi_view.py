@@ -13,8 +13,8 @@ from torch import Generator, Tensor, nn
 from nnunet_cfcl.config import PretrainSettings
 from nnunet_cfcl.losses import CountedLoss, mvd_cl_loss, s_mvd_cl_loss
 from nnunet_cfcl.pretraining.objective import ImageViews, PretrainingModel, Tap
-from nnunet_cfcl.pretraining.objectives.point_labels import PointLabels, where_labelled
 from nnunet_cfcl.pretraining.pixel_encoder import PixelEncoder
+from nnunet_cfcl.pretraining.point_labels import PointLabels, where_labelled
 from nnunet_cfcl.pretraining.render import Row
 from nnunet_cfcl.pretraining.statistics import contrast_statistics
 from nnunet_cfcl.views import draw_view_points, to_view

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from nnunet_cfcl.config import GateSettings
 from nnunet_cfcl.counterfactual.gate import report as gate_report
 from nnunet_cfcl.counterfactual.gate.cases import subset
-from nnunet_cfcl.counterfactual.gate.judges import judge
+from nnunet_cfcl.counterfactual.gate.evaluation import judge
 from nnunet_cfcl.counterfactual.gate.report import draw_figures, page, write_report
 from nnunet_cfcl.counterfactual.generator.data import Patches
 from tests.counterfactual import random_generator

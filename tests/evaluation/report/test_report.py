@@ -15,10 +15,10 @@ from nnunet_cfcl import cli
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.evaluation.report import metrics as report_metrics
 from nnunet_cfcl.evaluation.report.blocks import duration, metric_text
-from nnunet_cfcl.evaluation.report.curves import compared_curves, pretraining_curves
 from nnunet_cfcl.evaluation.report.fold_folder import read_fold, setting_rows
 from nnunet_cfcl.evaluation.report.metrics import method_names
 from nnunet_cfcl.evaluation.report.pictures import BrokenPicture, embed
+from nnunet_cfcl.evaluation.report.plots import compared_curves, pretraining_curves
 from nnunet_cfcl.nnunet.fold_files import read_training
 from tests.evaluation.report.fold_folders import (
     CASES,

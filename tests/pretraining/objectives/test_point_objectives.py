@@ -12,8 +12,8 @@ from nnunet_cfcl.pretraining.data import PretrainingDataset
 from nnunet_cfcl.pretraining.objective import ImageViews
 from nnunet_cfcl.pretraining.objectives.dual_view import DualViewObjective
 from nnunet_cfcl.pretraining.objectives.multi_view import MultiViewObjective
-from nnunet_cfcl.pretraining.objectives.point_labels import PointLabels
 from nnunet_cfcl.pretraining.pixel_encoder import PixelEncoder
+from nnunet_cfcl.pretraining.point_labels import PointLabels
 from nnunet_cfcl.views import ViewGeometry, read_labels, tissue_box, to_canonical
 
 IMAGES, VIEWS, POINTS = 3, 3, 20

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from nnunetv2.training.dataloading import nnunet_dataset
 
-from nnunet_cfcl.nnunet import versions
+from nnunet_cfcl.nnunet import compatibility
 from nnunet_cfcl.trainers import lookup
 
 
@@ -25,8 +25,8 @@ class Older:
 def test_a_trainer_written_for_either_version_builds_its_network():
     plan = SimpleNamespace(network_arch_class_name="U", network_arch_init_kwargs={"n": 1},
                            network_arch_init_kwargs_req_import=["n"])
-    assert versions.build_network(Newer, "plans", plan, 2, 3, True) == ("plans", plan, 2, 3, True)
-    assert versions.build_network(Older, "plans", plan, 2, 3, True) == ("U", {"n": 1}, ["n"], 2, 3, True)
+    assert compatibility.build_network(Newer, "plans", plan, 2, 3, True) == ("plans", plan, 2, 3, True)
+    assert compatibility.build_network(Older, "plans", plan, 2, 3, True) == ("U", {"n": 1}, ["n"], 2, 3, True)
 
 
 @pytest.mark.parametrize(("plans", "typed", "expected"), [
@@ -37,20 +37,20 @@ def test_a_trainer_written_for_either_version_builds_its_network():
 ])
 def test_continuation_is_read_from_the_plans_or_from_the_command_line(plans, typed, expected, monkeypatch):
     monkeypatch.setattr(sys, "argv", typed)
-    assert versions.asked_to_continue(plans) == expected
+    assert compatibility.asked_to_continue(plans) == expected
 
 
 def test_the_block_layout_is_nnunets_in_both_places_of_its_function(monkeypatch):
-    expected = versions.block_layout((1, 8, 100, 90), (64, 64), 4)
+    expected = compatibility.block_layout((1, 8, 100, 90), (64, 64), 4)
     function = nnunet_dataset.comp_blosc2_params
     monkeypatch.delattr(nnunet_dataset, "comp_blosc2_params")
     monkeypatch.setattr(nnunet_dataset.nnUNetDatasetBlosc2, "comp_blosc2_params", staticmethod(function), raising=False)
-    assert versions.block_layout((1, 8, 100, 90), (64, 64), 4) == expected
+    assert compatibility.block_layout((1, 8, 100, 90), (64, 64), 4) == expected
 
 
 def test_an_nnunet_that_does_not_read_the_variable_finds_its_own_trainers_and_ours_need_install(toy, monkeypatch):
-    monkeypatch.setattr(versions, "reads_external_trainers", lambda: False)
+    monkeypatch.setattr(compatibility, "reads_external_trainers", lambda: False)
     monkeypatch.setattr(lookup, "reads_external_trainers", lambda: False)
-    assert versions.look_up("nnUNetTrainer_250epochs").__name__ == "nnUNetTrainer_250epochs"
+    assert compatibility.look_up("nnUNetTrainer_250epochs").__name__ == "nnUNetTrainer_250epochs"
     found = lookup.check_trainer("nnUNetTrainerDVDCL")
     assert (found.status, found.fix) == ("FAIL", "nnunet_cfcl install")

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from nnunet_cfcl.config import GateSettings
-from nnunet_cfcl.counterfactual.gate import judges as gate
+from nnunet_cfcl.counterfactual.gate import evaluation as gate
 from nnunet_cfcl.counterfactual.gate.attribute_predictor import train_predictor
 from nnunet_cfcl.counterfactual.gate.cases import subset
-from nnunet_cfcl.counterfactual.gate.judges import Judges, evaluate, judge, train_judges
+from nnunet_cfcl.counterfactual.gate.evaluation import evaluate, judge
+from nnunet_cfcl.counterfactual.gate.judges import Judges, train_judges
 from nnunet_cfcl.counterfactual.generator.data import Patches
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.data.attributes import Attribute, AttributeCoding
