@@ -85,7 +85,7 @@ def _other_geometry(raw: Path) -> list[str]:
     for label in labels:
         Image.open(label).crop((0, 0, 50, 64)).save(label)
         label.with_suffix(".npz").unlink()
-    return [f"{label.name}: has shape (1, 64, 50), its image has (1, 64, 64)" for label in labels]
+    return [f"{label.name}: has shape (1, 64, 50), expected (1, 64, 64) as its image" for label in labels]
 
 
 def _no_number(raw: Path) -> list[str]:
