@@ -24,7 +24,7 @@ from .generator.interventions import Intervention as Intervention
 from .generator.interventions import default_interventions as default_interventions
 from .generator.interventions import named_interventions as named_interventions
 from .generator.source import GeneratorSource as GeneratorSource
-from .generator.training import GeneratorTask as GeneratorTask
+from .generator.task import GeneratorTask as GeneratorTask
 from .generator.training import GeneratorTraining as GeneratorTraining
 from .generator.whole_cases import SlidingWindowCounterfactuals as SlidingWindowCounterfactuals
 from .mixed import MixedSource as MixedSource

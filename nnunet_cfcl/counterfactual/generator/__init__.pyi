@@ -15,7 +15,7 @@ from .interventions import Intervention as Intervention
 from .interventions import default_interventions as default_interventions
 from .interventions import named_interventions as named_interventions
 from .source import GeneratorSource as GeneratorSource
-from .training import GeneratorTask as GeneratorTask
+from .task import GeneratorTask as GeneratorTask
 from .training import GeneratorTraining as GeneratorTraining
 from .whole_cases import CaseChange as CaseChange
 from .whole_cases import SlidingWindowCounterfactuals as SlidingWindowCounterfactuals
