@@ -20,8 +20,8 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from numpy.typing import NDArray
 
 from nnunet_cfcl.counterfactual.store import CounterfactualStore
+from nnunet_cfcl.data.pool.find_cases import find_raw_pool
 from nnunet_cfcl.data.pool.manifest import pool_command, pool_folder, preprocessing_digest, read_manifest
-from nnunet_cfcl.data.pool.raw_files import find_raw_pool
 from nnunet_cfcl.errors import UserError
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from nnunet_cfcl.cli.counterfactual_importer import Importer, Job, importer_of
 from nnunet_cfcl.counterfactual.store import CounterfactualStore, default_store_root, split_name
+from nnunet_cfcl.data.pool.find_cases import POOL_IMAGES
 from nnunet_cfcl.data.pool.manifest import check_pool_is_current
-from nnunet_cfcl.data.pool.raw_files import POOL_IMAGES
 from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.runs.workers import with_each

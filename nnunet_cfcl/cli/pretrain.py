@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Pretrain; run by torchrun in every process, or alone in one.
 
     Returns:
-        The exit status: 0 done, 1 an error the user can mend.
+        The exit status: 0 done, 1 an error that the user can fix.
     """
     arguments = _parser().parse_args(argv)
     store = None
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m nnunet_cfcl.pretrain",
         description="Phase 1 of a trainer alone, in one process or, started by torchrun, in many. A run that was "
-                    "killed goes on after its last finished epoch. nnUNetv2_train with the same trainer then does "
+                    "killed resumes after its last finished epoch. nnUNetv2_train with the same trainer then does "
                     "phase 2.")
     parser.add_argument("dataset", metavar="DATASET", help="number or name of the dataset")
     parser.add_argument("configuration", metavar="CONFIG", help="2d, 3d_fullres, ...")
@@ -72,8 +72,8 @@ def own_device(kind: str) -> torch.device:
     number, known = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if number >= known:
         raise UserError(
-            f"process {number} of this host finds {known} CUDA GPUs, one per process is needed: start at most as many "
-            "(torchrun --nproc_per_node), or use -device cpu"
+            f"process {number} of this host finds {known} CUDA GPUs, expected one per process",
+            "start at most as many processes as GPUs (torchrun --nproc_per_node), or use -device cpu"
         )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)

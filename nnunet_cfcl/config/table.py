@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import Field, fields, is_dataclass
-from typing import Any
+from typing import Any, get_args
 
 from nnunet_cfcl.config.checks import Reader
 from nnunet_cfcl.config.schema import Settings
@@ -35,10 +35,15 @@ def identity_settings(settings: Settings, *readers: Reader) -> dict[str, Any]:
         settings: all settings.
         readers: the parts of the run that read settings of their own.
 
+    Raises:
+        ValueError: an unknown reader, whose settings would silently not count.
+
     Returns:
         Nested, JSON-ready, in the order of the schema, without empty sections: settings declared with ``identity`` that
         every run or one of the readers reads.
     """
+    if unknown := set(readers) - set(get_args(Reader)):
+        raise ValueError(f"unknown readers of settings {sorted(unknown)}, expected some of {list(get_args(Reader))}")
     chosen = settings.to_dict()
     for top in fields(Settings):
         part = getattr(settings, top.name)

@@ -219,10 +219,11 @@ class CounterfactualStore:
                             f"interventions not in the manifest: {listed(unknown)}", "delete or rename these files")
         needed = {self.path(case, name).name: (case, name) for case in cases for name in self.interventions}
         if missing := sorted(needed.keys() - present):
-            raise UserError(f"{self.folder / 'cases'} lacks {len(missing)} of {len(needed)} files: {listed(missing)}",
-                            "every pretraining case, of the pool too, needs every intervention: import the missing "
-                            "files with nnunet_cfcl counterfactuals import, or set pretrain.data to training (without "
-                            "the pool) or counterfactual.source to acquisition")
+            raise UserError(
+                f"{self.folder / 'cases'} lacks {len(missing)} of {len(needed)} files: {listed(missing)}; every "
+                "pretraining case, of the pool too, needs every intervention",
+                "import the missing files with nnunet_cfcl counterfactuals import, or set pretrain.data to training "
+                "(without the pool) or counterfactual.source to acquisition")
         for name, (case, intervention) in needed.items():
             found, expected = self.shape(case, intervention), tuple(cases[case])
             if found != expected:

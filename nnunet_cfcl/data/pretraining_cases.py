@@ -14,6 +14,7 @@ from nnunet_cfcl.config import Settings, SilverSettings
 from nnunet_cfcl.data.attribute_table import ATTRIBUTES, PATIENT
 from nnunet_cfcl.data.cases import PreprocessedCases
 from nnunet_cfcl.data.patients import Patients, known_patients
+from nnunet_cfcl.data.pool.find_cases import POOL_IMAGES, SILVER_LABELS
 from nnunet_cfcl.data.pool.manifest import (
     Manifest,
     check_pool_is_current,
@@ -22,7 +23,6 @@ from nnunet_cfcl.data.pool.manifest import (
     read_manifest,
     silver_folder,
 )
-from nnunet_cfcl.data.pool.raw_files import POOL_IMAGES, SILVER_LABELS
 from nnunet_cfcl.data.pool.silver_labels import SilverLabels
 from nnunet_cfcl.data.pretraining_reader import Labels, PretrainingCases
 from nnunet_cfcl.errors import UserError, listed

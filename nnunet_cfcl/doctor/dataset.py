@@ -76,5 +76,7 @@ def check_settings(block: dict[str, Any] | None) -> Settings:
         return resolve_settings((block or {}).get("cfcl"))
     except SettingsError as error:
         file = os.environ.get(CONFIG_VARIABLE)
-        edit = f"edit {file}" if file and file in error.message else "edit the plan"
+        if isinstance(error.__cause__, OSError):
+            raise  # the file is not there: nothing to edit
+        edit = f"edit {file} or the plan" if file else "edit the plan"
         raise UserError(error.message, f"{edit} ({error.fix})" if error.fix else edit) from error

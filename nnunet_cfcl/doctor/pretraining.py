@@ -18,8 +18,8 @@ from torch import nn
 from nnunet_cfcl.config import CONFIG_VARIABLE, Settings
 from nnunet_cfcl.counterfactual.choice import choose_source, wants_generator
 from nnunet_cfcl.data.attribute_table import ATTRIBUTES
+from nnunet_cfcl.data.pool.find_cases import SILVER_LABELS
 from nnunet_cfcl.data.pool.manifest import pool_command, read_manifest, silver_folder
-from nnunet_cfcl.data.pool.raw_files import SILVER_LABELS
 from nnunet_cfcl.data.pretraining_cases import PretrainingCases, pretraining_cases
 from nnunet_cfcl.errors import CheckResult, UserError, first_line, isolated
 from nnunet_cfcl.files.json_files import read_json

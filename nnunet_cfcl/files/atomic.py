@@ -15,9 +15,9 @@ from nnunet_cfcl.errors import UserError, foreign_errors_as
 #: Error number of a failed write -> fix.
 REFUSALS = {
     errno.ENOSPC: "free some space there",
-    errno.EDQUOT: "your quota is used up: delete something, or have it raised",
-    errno.EROFS: "it is mounted read-only: choose another folder, or mount it writable",
-    errno.EFBIG: "files may not become so large there: raise the limit (ulimit -f)",
+    errno.EDQUOT: "delete something, or have your quota raised",
+    errno.EROFS: "choose another folder, or mount the disk writable",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
 }
 OTHER_REFUSAL = "make the folder writable, or choose another folder"
 #: Space that must be left for a failed write not to be blamed on the disk.
@@ -25,7 +25,7 @@ PROBE_BYTES = 1 << 20
 
 
 class WriteError(UserError):
-    """A file cannot be written; the message names the file, the reason and the fix."""
+    """A file cannot be written; the message names the file and the reason."""
 
 
 def replace_atomically(file: str | os.PathLike[str], write: Callable[[Path], object]) -> None:

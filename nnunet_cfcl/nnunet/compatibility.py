@@ -73,18 +73,18 @@ def _look_up_inside(name: str) -> type | None:
 
 
 def build_network(
-    trainer_class: Any, plans: Any, configuration: Any, input_channels: int, output_channels: int,
+    trainer: Any, plans: Any, configuration: Any, input_channels: int, output_channels: int,
     deep_supervision: bool,
 ) -> Any:
     """Build a trainer's network as nnU-Net's ``initialize`` does.
 
     Args:
-        trainer_class: the trainer's class.
+        trainer: the trainer or its class.
         plans, configuration: the plan's ``PlansManager`` and ``ConfigurationManager``.
         input_channels, output_channels: numbers of image channels and of segmentation heads.
         deep_supervision: whether the network also returns its lower resolutions.
     """
-    build = trainer_class.build_network_architecture
+    build = trainer.build_network_architecture
     channels = (input_channels, output_channels, deep_supervision)
     # trainers written for an older nnU-Net keep its signature under a newer one
     if "plans_manager" in inspect.signature(build).parameters:

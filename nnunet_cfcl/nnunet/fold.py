@@ -117,15 +117,16 @@ class FoldContext:
         model = f"{trainer_class.__name__}__{manager.plans_name}__{configuration}"
         prepared = getattr(trainer_class, "prepared_settings", lambda block: resolve_settings(settings_block(block)))
         settings: Settings = prepared(chosen)
-        stand_in = partial(_without_constructor, trainer_class, manager, configuration, number, device, log)
-        return cls(
+        found = cls(
             trainer_class=trainer_class, plans=manager, configuration=chosen, configuration_name=configuration,
             fold=number, dataset_json=load_json(str(Path(str(nnUNet_preprocessed)) / name / "dataset.json")),
             preprocessed=base / chosen.data_identifier,
             folder=Path(str(nnUNet_results)) / manager.dataset_name / model / f"fold_{number}", device=device,
-            settings=settings, log=log, split=lambda: stand_in().do_split(),
-            loss=lambda: segmentation_loss(stand_in()), compiles=lambda: stand_in()._do_i_compile(),
+            settings=settings, log=log, split=lambda: _without_constructor(found).do_split(),
+            loss=lambda: segmentation_loss(_without_constructor(found)),
+            compiles=lambda: _without_constructor(found)._do_i_compile(),
             iterations_per_epoch=settings.finetune.iterations_per_epoch or ITERATIONS_PER_EPOCH)
+        return found
 
     @property
     def labels(self) -> LabelManager:
@@ -157,7 +158,7 @@ class FoldContext:
             torch.manual_seed(self.settings.seed)
         channels = determine_num_input_channels(self.plans, self.configuration, self.dataset_json)
         network: torch.nn.Module = compatibility.build_network(
-            self.trainer_class, self.plans, self.configuration, channels, self.labels.num_segmentation_heads,
+            _without_constructor(self), self.plans, self.configuration, channels, self.labels.num_segmentation_heads,
             self.deep_supervision)
         return network.to(self.device)
 
@@ -168,25 +169,22 @@ def _fold(text: str) -> int | str:
     return text if text == "all" else int(text)
 
 
-def _without_constructor(
-    trainer_class: type[nnUNetTrainer], plans: PlansManager, configuration: str, fold: int | str, device: torch.device,
-    log: Callable[..., None],
-) -> nnUNetTrainer:
-    """An object for the methods of a trainer's class that nnU-Net offers nowhere else: `do_split`, `_build_loss` and
-    `_do_i_compile`, each of which a subclass may override.
+def _without_constructor(fold: FoldContext) -> nnUNetTrainer:
+    """Create an object for the methods that a subclass may override and nnU-Net offers nowhere else: ``do_split``,
+    ``_build_loss``, ``_do_i_compile`` and ``build_network_architecture``.
 
     nnU-Net's constructor creates folders and log files, takes the global rank for the local one, and CUDA for granted
     wherever torch.distributed runs, which does not hold on several machines or on CPUs.
     """
-    trainer = object.__new__(trainer_class)
-    trainer.plans_manager, trainer.configuration_name, trainer.fold, trainer.device = plans, configuration, fold, device
-    trainer.configuration_manager = plans.get_configuration(configuration)
-    base = Path(str(nnUNet_preprocessed)) / plans.dataset_name
-    trainer.dataset_json = load_json(str(base / "dataset.json"))
-    trainer.label_manager = plans.get_label_manager(trainer.dataset_json)
-    trainer.preprocessed_dataset_folder_base = str(base)
-    trainer.preprocessed_dataset_folder = str(base / trainer.configuration_manager.data_identifier)
+    trainer = object.__new__(fold.trainer_class)
+    trainer.plans_manager, trainer.configuration_manager = fold.plans, fold.configuration
+    trainer.configuration_name, trainer.fold, trainer.device = fold.configuration_name, fold.fold, fold.device
+    trainer.dataset_json, trainer.label_manager = fold.dataset_json, fold.labels
+    trainer.preprocessed_dataset_folder = str(fold.preprocessed)
+    trainer.preprocessed_dataset_folder_base = str(fold.preprocessed.parent)
+    trainer.output_folder, trainer.output_folder_base = str(fold.folder), str(fold.folder.parent)
     trainer.dataset_class = trainer.folder_with_segs_from_previous_stage = None
-    trainer.is_ddp, trainer.enable_deep_supervision, trainer.local_rank = False, True, 0
-    trainer.print_to_log_file = log
+    trainer.is_ddp, trainer.local_rank, trainer.disable_checkpointing = False, 0, not fold.saves
+    trainer.enable_deep_supervision, trainer.num_iterations_per_epoch = fold.deep_supervision, fold.iterations_per_epoch
+    trainer.settings, trainer.print_to_log_file = fold.settings, fold.log
     return trainer

@@ -151,7 +151,8 @@ def _check_target(target: Path, dataset_id: int, overwrite: bool) -> None:
         raise UserError(f"{target} already exists", "choose another number or name, or pass --overwrite")
     # --overwrite deletes a folder: never one with real images
     if target.exists() and not _is_phantom(target):
-        raise UserError(f"{target} was not written by the phantom and is not overwritten", f"rm -r {target}")
+        raise UserError(f"{target} was not written by the phantom and is not overwritten",
+                        "choose another number or name")
 
 
 def _replace_folder(new: Path, target: Path) -> None:

@@ -231,7 +231,7 @@ class GeneratorPhase:
         """Passed and ineffective interventions and a summary of each, read from an earlier verdict if there is one."""
         names = [one.name for one in self.task.interventions]
         file, report_folder = self._verdict_files(generator.identity)
-        if not (file.exists() and report_folder.exists()):
+        if not self._is_written(generator.identity):
             own = replace(judges(), generator=generator)
             report = evaluate(own, self.task.interventions, self.task.settings.gate)
             write_report(report_folder, report, generator, own.held_out, self.task.interventions, self.task.spacing)
@@ -243,8 +243,8 @@ class GeneratorPhase:
             if not {*found["passed"], *found["ineffective"]} <= set(names) or {*found["words"].keys()} != set(names):
                 raise ValueError(f"expected verdicts on {listed(names)}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{file} cannot be read ({first_line(error)})"
-            raise UserError(f"{reason}", "delete it and start again, with --c") from error
+            raise UserError(f"{file} cannot be read ({first_line(error)})",
+                            "delete it and start again, with --c") from error
         return found
 
     def _verdict_files(self, identity: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -263,12 +263,17 @@ class GeneratorPhase:
         """Whether `judged` would train nothing: the generator is trained and there are verdicts on it, and so is its
         fine-tuning where the gate found an intervention ineffective."""
         file, _ = self._verdict_files(self.task.identity)
-        if not (GeneratorTraining.final_in(self.task.folder).is_file() and file.is_file()):
+        if not (GeneratorTraining.final_in(self.task.folder).is_file() and self._is_written(self.task.identity)):
             return False
         if not (read_json_object(file, []).get("ineffective") and self.task.settings.generator.finetune_epochs):
             return True
-        finetuned, _ = self._verdict_files(finetuned_identity(self.task))
-        return CounterfactualFineTuning.final_in(self.task.folder).is_file() and finetuned.is_file()
+        return (CounterfactualFineTuning.final_in(self.task.folder).is_file()
+                and self._is_written(finetuned_identity(self.task)))
+
+    def _is_written(self, identity: Mapping[str, Any]) -> bool:
+        """Whether verdicts and report of a generator of this identity are there."""
+        file, report_folder = self._verdict_files(identity)
+        return file.is_file() and report_folder.is_dir()
 
     def _finetuned(self, generator: CounterfactualGenerator) -> CounterfactualGenerator:
         """Fine-tune the generator against an attribute predictor, or load it if that was done."""

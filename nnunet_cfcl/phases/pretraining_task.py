@@ -23,9 +23,18 @@ from nnunet_cfcl.runs.ranks import Ranks
 
 
 def build_objective(fold: FoldContext, method: Method) -> Objective:
-    """Build the method's objective for the configuration and labels of a fold."""
-    return method.build(
+    """Build the method's objective for the configuration and labels of a fold.
+
+    Raises:
+        ValueError: method and objective disagree about the tap, separability or labels.
+    """
+    objective = method.build(
         MethodContext(fold.settings, fold.geometry, len(fold.schemes), fold.labels.ignore_label, fold.loss))
+    for name in ("tap", "separable", "needs_labels"):
+        if getattr(method, name) != getattr(objective, name):
+            raise ValueError(f"method {method.name} says {name} {getattr(method, name)!r}, its objective "
+                             f"{getattr(objective, name)!r}: both must agree")
+    return objective
 
 
 def build_task(

@@ -35,16 +35,16 @@ def load_checkpoint(file: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, damaged or no such checkpoint.
     """
-    return read_plain(file, "checkpoint", "delete it, and start the command that wrote it again: it makes it anew")
+    return read_plain(file, "checkpoint", "delete it and repeat the command that wrote it")
 
 
 def read_plain(file: str | os.PathLike[str], what: str, fix: str) -> dict[str, Any]:
-    """A checkpoint of tensors, numbers and texts, on the CPU; nothing else in it is read, and nothing of it is run.
+    """Read a checkpoint of tensors, numbers and strings to the CPU; anything else is rejected, and nothing is run.
 
     Args:
         file: written by `torch.save`.
-        what: it should be, for the message.
-        fix: what is to be done about one that cannot be read; ends the message.
+        what: kind of the file, for the message.
+        fix: the fix of an unreadable file.
 
     Raises:
         UserError: the file is missing, cut short, changed since it was written, or holds anything else.

@@ -26,6 +26,9 @@ _LIKELY_CAUSES = {"SIGKILL": ", most often because the memory is used up",
 
 #: Limits in seconds of the blocks that are open, from the outermost to the innermost; 0: no limit.
 _limits: list[float] = []
+# faulthandler's thread does not survive a fork: in the child a beat would wait for it for ever
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_limits.clear)
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from nnunet_cfcl.counterfactual.generator.generator import CounterfactualGenerat
 from nnunet_cfcl.counterfactual.store import CounterfactualStore
 from nnunet_cfcl.data.attribute_table import read_attribute_table
 from nnunet_cfcl.data.pool.check import read_probabilities
+from nnunet_cfcl.data.pool.find_cases import read_qualities
 from nnunet_cfcl.data.pool.manifest import manifest_file, read_manifest
-from nnunet_cfcl.data.pool.raw_files import read_qualities
 from nnunet_cfcl.errors import UserError, printable
 from nnunet_cfcl.evaluation.masks.tables import named_folders
 from nnunet_cfcl.evaluation.probe.models import read_weights

@@ -48,7 +48,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         writable_folder(tmp_path / "file" / "sub", "take another")
 
 
-REFUSALS = {errno.ENOSPC: "free some space", errno.EROFS: "mounted read-only", errno.EDQUOT: "your quota is used up",
+REFUSALS = {errno.ENOSPC: "free some space", errno.EROFS: "mount the disk writable", errno.EDQUOT: "your quota raised",
             errno.EFBIG: "ulimit -f"}
 
 

@@ -23,8 +23,8 @@ from nnunet_cfcl.counterfactual.store import MANIFEST, CounterfactualStore
 from nnunet_cfcl.data.attribute_table import read_attribute_table, read_declared_kinds
 from nnunet_cfcl.data.patients import known_patients, store_patients
 from nnunet_cfcl.data.pool.check import _quietly, _Unreadable, read_probabilities
+from nnunet_cfcl.data.pool.find_cases import read_qualities
 from nnunet_cfcl.data.pool.manifest import CaseRecord, Manifest, manifest_file, read_manifest, write_manifest
-from nnunet_cfcl.data.pool.raw_files import read_qualities
 from nnunet_cfcl.doctor.dataset import check_settings
 from nnunet_cfcl.evaluation.masks.tables import find_labels, join_attributes
 from nnunet_cfcl.evaluation.probe.models import read_weights

@@ -109,6 +109,7 @@ def test_the_trainers_class_builds_the_network_and_divides_the_cases():
 
         def do_split(self):
             training, validation = super().do_split()
+            assert self.settings.pretrain.epochs == 2 and self.output_folder.endswith("fold_0")
             return training[:1], validation[:1]
 
     fold = FoldContext.find(Mine, "7", "2d", "0", "nnUNetPlans", CPU, print)
@@ -117,3 +118,12 @@ def test_the_trainers_class_builds_the_network_and_divides_the_cases():
     assert fold.folder.parent.name == "Mine__nnUNetPlans__2d"
     with pytest.raises(UserError, match="no decoder of nnU-Net's U-Net kind"):
         PretrainingPhase(fold, Mine.method, None, Ranks()).run(fold.build_network())
+
+
+def test_the_networks_builder_may_be_a_method_of_the_object():
+    class Mine(trainers.nnUNetTrainerDVDCL):
+        def build_network_architecture(self, *arguments):
+            return torch.nn.Conv2d(1, 2 if self.settings.pretrain.enabled else 3, 1)
+
+    fold = FoldContext.find(Mine, "7", "2d", "0", "nnUNetPlans", CPU, print)
+    assert fold.build_network().out_channels == 2

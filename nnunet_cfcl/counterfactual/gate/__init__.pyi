@@ -2,11 +2,11 @@ from .attribute_predictor import AttributePredictor as AttributePredictor
 from .attribute_predictor import train_predictor as train_predictor
 from .evaluation import evaluate as evaluate
 from .evaluation import judge as judge
-from .image_metrics import changed_share as changed_share
-from .image_metrics import edge_strength as edge_strength
-from .image_metrics import intensity_distance as intensity_distance
-from .image_metrics import mean_change as mean_change
-from .image_metrics import structure_agreement as structure_agreement
+from .image_pairs import changed_share as changed_share
+from .image_pairs import edge_strength as edge_strength
+from .image_pairs import intensity_distance as intensity_distance
+from .image_pairs import mean_change as mean_change
+from .image_pairs import structure_agreement as structure_agreement
 from .judges import Judges as Judges
 from .judges import train_judges as train_judges
 from .metrics import GATE_VERSION as GATE_VERSION

@@ -22,7 +22,7 @@ from nnunet_cfcl.counterfactual.gate.cases import (
     intervene,
     reconstructions_of,
 )
-from nnunet_cfcl.counterfactual.gate.image_metrics import channel_std
+from nnunet_cfcl.counterfactual.gate.image_pairs import channel_std
 from nnunet_cfcl.counterfactual.generator.data import Cells, Patches
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.files.atomic import replace_atomically

@@ -10,7 +10,7 @@ from nnunet_cfcl.counterfactual.gate.cases import (
     JudgedGenerator,
     reconstructions_of,
 )
-from nnunet_cfcl.counterfactual.gate.image_metrics import (
+from nnunet_cfcl.counterfactual.gate.image_pairs import (
     mean_change,
 )
 from nnunet_cfcl.counterfactual.gate.judges import Judges, train_judges

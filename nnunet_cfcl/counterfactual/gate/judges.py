@@ -16,7 +16,7 @@ from nnunet_cfcl.counterfactual.gate.cases import (
     JudgedGenerator,
     balanced_choice,
 )
-from nnunet_cfcl.counterfactual.gate.image_metrics import (
+from nnunet_cfcl.counterfactual.gate.image_pairs import (
     channel_std,
 )
 from nnunet_cfcl.counterfactual.gate.small_segmenter import SmallSegmenter, train_segmenter

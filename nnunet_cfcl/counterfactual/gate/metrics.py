@@ -27,7 +27,7 @@ from nnunet_cfcl.counterfactual.gate.cases import (
     intervene,
     subset,
 )
-from nnunet_cfcl.counterfactual.gate.image_metrics import (
+from nnunet_cfcl.counterfactual.gate.image_pairs import (
     changed_share,
     edge_strength,
     intensity_distance,
@@ -48,7 +48,7 @@ from nnunet_cfcl.counterfactual.generator.data import Patches
 from nnunet_cfcl.counterfactual.generator.interventions import Intervention
 from nnunet_cfcl.data.attributes import Attribute, is_missing
 
-#: Raise it with every change of a metric here or in `image_metrics`, of a judge (`attribute_predictor`,
+#: Raise it with every change of a metric here or in `image_pairs`, of a judge (`attribute_predictor`,
 #: `small_segmenter`, `small_training`) or of the verdict's rules: verdicts of an earlier version are then not reused.
 GATE_VERSION = 1
 BINS = 60

@@ -88,7 +88,7 @@ def _sizes(
     coded = [max(n // m for n, m in zip(shapes[0], shape)) >= settings.finest_codes for shape in shapes]
     if not any(coded):
         raise UserError(f"generator.finest_codes must be at most {max(shapes[0])} for a patch of {list(shapes[0])} "
-                        f"voxels, found {settings.finest_codes}", "lower it: the generator would have no codes at all")
+                        f"voxels, or the generator has no codes, found {settings.finest_codes}", "lower it")
     finest_coded, last = coded.index(True), len(shapes) - 1
     resolutions = tuple(
         Resolution(

@@ -1,5 +1,9 @@
 from .dataset import PoolDataset as PoolDataset
 from .dataset import open_pool_dataset as open_pool_dataset
+from .find_cases import RawCase as RawCase
+from .find_cases import RawPool as RawPool
+from .find_cases import SilverSource as SilverSource
+from .find_cases import find_raw_pool as find_raw_pool
 from .manifest import CaseRecord as CaseRecord
 from .manifest import Manifest as Manifest
 from .manifest import check_pool_is_current as check_pool_is_current
@@ -10,9 +14,5 @@ from .manifest import pool_preprocessing as pool_preprocessing
 from .manifest import read_manifest as read_manifest
 from .manifest import silver_folder as silver_folder
 from .manifest import write_manifest as write_manifest
-from .raw_files import RawCase as RawCase
-from .raw_files import RawPool as RawPool
-from .raw_files import SilverSource as SilverSource
-from .raw_files import find_raw_pool as find_raw_pool
 from .run import preprocess_pool as preprocess_pool
 from .silver_labels import SilverLabels as SilverLabels

@@ -14,7 +14,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from numpy.typing import NDArray
 
 from nnunet_cfcl.data.pool.dataset import PoolDataset
-from nnunet_cfcl.data.pool.raw_files import RawCase, SilverSource
+from nnunet_cfcl.data.pool.find_cases import RawCase, SilverSource
 from nnunet_cfcl.errors import foreign_errors_as, isolated, with_fix
 
 Read = TypeVar("Read")

@@ -17,7 +17,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_cfcl.data.pool.raw_files import POOL_IMAGES, SILVER_LABELS, pool_names, silver_names
+from nnunet_cfcl.data.pool.find_cases import POOL_IMAGES, SILVER_LABELS, pool_names, silver_names
 from nnunet_cfcl.errors import UserError, first_line, listed, shown
 from nnunet_cfcl.files.atomic import write_text_atomically
 from nnunet_cfcl.files.checksummed_json import checksummed_text, read_checksummed

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from nnunet_cfcl.data.pool.check import read_probabilities
 from nnunet_cfcl.data.pool.dataset import PoolDataset
+from nnunet_cfcl.data.pool.find_cases import RawCase, SilverSource
 from nnunet_cfcl.data.pool.manifest import CaseRecord, pool_folder, silver_folder
-from nnunet_cfcl.data.pool.raw_files import RawCase, SilverSource
 from nnunet_cfcl.data.pool.silver_labels import silver_channels, to_preprocessed_grid, voxel_confidence
 from nnunet_cfcl.errors import UserError, foreign_errors_as
 from nnunet_cfcl.files.atomic import refusals_named

@@ -12,6 +12,7 @@ from nnunet_cfcl.data.attribute_table import ATTRIBUTES
 from nnunet_cfcl.data.patients import read_patients, store_patients
 from nnunet_cfcl.data.pool.check import CaseCheck
 from nnunet_cfcl.data.pool.dataset import PoolDataset, open_pool_dataset
+from nnunet_cfcl.data.pool.find_cases import POOL_IMAGES, SILVER_LABELS, RawCase, RawPool, find_raw_pool
 from nnunet_cfcl.data.pool.manifest import (
     CaseRecord,
     Manifest,
@@ -22,7 +23,6 @@ from nnunet_cfcl.data.pool.manifest import (
     write_manifest,
 )
 from nnunet_cfcl.data.pool.preprocess import CasePreprocessing, scratch_folder
-from nnunet_cfcl.data.pool.raw_files import POOL_IMAGES, SILVER_LABELS, RawCase, RawPool, find_raw_pool
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.csv_table import check_case_names
 from nnunet_cfcl.runs.workers import PoolWorkers

@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 from scipy.stats import wasserstein_distance
 
-from nnunet_cfcl.counterfactual.gate.image_metrics import (
+from nnunet_cfcl.counterfactual.gate.image_pairs import (
     changed_share,
     channel_std,
     edge_strength,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nnunet_cfcl.data.pool.raw_files import find_raw_pool, pool_names, read_qualities, silver_names
+from nnunet_cfcl.data.pool.find_cases import find_raw_pool, pool_names, read_qualities, silver_names
 
 DATASET = {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
 
