@@ -9,6 +9,7 @@ import torch
 from nnunet_cfcl import trainers
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.hashing import digest
+from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.phases.pretraining_task import build_objective, build_task
 from nnunet_cfcl.runs.ranks import Ranks
 
@@ -16,8 +17,8 @@ pytestmark = pytest.mark.end_to_end
 
 
 def identity(trainer) -> str:
-    objective = build_objective(trainer, trainer.method)
-    return digest(build_task(trainer, trainer.method, objective, Ranks()).identity)
+    fold = FoldContext.of(trainer)
+    return digest(build_task(fold, trainer.method, build_objective(fold, trainer.method), Ranks()).identity)
 
 
 def snapshot(folder) -> dict[str, bytes]:
