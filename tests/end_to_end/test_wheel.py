@@ -80,7 +80,7 @@ def look_up(python: Path, **variables: str) -> subprocess.CompletedProcess:
 def modules() -> set[str]:
     """Every file of the package in the checkout that belongs into a distribution."""
     package = CHECKOUT / "nnunet_cfcl"
-    files = [*package.rglob("*.py"), *package.rglob("*.j2"), package / "py.typed"]
+    files = [*package.rglob("*.py"), *package.rglob("*.pyi"), *package.rglob("*.j2"), package / "py.typed"]
     return {str(file.relative_to(CHECKOUT)) for file in files}
 
 

@@ -117,7 +117,7 @@ def test_no_values_have_no_interval_and_no_effect():
 @pytest.mark.parametrize(("patients", "groups"), [
     (["a"], []), (["a", "b"], [np.ones(2, bool)]), (["a", "b"], [np.ones(2, bool), np.ones(3, bool)])])
 def test_other_lengths_and_numbers_of_groups_are_an_error(patients, groups):
-    with pytest.raises(ValueError, match="expected no groups or two, and a patient for each value"):
+    with pytest.raises(ValueError, match="expected 0 or 2 groups and a patient for each of 2 values"):
         patient_sums(np.array([1.0, 2.0]), patients, groups)
 
 

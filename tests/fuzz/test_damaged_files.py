@@ -94,9 +94,9 @@ def of_reader(name, read):
 
 
 KINDS = {
-    "checkpoint": (checkpoint, "start the command that wrote it again"),
+    "checkpoint": (checkpoint, "repeat the command that wrote it"),
     "generator": (generator, "nnunet_cfcl generator train"),
-    "counterfactual": (counterfactual, "nnunet_cfcl generator generate, or counterfactuals import"),
+    "counterfactual": (counterfactual, "`nnunet_cfcl generator generate` or `nnunet_cfcl counterfactuals import` again"),
     "colour space": (color_space, "nnunet_cfcl chromap"),
     "pool image": (pool_image, "nnunet_cfcl pool"),
     "pool labels": (pool_labels, "nnunet_cfcl pool"),
@@ -152,7 +152,7 @@ def test_a_table_of_attributes_that_is_filled_up_with_zeros_or_is_no_text_is_nam
     whole = file.read_bytes()
     for content in (whole[:-40] + bytes(40), whole.replace(b"case_03", b"case\xb0\xb3")):
         file.write_bytes(content)
-        with pytest.raises(UserError, match=r"attributes\.csv cannot be read as a table .* save it again"):
+        with pytest.raises(UserError, match=r"attributes\.csv cannot be read as a table .* save it in this format"):
             read()
 
 
