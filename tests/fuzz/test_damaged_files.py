@@ -96,7 +96,8 @@ def of_reader(name, read):
 KINDS = {
     "checkpoint": (checkpoint, "repeat the command that wrote it"),
     "generator": (generator, "nnunet_cfcl generator train"),
-    "counterfactual": (counterfactual, "`nnunet_cfcl generator generate` or `nnunet_cfcl counterfactuals import` again"),
+    "counterfactual": (counterfactual,
+                       "`nnunet_cfcl generator generate` or `nnunet_cfcl counterfactuals import` again"),
     "colour space": (color_space, "nnunet_cfcl chromap"),
     "pool image": (pool_image, "nnunet_cfcl pool"),
     "pool labels": (pool_labels, "nnunet_cfcl pool"),
