@@ -19,7 +19,10 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 # every version from the oldest on has been tested (docs/reference/compatibility.md); a new major version may change
 # internals that this package relies on
@@ -73,8 +76,8 @@ def _look_up_inside(name: str) -> type | None:
 
 
 def build_network(
-    trainer: Any, plans: Any, configuration: Any, input_channels: int, output_channels: int,
-    deep_supervision: bool,
+    trainer: nnUNetTrainer | type[nnUNetTrainer], plans: Any, configuration: Any, input_channels: int,
+    output_channels: int, deep_supervision: bool,
 ) -> Any:
     """Build a trainer's network as nnU-Net's ``initialize`` does.
 

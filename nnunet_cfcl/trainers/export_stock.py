@@ -151,7 +151,7 @@ def _check_configuration(configuration: str, out: Path) -> None:
 
 def _check_trainer(name: str) -> None:
     """Check that the trainer builds the stock network; another activation, for example, is not visible in weights."""
-    trainer: Any = getattr(variants, name, None) or look_up_trainer(name)
+    trainer: type[nnUNetTrainer] | None = getattr(variants, name, None) or look_up_trainer(name)
     if trainer is None:
         raise UserError(f"nnU-Net does not find the trainer {name} of this checkpoint, whose network must be compared "
                         "with the stock network", "add its folder to nnUNet_extTrainer")
