@@ -151,11 +151,12 @@ class PlannedPretraining:
     def _context(self, folder: Path, fold: int | str, split: Split, log: list[str]) -> FoldContext:
         """A fold with given cases: nnU-Net's own split would write a file, and the doctor writes nothing."""
         manager = PlansManager(self.plan)
+        description = json.loads((folder.parent / "dataset.json").read_text())
         return FoldContext(
             trainer_class=self.trainer, plans=manager, configuration=manager.get_configuration(self.configuration),
-            configuration_name=self.configuration, fold=fold,
-            dataset_json=json.loads((folder.parent / "dataset.json").read_text()), preprocessed=folder,
-            folder=Path(), device=torch.device("cpu"), settings=self.settings, log=log.append, split=lambda: split,
+            configuration_name=self.configuration, fold=fold, dataset_json=description,
+            labels=manager.get_label_manager(description), preprocessed=folder, folder=Path(),
+            device=torch.device("cpu"), settings=self.settings, log=log.append, split=lambda: split,
             loss=_no_loss, saves=False)
 
     def _counterfactual_result(self, asked: FoldContext, cases: PretrainingCases, folder: Path) -> CheckResult:

@@ -61,6 +61,7 @@ class FoldContext:
     configuration_name: str
     fold: int | str
     dataset_json: Mapping[str, Any]
+    labels: LabelManager
     preprocessed: Path
     folder: Path
     device: torch.device
@@ -80,6 +81,7 @@ class FoldContext:
         return cls(
             trainer_class=type(trainer), plans=trainer.plans_manager, configuration=trainer.configuration_manager,
             configuration_name=trainer.configuration_name, fold=trainer.fold, dataset_json=trainer.dataset_json,
+            labels=trainer.label_manager,
             preprocessed=Path(trainer.preprocessed_dataset_folder), folder=Path(trainer.output_folder),
             device=trainer.device, settings=trainer.settings, log=trainer.print_to_log_file, split=trainer.do_split,
             loss=partial(segmentation_loss, trainer), saves=not trainer.disable_checkpointing,
@@ -117,9 +119,10 @@ class FoldContext:
         model = f"{trainer_class.__name__}__{manager.plans_name}__{configuration}"
         prepared = getattr(trainer_class, "prepared_settings", lambda block: resolve_settings(settings_block(block)))
         settings: Settings = prepared(chosen)
+        description = load_json(str(Path(str(nnUNet_preprocessed)) / name / "dataset.json"))
         found = cls(
             trainer_class=trainer_class, plans=manager, configuration=chosen, configuration_name=configuration,
-            fold=number, dataset_json=load_json(str(Path(str(nnUNet_preprocessed)) / name / "dataset.json")),
+            fold=number, dataset_json=description, labels=manager.get_label_manager(description),
             preprocessed=base / chosen.data_identifier,
             folder=Path(str(nnUNet_results)) / manager.dataset_name / model / f"fold_{number}", device=device,
             settings=settings, log=log, split=lambda: _without_constructor(found).do_split(),
@@ -127,11 +130,6 @@ class FoldContext:
             compiles=lambda: _without_constructor(found)._do_i_compile(),
             iterations_per_epoch=settings.finetune.iterations_per_epoch or ITERATIONS_PER_EPOCH)
         return found
-
-    @property
-    def labels(self) -> LabelManager:
-        """nnU-Net's label manager of the dataset."""
-        return self.plans.get_label_manager(self.dataset_json)
 
     @property
     def dataset(self) -> str:

@@ -135,7 +135,7 @@ def test_a_full_disk_is_named_and_the_earlier_file_stays_good(tmp_path, write, r
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_read_only_folder_is_named(tmp_path, write):
     write(tmp_path)
-    with read_only(tmp_path), refused(tmp_path, "mounted read-only"):
+    with read_only(tmp_path), refused(tmp_path, "mount the disk writable"):
         write(tmp_path)
 
 
