@@ -188,3 +188,9 @@ def test_with_fewer_cases_than_the_gate_looks_at_nothing_is_trained(write, setti
     settings(gate={"enabled": True})
     with pytest.raises(NothingToChange, match=r"at least 8 held-out cases.*of the 6 cases only 2 can be held out"):
         task_of()
+
+
+def test_the_generator_can_be_trained_where_only_the_fine_tuning_uses_it(write, settings):
+    write()
+    settings(pretrain={"enabled": False}, finetune={"counterfactual_probability": 0.5})
+    assert task_of().training
