@@ -17,6 +17,7 @@ from nnunet_cfcl.config.schema import (
     PretrainSettings,
     Settings,
     SilverSettings,
+    TeacherSettings,
     ViewSettings,
 )
 from nnunet_cfcl.config.table import identity_settings, settings_keys, settings_table
@@ -35,6 +36,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "SilverSettings",
+    "TeacherSettings",
     "ViewSettings",
     "identity_settings",
     "resolve_settings",

@@ -251,6 +251,46 @@ class FinetuneSettings:
 
 
 @dataclass(frozen=True)
+class TeacherSettings:
+    """Phase 3: a moving-average teacher labels the pool, the student learns from its counterfactuals (method 8)."""
+
+    enabled: bool | None = setting(
+        None, "null: trainers whose name ends with Teacher run phase 3; true: every trainer, an error without a pool; "
+        "false: none")
+    epochs: int | None = setting(None, "length in epochs of as many iterations as phase 2's; null: by the budget", 1)
+    budget: float = setting(
+        0.25, "cost of phase 3 relative to that of phase 2, in passes of a patch; a pass without gradients counts a "
+        "third", 0, 10)
+    start_from: str | None = setting(
+        None, "checkpoint of a finished training with the same plan, in place of phases 0 to 2")
+    lr_factor: float = setting(
+        0.5, "learning rate at the start, relative to the initial one of phase 2; it falls as nnU-Net's does", 0, 10)
+    decay: float | None = setting(
+        None, "largest decay of the teacher's moving average; null: 0.99, in phases of 5000 steps or more 0.999", 0, 1)
+    confidence: float = setting(
+        0.9, "voxels are labelled whose class (region: inside or outside) has at least this probability", 0.5, 1)
+    weight: float = setting(1.0, "weight of the loss on the pool", 0)
+    ramp_fraction: float = setting(0.05, "share of the phase in which the weight rises to its value", 0, 1)
+    hard_view: Literal["counterfactual", "noise"] = setting(
+        "counterfactual", "what the student sees of the pool: counterfactuals with the intensity effects of the "
+        "section views, or the images with weak noise (a plain mean teacher, for comparison)")
+    noise: float = setting(0.1, "standard deviation of the noise, relative to that of the images", 0)
+    crop_fraction: tuple[float, float] = setting(
+        (0.5, 1.0), "range of the area (2D) or volume (3D) of the views of the pool, relative to the patch", 1e-4, 1)
+    mix_probability: float = setting(
+        0.5, "probability that a box of a pool image is replaced by that of another image of the step (CutMix)", 0, 1)
+    mix_size: tuple[float, float] = setting((0.1, 0.4), "range of the box's size relative to the patch", 0.001, 1)
+    paste_labelled: bool = setting(True, "boxes also come from the labelled images, with their manual labels")
+    balance: str | None = setting(
+        "scanner", "attribute (attributes.csv) whose values are drawn equally often; null, or a dataset without it: "
+        "all images of the pool alike")
+    result: Literal["teacher", "student"] = setting(
+        "teacher", "whose weights are the result: the teacher's average, or the student's last ones")
+    patches_per_pass: int | None = setting(
+        None, "images of the pool in one forward pass; null: all of the step, as many as the plan's batch", 1)
+
+
+@dataclass(frozen=True)
 class ChromapSettings:
     """CHRO-maps: colours of the network's features in each voxel (method section 5)."""
 
@@ -290,6 +330,7 @@ class Settings:
     silver: SilverSettings = section(SilverSettings, read_by=("labels",))
     baseline: BaselineSettings = section(BaselineSettings)
     finetune: FinetuneSettings = section(FinetuneSettings, identity=False)
+    teacher: TeacherSettings = section(TeacherSettings, identity=False)
     chromap: ChromapSettings = section(ChromapSettings)
 
     def to_dict(self) -> dict[str, Any]:

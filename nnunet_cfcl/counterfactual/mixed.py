@@ -41,11 +41,11 @@ class MixedSource:
     def __init__(
         self, generated: CounterfactualSource, acquisition: AcquisitionSource, passed: int, failed: int
     ) -> None:
-        self._generated, self._acquisition, self._passed, self._failed = generated, acquisition, passed, failed
+        self.generated, self._acquisition, self._passed, self._failed = generated, acquisition, passed, failed
 
     def identity(self) -> dict[str, Any]:
         """Identities of both sources and the number of failed interventions."""
-        return {"source": self.name, "generated": self._generated.identity(), "failed": self._failed,
+        return {"source": self.name, "generated": self.generated.identity(), "failed": self._failed,
                 "acquisition": self._acquisition.identity()}
 
     def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> MixedParameters:
@@ -54,7 +54,7 @@ class MixedSource:
         rounds = [torch.randperm(number, generator=generator) for _ in range(-(-count // number))]
         is_generated = torch.cat(rounds)[:count] < self._passed
         # only as many as are used: the generator's source takes its interventions in turn, and would skip some
-        drawn = self._generated.draw(generator, case, box, max(1, int(is_generated.sum())))
+        drawn = self.generated.draw(generator, case, box, max(1, int(is_generated.sum())))
         generated = take(drawn, (is_generated.cumsum(0) - 1).clamp_min(0))
         return MixedParameters(generated, self._acquisition.draw(generator, case, box, count), is_generated)
 
@@ -62,7 +62,7 @@ class MixedSource:
         """See both sources' ``apply``."""
         made = torch.empty_like(originals)
         for source, parameters, chosen in (
-                (self._generated, drawn.generated, drawn.is_generated),
+                (self.generated, drawn.generated, drawn.is_generated),
                 (self._acquisition, drawn.acquired, ~drawn.is_generated)):
             if chosen.any():
                 rows = chosen.nonzero()[:, 0]

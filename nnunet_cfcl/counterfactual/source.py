@@ -136,11 +136,11 @@ class PrecomputedSource:
     """
 
     def __init__(self, store: CounterfactualStore, name: str = "precomputed") -> None:
-        self._store, self.name = store, name
+        self.store, self.name = store, name
 
     def identity(self) -> dict[str, Any]:
         """Manifest of the store, and a digest of the names and sizes of its files."""
-        store = self._store
+        store = self.store
         files = sorted((file.name, file.stat().st_size) for file in (store.folder / "cases").glob("*.b2nd"))
         return {
             "source": self.name, "interventions": list(store.interventions), "made_by": store.source,
@@ -150,7 +150,7 @@ class PrecomputedSource:
 
     def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> StoredImages:
         """Read the same crop of ``count`` interventions, repeated only where the store has fewer."""
-        names = self._store.interventions
+        names = self.store.interventions
         order = torch.cat([torch.randperm(len(names), generator=generator) for _ in range(-(-count // len(names)))])
         chosen = [names[index] for index in order[:count].tolist()]
         return StoredImages(torch.stack([read_crop(box, partial(self._read, case, name)) for name in chosen]))
@@ -160,7 +160,7 @@ class PrecomputedSource:
         return drawn.images.to(originals)
 
     def _read(self, case: str, name: str, box: tuple[slice, ...]) -> np.ndarray:
-        part = self._store.read(case, name, box)
+        part = self.store.read(case, name, box)
         require_finite(part, f"counterfactual '{name}' of case '{case}'", box)
         return part
 

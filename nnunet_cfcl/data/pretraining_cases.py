@@ -72,7 +72,7 @@ def pretraining_cases(
     if unpack:
         _unpack(folder for folder, cases in folders if cases)
     images = [PreprocessedCases(str(folder), cases) for folder, cases in folders if cases]
-    return PretrainingCases(images, dataset.known, labels, patients.names)
+    return PretrainingCases(images, dataset.known, labels, patients.names, chosen.pool)
 
 
 def _unpack(folders: Iterable[Path]) -> None:

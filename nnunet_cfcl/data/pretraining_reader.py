@@ -40,19 +40,22 @@ class PretrainingCases:
         known: all cases of the dataset and its pool, used or not.
         labels: labels to use.
         patients: case -> patient, for the cases whose patient is known.
+        pool: cases of the pool, a part of ``cases``.
 
     Attributes:
         cases: cases of the pretraining, sorted.
         known: all cases of the dataset and its pool, sorted.
         labelled: cases among ``cases`` that have labels to use, sorted; empty if the method needs none.
         patients: case -> patient, for the cases whose patient is known.
+        pool: cases of the pool among ``cases``, sorted.
     """
 
     def __init__(
         self, images: Sequence[PreprocessedCases], known: Iterable[str], labels: Labels,
-        patients: Mapping[str, str] | None = None,
+        patients: Mapping[str, str] | None = None, pool: Iterable[str] = (),
     ) -> None:
         self._images, self._labels, self.patients = tuple(images), labels, dict(patients or {})
+        self.pool = tuple(sorted(pool))
         self._reader = {case: reader for reader in images for case in reader.cases}
         self.cases = tuple(sorted(self._reader))
         self.known = tuple(sorted(known))

@@ -38,13 +38,14 @@ class LazySource:
 
     def draw(self, generator: Generator, case: str, box: CropBox, count: int) -> Any:
         """See `CounterfactualSource`."""
-        return self._source().draw(generator, case, box, count)
+        return self.source().draw(generator, case, box, count)
 
     def apply(self, originals: Tensor, drawn: Any, spacing: Sequence[float]) -> Tensor:
         """See `CounterfactualSource`."""
-        return self._source().apply(originals, drawn, spacing)
+        return self.source().apply(originals, drawn, spacing)
 
-    def _source(self) -> CounterfactualSource:
+    def source(self) -> CounterfactualSource:
+        """The source, once it is created."""
         if self._made is None:
             raise RuntimeError("the counterfactuals do not exist yet: call `materialise` first")
         return self._made

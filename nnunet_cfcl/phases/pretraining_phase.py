@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from nnunet_cfcl.errors import NotSupported, UserError, listed
-from nnunet_cfcl.files.atomic import backup_path
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.nnunet.decoder_tap import tapped
 from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.phases.config_file import write_config
+from nnunet_cfcl.phases.earlier_files import back_up
 from nnunet_cfcl.phases.generator_phase import lazy_generator_source
 from nnunet_cfcl.phases.pretraining_task import build_objective, build_task
 from nnunet_cfcl.pretraining.loop import Pretraining, check_same_identity
@@ -80,17 +80,10 @@ class PretrainingPhase:
         if self.ranks.is_main:
             write_config(self.fold, self.method.name, identity, pretraining_folder)
 
-    def back_up(self, *files: Path) -> None:
-        """Rename files of an earlier run, so that they are neither lost nor continued by mistake."""
-        for file in files:
-            if self._writes and file.exists():
-                kept = file.replace(backup_path(file, "previous"))
-                self._log(f"{file.name} of an earlier run is kept as {kept.name}")
-
     def _train(self, pretraining: Pretraining, resume: bool) -> None:
         if not resume:
-            self.back_up(pretraining.latest)
-        self.back_up(pretraining.final)  # it has other settings, or it would have been reused
+            back_up(self.fold, self.ranks, pretraining.latest)
+        back_up(self.fold, self.ranks, pretraining.final)  # it has other settings, or it would have been reused
         self._announce(pretraining)
         pretraining.run(resume)
 
@@ -130,10 +123,6 @@ class PretrainingPhase:
     def _locks(self) -> bool:
         """Whether to wait for the run of another fold; the same on all ranks."""
         return self._shared and self.fold.saves
-
-    @property
-    def _writes(self) -> bool:
-        return bool(self.ranks.is_main and self.fold.saves)
 
     def _check_device(self) -> None:
         if self.fold.device.type not in ("cpu", "cuda"):

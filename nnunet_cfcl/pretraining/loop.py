@@ -75,7 +75,9 @@ class Pretraining(EpochLoop[Mapping[str, Any]]):
     def __init__(self, network: nn.Module, features: nn.Module, width: int, task: PretrainingTask) -> None:
         check_patch(task.geometry, task.settings.views)
         self.settings, self.objective = task.settings.pretrain, task.objective
-        super().__init__(task, self.settings, self.settings.epochs, "pretrain")
+        chosen = self.settings
+        super().__init__(task, chosen.epochs, chosen.iterations_per_epoch, chosen.images_per_step,
+                         "pretrain.images_per_step")
         views = task.settings.counterfactual.count + 1
         self.patches_per_step = self.settings.images_per_step * views
         self.rows = [(image, view) for image in range(len(self.images)) for view in range(views)]

@@ -5,8 +5,10 @@ PyTorch's files are zip archives, which keep size and checksum of every tensor; 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -107,6 +109,15 @@ def to_cpu(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return type(content)(to_cpu(value) for value in content)
     return content
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of names and bytes of weights."""
+    found = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        found.update(name.encode())
+        found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:12]
 
 
 def load_body(network: nn.Module, weights: dict[str, Tensor], keep_heads: bool = True) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from nnunet_cfcl.config import GeneratorSettings, PretrainSettings, Settings
+from nnunet_cfcl.config import Settings
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.runs.batches import StepOrder, batches
@@ -62,9 +62,10 @@ class EpochLoop(ABC, Generic[Batch]):
 
     Args:
         task: the fields that all tasks share.
-        settings: length of an epoch and images per step.
         epochs: number of epochs.
-        section: section of the settings that ``settings`` is, for messages.
+        iterations: number of optimiser steps of an epoch.
+        images_per_step: number of images of a step, over all ranks.
+        setting: name of the setting of ``images_per_step``, for messages.
 
     Attributes:
         data: dataset of single images; index ``step * images_per_step + image``. Set by the subclass.
@@ -83,13 +84,11 @@ class EpochLoop(ABC, Generic[Batch]):
 
     data: Dataset[Any]
 
-    def __init__(
-        self, task: TrainingTask, settings: PretrainSettings | GeneratorSettings, epochs: int, section: str
-    ) -> None:
+    def __init__(self, task: TrainingTask, epochs: int, iterations: int, images_per_step: int, setting: str) -> None:
         self.task, self.ranks, self.epochs = task, task.ranks, epochs
-        self.iterations, self.images_per_step = settings.iterations_per_epoch, settings.images_per_step
+        self.iterations, self.images_per_step = iterations, images_per_step
         self.total_steps = epochs * self.iterations
-        self.images = self.ranks.images(self.images_per_step, setting=f"{section}.images_per_step")
+        self.images = self.ranks.images(images_per_step, setting=setting)
 
     @property
     def latest(self) -> Path:

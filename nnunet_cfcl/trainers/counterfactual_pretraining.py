@@ -19,8 +19,6 @@ from nnunet_cfcl.pretraining.methods import Method
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.trainers.finetuning import FineTuning
 
-NNUNET_CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth")
-
 
 class CounterfactualPretraining(FineTuning):
     """Mixin that pretrains the network (phase 1) before the nnU-Net trainer beside it trains (phase 2).
@@ -58,7 +56,7 @@ class CounterfactualPretraining(FineTuning):
         phase = PretrainingPhase(FoldContext.of(self), self.method, self._continues, Ranks.current())
         if self.was_initialized:
             self.print_to_log_file("Weights were given (-pretrained_weights): no pretraining, only fine-tuning.")
-            self._back_up_earlier(phase)
+            self._back_up_earlier()
             phase.write_config({})
             if self._writes_files:
                 self._skipped.parent.mkdir(parents=True, exist_ok=True)
@@ -68,21 +66,21 @@ class CounterfactualPretraining(FineTuning):
                 self._check_not_skipped()
             self.initialize()
             self._pretrain(phase)
-        self._save_start_of_phase_2()
+        self._save("checkpoint_latest.pth")  # before the first epoch, so that --c continues phase 2 from here on
 
     def _pretrain(self, phase: PretrainingPhase) -> None:
         if not self.settings.pretrain.enabled:
-            self._back_up_earlier(phase)
+            self._back_up_earlier()
             phase.write_config({})
             return
-        folder = phase.run(self.network, before=lambda: self._back_up_earlier(phase))
+        folder = phase.run(self.network, before=self._back_up_earlier)
         empty_cache(self.device)
         self.print_to_log_file(f"Phase 1 done, its files are in {folder}. Phase 2: fine-tuning.")
 
-    def _back_up_earlier(self, phase: PretrainingPhase) -> None:
-        """Back up the checkpoints of an earlier run, which a new run must not continue."""
-        if not self._continues:
-            phase.back_up(self._skipped, *(Path(self.output_folder) / name for name in NNUNET_CHECKPOINTS))
+    @property
+    def files_of_a_run(self) -> list[Path]:
+        """Files by which a run is continued."""
+        return [self._skipped, *super().files_of_a_run]
 
     @property
     def _skipped(self) -> Path:
@@ -95,12 +93,13 @@ class CounterfactualPretraining(FineTuning):
                 "so there is nothing to continue", "start again with -pretrained_weights FILE and without --c"
             )
 
-    def _save_start_of_phase_2(self) -> None:
-        """Write a checkpoint before the first epoch, so that ``--c`` continues phase 2 from here on."""
-        self.current_epoch -= 1  # nnU-Net stores the next epoch
-        self.save_checkpoint(str(Path(self.output_folder) / "checkpoint_latest.pth"))
-        self.current_epoch += 1
 
-    @property
-    def _writes_files(self) -> bool:
-        return bool(self.local_rank == 0 and not self.disable_checkpointing)
+class CounterfactualTeacher(FineTuning):
+    """Mixin that lets phase 3 follow the nnU-Net trainer beside it: a teacher labels the pool (method section 8).
+
+    ``class Mine(CounterfactualTeacher, nnUNetTrainerDA5): pass`` is a complete trainer without pretraining;
+    ``class Mine(CounterfactualTeacher, CounterfactualPretraining, nnUNetTrainerDA5)`` one with it. Without a pool phase
+    3 is skipped.
+    """
+
+    teaches = True

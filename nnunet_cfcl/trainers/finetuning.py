@@ -1,13 +1,15 @@
-"""Phase 2: nnU-Net's own training, with settings for pretrained weights, seeds and atomic checkpoints."""
+"""Phase 2: nnU-Net's own training, with settings for pretrained weights, seeds and atomic checkpoints; then phase 3."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
+from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_cfcl.config import Settings, resolve_settings
@@ -15,13 +17,17 @@ from nnunet_cfcl.errors import isolated, reason
 from nnunet_cfcl.files.atomic import replace_atomically
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.nnunet.compatibility import asked_to_continue
+from nnunet_cfcl.nnunet.decoder_tap import plain_network
 from nnunet_cfcl.nnunet.experiment_loggers import put_after_pretraining
 from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.nnunet.frozen_body import freeze_body
+from nnunet_cfcl.nnunet.live_training import LiveTraining
 from nnunet_cfcl.nnunet.plan import settings_block
 from nnunet_cfcl.nnunet.warmup import WarmUp
 from nnunet_cfcl.phases.config_file import write_config
+from nnunet_cfcl.phases.earlier_files import back_up
 from nnunet_cfcl.phases.replacements import with_replacements
+from nnunet_cfcl.phases.teacher_phase import END_OF_PHASE_2, TeacherPhase, load_weights
 from nnunet_cfcl.runs.checkpoint import check_checkpoint
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.runs.seeds import seed_everything
@@ -34,8 +40,15 @@ else:
     Trainer = object
 
 
+#: nnU-Net's checkpoints, and that of phase 2 where phase 3 follows; a run is continued from the first.
+CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth", END_OF_PHASE_2)
+
+
 class FineTuning(Trainer):
     """Mixin that resolves the settings, applies their ``finetune`` section to the nnU-Net trainer, and seeds it."""
+
+    #: Whether phase 3 follows, unless the setting ``teacher.enabled`` says otherwise.
+    teaches: ClassVar[bool] = False
 
     # set by the nnU-Net trainer
     num_epochs: int
@@ -55,6 +68,7 @@ class FineTuning(Trainer):
         self._continues = asked_to_continue(plans)
         self._holds_checkpoint = False
         self._watch: ExitStack | None = None
+        self._teacher: TeacherPhase | None = None
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.settings: Settings = self.prepared_settings(self.configuration_manager)
         self._apply_finetune_settings()
@@ -89,9 +103,16 @@ class FineTuning(Trainer):
         """Run nnU-Net's training, preceded by the earlier phases unless a checkpoint was loaded.
 
         Its epochs are watched, see `runs.watchdog.watched`.
+
+        Raises:
+            UserError: see `TeacherPhase.planned`, before any phase begins.
         """
+        self._teacher = TeacherPhase.planned(FoldContext.of(self), Ranks.current(), self.teaches)
         if not self._holds_checkpoint:
-            self._start()
+            if self._teacher and self.settings.teacher.start_from:
+                self._start_from(Path(self.settings.teacher.start_from))
+            else:
+                self._start()
         with ExitStack() as watch:
             self._watch = watch
             try:
@@ -100,8 +121,40 @@ class FineTuning(Trainer):
                 self._watch = None
 
     def _start(self) -> None:
+        self._back_up_earlier()
         if self.local_rank == 0:
             write_config(FoldContext.of(self), "none")
+
+    def _start_from(self, file: Path) -> None:
+        """Begin with phase 3, from the weights of a finished training."""
+        self.initialize()
+        load_weights(plain_network(self.network), file, "correct teacher.start_from, or leave it out")
+        self._back_up_earlier()
+        if self.local_rank == 0:
+            write_config(FoldContext.of(self), "none")
+        self.print_to_log_file(f"Phases 0 to 2 are left out: phase 3 begins with the weights in {file}.")
+        self.current_epoch = self.num_epochs
+        self._save(CHECKPOINTS[0])
+
+    @property
+    def files_of_a_run(self) -> list[Path]:
+        """Files by which a run is continued."""
+        return [Path(self.output_folder) / name for name in CHECKPOINTS]
+
+    def _back_up_earlier(self) -> None:
+        """Back up the files of an earlier run, which a new run must not continue."""
+        if not self._continues:
+            back_up(FoldContext.of(self), Ranks.current(), *self.files_of_a_run)
+
+    def _save(self, name: str) -> None:
+        """Write a checkpoint of nnU-Net with the present epoch as the next one."""
+        self.current_epoch -= 1  # nnU-Net adds 1
+        self.save_checkpoint(str(Path(self.output_folder) / name))
+        self.current_epoch += 1
+
+    @property
+    def _writes_files(self) -> bool:
+        return bool(self.local_rank == 0 and not self.disable_checkpointing)
 
     def initialize(self) -> None:
         """Seed, then initialise as nnU-Net does: trainers with the same seed start from the same weights."""
@@ -112,6 +165,7 @@ class FineTuning(Trainer):
         """Seed again after initialisation, so that trainers with and without pretraining continue alike."""
         if not self.was_initialized:
             self.initialize()
+        self._first_epoch = self.current_epoch
         self._seed(1 + self.current_epoch, self.local_rank)
         super().on_train_start()
 
@@ -146,7 +200,11 @@ class FineTuning(Trainer):
             self._watch.close()
 
     def on_train_end(self) -> None:
-        """End nnU-Net's training, then fit the colour space of CHRO-maps; a failure there is only logged."""
+        """Run phase 3, end nnU-Net's training, then fit the colour space of CHRO-maps, whose failure is only logged."""
+        if self._teacher is not None:
+            self._save_end_of_phase_2()
+            self._teacher.run(LiveTraining.of(self))
+            empty_cache(self.device)
         super().on_train_end()
         if not self.settings.chromap.fit or self.local_rank != 0 or self.disable_checkpointing:
             return
@@ -159,6 +217,14 @@ class FineTuning(Trainer):
         for error in errors:  # the model is trained, whatever fails here
             self.print_to_log_file(f"No colour space of CHRO-maps ({reason(error)}); prediction will fit one "
                                    "to its own images")
+
+    def _save_end_of_phase_2(self) -> None:
+        """Keep nnU-Net's checkpoint of phase 2, unless this run begins after it; ``--c`` then continues phase 3."""
+        kept = Path(self.output_folder) / END_OF_PHASE_2
+        if self._first_epoch < self.num_epochs or not kept.exists():
+            self._save(END_OF_PHASE_2)
+            self._save(CHECKPOINTS[0])
+        Ranks.current().wait()
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Build nnU-Net's datasets, with counterfactuals among the training images, see `with_replacements`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_cfcl.pretraining import methods
-from nnunet_cfcl.trainers.counterfactual_pretraining import CounterfactualPretraining
+from nnunet_cfcl.trainers.counterfactual_pretraining import CounterfactualPretraining, CounterfactualTeacher
 from nnunet_cfcl.trainers.finetuning import FineTuning
 
 
@@ -77,3 +77,13 @@ class nnUNetTrainerSilverSeg(CounterfactualPretraining, nnUNetTrainer):  # noqa:
     """Baseline: supervised pretraining on silver labels with nnU-Net's own loss."""
 
     method = methods.SILVER_SEG
+
+
+class nnUNetTrainerDVDCLTeacher(CounterfactualTeacher, CounterfactualPretraining, nnUNetTrainer):  # noqa: N801 - nnU-Net's
+    """DVD-CL, nnU-Net's training, then phase 3: a teacher labels the pool, the student sees counterfactuals of it."""
+
+    method = methods.DVD_CL
+
+
+class nnUNetTrainerCFCLTeacher(CounterfactualTeacher, nnUNetTrainer):  # noqa: N801 - nnU-Net's naming
+    """nnU-Net's training without pretraining, then phase 3: a teacher labels the pool."""

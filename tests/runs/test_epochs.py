@@ -33,7 +33,7 @@ class Adding(EpochLoop[Tensor]):
     title, shown = "adding", "sum"
 
     def __init__(self, task: TrainingTask, epochs: int = EPOCHS) -> None:
-        super().__init__(task, task.settings.pretrain, epochs, "pretrain")
+        super().__init__(task, epochs, ITERATIONS, IMAGES, "pretrain.images_per_step")
         self.data, self.model, self.calls = Indices(), nn.Linear(1, 1), list[str]()
         self.sum, self.skipped = 0, 0.0
 

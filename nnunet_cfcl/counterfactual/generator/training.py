@@ -46,7 +46,8 @@ class GeneratorTraining(EpochLoop[Sample]):
     def __init__(self, task: GeneratorTask) -> None:
         self.settings = task.settings.generator
         epochs, self.peak_lr = self._schedule()
-        super().__init__(task, self.settings, epochs, "generator")
+        super().__init__(task, epochs, self.settings.iterations_per_epoch, self.settings.images_per_step,
+                         "generator.images_per_step")
         torch.manual_seed(task.settings.seed)
         self.model = HVAE(task.sizes).to(task.device)
         self.adversaries = Adversaries(task.sizes, task.coding, task.changed, self._parents()).to(task.device)

@@ -1,0 +1,198 @@
+"""Build the task of phase 3 from a fold and its live training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import Tensor, nn
+
+from nnunet_cfcl.config import Settings, identity_settings
+from nnunet_cfcl.counterfactual.choice import choose_source
+from nnunet_cfcl.counterfactual.mixed import MixedSource
+from nnunet_cfcl.counterfactual.source import AcquisitionSource, CounterfactualSource, PrecomputedSource
+from nnunet_cfcl.counterfactual.targeted import TargetedCounterfactuals
+from nnunet_cfcl.data.attributes import is_missing
+from nnunet_cfcl.data.pretraining_cases import pretraining_cases
+from nnunet_cfcl.data.pretraining_reader import PretrainingCases
+from nnunet_cfcl.nnunet.fold import FoldContext
+from nnunet_cfcl.nnunet.live_training import LiveTraining
+from nnunet_cfcl.nnunet.plan import check_single_stage, fingerprint
+from nnunet_cfcl.phases.attributes_of_cases import known_attributes
+from nnunet_cfcl.phases.generator_phase import lazy_generator_source
+from nnunet_cfcl.phases.lazy_source import LazySource
+from nnunet_cfcl.runs.ranks import Ranks
+from nnunet_cfcl.runs.seeds import generator_for
+from nnunet_cfcl.teacher.data import STREAM, teacher_views
+from nnunet_cfcl.teacher.loop import TeacherTask
+from nnunet_cfcl.teacher.pseudo_labels import shares
+from nnunet_cfcl.views import check_patch, draw_crop_box
+
+#: Crops of labelled cases in which the classes' shares are counted.
+COUNTED_CROPS = 64
+#: Cost of a pass without gradients, in passes with gradients.
+FORWARD_COST = 1 / 3
+#: Name of the group of cases whose attribute is unknown, and of all cases without the attribute.
+UNKNOWN, ALL = "unknown", "pool"
+
+
+def pool_cases(fold: FoldContext) -> PretrainingCases:
+    """Select the fold's training cases with their labels, and the pool without the validation patients.
+
+    Raises:
+        UserError: see `pretraining_cases`; the configuration is a cascade's second stage; the patch is too small.
+    """
+    check_single_stage(fold.configuration_name, fold.configuration)
+    check_patch(fold.geometry, teacher_views(fold.settings))
+    silent = replace(fold, log=lambda *line, **how: None)
+    return pretraining_cases(silent, _with_pool(fold.settings), needs_labels=True)
+
+
+def build_teacher_task(
+    fold: FoldContext, ranks: Ranks, training: LiveTraining, reader: PretrainingCases, start: str
+) -> TeacherTask:
+    """Build the task of phase 3: cases, counterfactuals, length, identity.
+
+    Args:
+        fold: the fold that is trained.
+        ranks: the processes that share every step.
+        training: the trainer's network, batches and loss.
+        reader: from `pool_cases`.
+        start: digest of the weights of phase 2.
+
+    Raises:
+        UserError: the counterfactuals do not match the cases.
+    """
+    settings, geometry, labels = fold.settings, fold.geometry, fold.labels
+    groups, labelled_value = pool_groups(fold, reader)
+    source, easy = _counterfactuals(fold, ranks, reader, labelled_value)
+    epochs = settings.teacher.epochs or epochs_by_budget(settings.teacher.budget, training.epochs, easy is not None)
+    heads = head_names(fold)
+    identity = {
+        "settings": _identity_settings(settings), "start": start, "epochs": epochs, "iterations": training.iterations,
+        "batch_size": training.batch_size, "plan": fingerprint(fold.configuration),
+        "groups": {name: list(cases) for name, cases in groups.items()}, "images": reader.content(),
+        "counterfactuals": source.identity(), "easy": None if easy is None else easy.identity(),
+    }
+    offset = settings.pretrain.epochs + training.epochs
+    return TeacherTask(
+        settings=settings, device=fold.device, workers=get_allowed_n_proc_DA(), folder=fold.folder / "cfcl" / "teacher",
+        identity=identity, log=fold.log, ranks=ranks, checkpoints=fold.saves, reader=reader, groups=groups,
+        source=source, geometry=geometry, labelled=training.batches, segmentation_loss=training.loss,
+        output_weights=training.output_weights, heads=heads, regions=labels.has_regions,
+        expected_shares=manual_shares(fold, reader, len(heads)), epochs=epochs, iterations=training.iterations,
+        images_per_step=training.batch_size, easy=easy, ignore_label=labels.ignore_label,
+        compile=_compiled if fold.compiles() else lambda network: network, validate=training.pseudo_dice,
+        track=lambda line: fold.track({f"teacher_{key}" if key != "epoch" else key: value + offset * (key == "epoch")
+                                       for key, value in line.items()}))
+
+
+def epochs_by_budget(budget: float, epochs: int, several_easy_views: bool) -> int:
+    """Number of epochs whose cost is ``budget`` times that of phase 2; at least 1.
+
+    A step passes a batch of labelled images and one of the pool with gradients, and the pool's through the teacher.
+
+    Args:
+        budget: the setting ``teacher.budget``.
+        epochs: length of phase 2.
+        several_easy_views: whether the teacher sees two versions of an image.
+    """
+    return max(1, round(budget * epochs / (2 + FORWARD_COST * (2 if several_easy_views else 1))))
+
+
+def pool_groups(fold: FoldContext, reader: PretrainingCases) -> tuple[dict[str, tuple[str, ...]], str | None]:
+    """Divide the pool by the attribute ``teacher.balance``.
+
+    Returns:
+        Value -> cases of the pool, and the most frequent value of the labelled cases; one group, and None, where the
+        dataset has no such attribute.
+    """
+    known = known_attributes(fold.preprocessed.parent)
+    column = known.columns.get(fold.settings.teacher.balance or "", {}) if known else {}
+    values = {case: UNKNOWN if is_missing(column.get(case, "")) else column[case] for case in reader.cases}
+    names = sorted({values[case] for case in reader.pool})
+    if not column or names == [UNKNOWN]:
+        return {ALL: reader.pool}, None
+    labelled = [values[case] for case in reader.cases if case not in set(reader.pool) and values[case] != UNKNOWN]
+    most = max(sorted(set(labelled)), key=labelled.count) if labelled else None
+    return {name: tuple(case for case in reader.pool if values[case] == name) for name in names}, most
+
+
+def head_names(fold: FoldContext) -> list[str]:
+    """Names of the network's classes, background first, or of its regions."""
+    named = {_key(value): name for name, value in fold.dataset_json["labels"].items()}
+    heads: Sequence[Any] = fold.labels.foreground_regions if fold.labels.has_regions else fold.labels.all_labels
+    return [named.get(_key(head), str(head)) for head in heads]
+
+
+def manual_shares(fold: FoldContext, reader: PretrainingCases, heads: int) -> Tensor:
+    """(heads,) shares of the classes or regions in random patches of the labelled training cases."""
+    cases = [case for case in reader.labelled if case not in set(reader.pool)]
+    counted = []
+    for number in range(COUNTED_CROPS if cases else 0):
+        case, generator = cases[number % len(cases)], generator_for(fold.settings.seed, STREAM, number)
+        box = draw_crop_box(generator, reader.shape(case)[1:], fold.geometry.patch_size)
+        labels = torch.from_numpy(reader.labels(case, box.inside)[0]).long()[None, None]  # type: ignore[index]
+        known = labels >= 0
+        if fold.labels.ignore_label is not None:
+            known &= labels != fold.labels.ignore_label
+        if fold.labels.has_regions:
+            regions = [torch.isin(labels[:, 0], torch.tensor(_members(one))) for one in fold.labels.foreground_regions]
+            labels = torch.stack(regions, 1)
+            known = known.expand_as(labels)
+        counted.append(shares(labels, known, heads, fold.labels.has_regions))
+    return torch.stack(counted).mean(0) if counted else torch.zeros(heads)
+
+
+def _counterfactuals(
+    fold: FoldContext, ranks: Ranks, reader: PretrainingCases, labelled_value: str | None
+) -> tuple[CounterfactualSource, TargetedCounterfactuals | None]:
+    """The counterfactuals that the student sees, half of them acquisition effects, and those on the labelled scanner
+    that the teacher sees too, where a generator's store has them."""
+    settings, dim = fold.settings, len(fold.geometry.patch_size)
+    acquisition = AcquisitionSource(reader, settings.acquisition, fold.schemes, dim)
+    if settings.teacher.hard_view == "noise":
+        return acquisition, None
+    of_pool = replace(fold, settings=_with_pool(settings, "pool"))
+    lazy = lazy_generator_source(of_pool, ranks)
+    if lazy is not None:
+        lazy.materialise()
+    found: CounterfactualSource = lazy or choose_source(settings, reader, fold.preprocessed, fold.schemes, dim)
+    made = found.source() if isinstance(found, LazySource) else found
+    if isinstance(made, AcquisitionSource):
+        return acquisition, None
+    stored = made.generated if isinstance(made, MixedSource) else made
+    easy = None
+    if isinstance(stored, PrecomputedSource) and labelled_value is not None and settings.teacher.balance:
+        easy = TargetedCounterfactuals(stored.store, settings.teacher.balance, labelled_value)
+    return MixedSource(made, acquisition, 1, 1), easy if easy else None
+
+
+def _with_pool(settings: Settings, *kept: str) -> Settings:
+    """The settings with the training cases and the pool as cases of phase 1; choices in ``kept`` stay."""
+    if settings.pretrain.data in ("training_and_pool", *kept):
+        return settings
+    return replace(settings, pretrain=replace(settings.pretrain, data="training_and_pool"))
+
+
+def _identity_settings(settings: Settings) -> Mapping[str, Any]:
+    every = settings.to_dict()
+    without = ("enabled", "budget", "epochs", "start_from", "patches_per_pass")
+    own = {key: value for key, value in every["teacher"].items() if key not in without}
+    shared = identity_settings(settings, "acquisition")
+    return {"seed": settings.seed, "teacher": own, "views": every["views"], "acquisition": shared["acquisition"]}
+
+
+def _compiled(network: nn.Module) -> nn.Module:
+    return cast(nn.Module, torch.compile(network))
+
+
+def _key(value: Any) -> tuple[int, ...]:
+    return tuple(_members(value))
+
+
+def _members(value: Any) -> list[int]:
+    return [int(one) for one in value] if isinstance(value, (list, tuple)) else [int(value)]

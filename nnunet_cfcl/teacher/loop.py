@@ -1,0 +1,383 @@
+"""Phase 3: a student learns from labelled images and from a teacher's labels of the pool."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import default_collate
+
+from nnunet_cfcl.counterfactual.source import CounterfactualSource, take
+from nnunet_cfcl.data.reader import CaseReader
+from nnunet_cfcl.errors import UserError, best_effort
+from nnunet_cfcl.files.atomic import replace_atomically
+from nnunet_cfcl.files.hashing import digest
+from nnunet_cfcl.losses import pseudo_label_loss
+from nnunet_cfcl.runs.checkpoint import save_checkpoint
+from nnunet_cfcl.runs.epochs import EpochLoop, Line, TrainingTask
+from nnunet_cfcl.runs.schedule import ramp
+from nnunet_cfcl.runs.seeds import generator_for, seed_everything
+from nnunet_cfcl.teacher.data import STREAM, EasyView, PoolDataset, teacher_views
+from nnunet_cfcl.teacher.mixing import apply_boxes, draw_boxes
+from nnunet_cfcl.teacher.monitor import plot_progress, plot_pseudo_labels
+from nnunet_cfcl.teacher.pseudo_labels import (
+    ClassShares,
+    PseudoLabels,
+    disagreement,
+    from_target,
+    pseudo_labels,
+    shares,
+)
+from nnunet_cfcl.views import ViewGeometry, apply_affine_views, apply_intensity, check_patch
+
+#: nnU-Net's own maximal gradient norm and exponent of the learning rate's decay.
+CLIP_NORM, POLY = 12.0, 0.9
+#: Decays of the teacher's average, and the number of steps from which on the slow one is used.
+FAST_DECAY, SLOW_DECAY, MANY_STEPS = 0.99, 0.999, 5000
+#: Images in the picture of the pseudo-labels.
+SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherTask(TrainingTask):
+    """Everything that phase 3 depends on; see `TrainingTask` for the other fields.
+
+    Attributes:
+        reader: reader of the cases.
+        groups: the pool's cases, scanner by scanner.
+        source: source of the counterfactuals.
+        easy: counterfactuals on the labelled scanner; None: there are none.
+        geometry: patch size and spacing.
+        labelled: nnU-Net's batches of labelled images: ``data`` (N, C, *patch), ``target``, a list under deep
+            supervision.
+        segmentation_loss: nnU-Net's loss of its network's outputs and a target.
+        output_weights: weights of the outputs under deep supervision, from full to lowest resolution.
+        heads: names of the classes, background first, or of the regions.
+        regions: whether the network predicts regions.
+        ignore_label: label of unlabelled voxels; None: there is none.
+        expected_shares: (heads,) shares of the manual labels.
+        epochs, iterations: length of the phase.
+        images_per_step: number of images of the pool in a step, over all ranks.
+        compile: wraps the teacher's network, e.g. ``torch.compile``.
+        validate: mean Dice of a network on nnU-Net's validation batches; None: it is not measured.
+        track: passes every epoch's line on to experiment loggers.
+    """
+
+    reader: CaseReader
+    groups: Mapping[str, Sequence[str]]
+    source: CounterfactualSource
+    geometry: ViewGeometry
+    labelled: Iterator[Mapping[str, Any]]
+    segmentation_loss: Callable[[Any, Any], Tensor]
+    output_weights: Sequence[float]
+    heads: Sequence[str]
+    regions: bool
+    expected_shares: Tensor
+    epochs: int
+    iterations: int
+    images_per_step: int
+    easy: EasyView | None = None
+    ignore_label: int | None = None
+    compile: Callable[[nn.Module], nn.Module] = field(default=lambda network: network)
+    validate: Callable[[nn.Module], float] | None = None
+    track: Callable[[Line], None] = field(default=lambda line: None)
+
+
+class TeacherTraining(EpochLoop[Mapping[str, Any]]):
+    """Semi-supervised training with a moving-average teacher (mean teacher, Tarvainen and Valpola 2017, arXiv
+    1703.01780; FixMatch, arXiv 2001.07685), see `EpochLoop`.
+
+    The teacher labels an easy view of a pool image; the student must reproduce the labels on a hard one, a
+    counterfactual of it, mixed with boxes of other images. Both begin with the weights of ``student``.
+
+    Args:
+        student: network to train, compiled or not.
+        plain: the same network without wrappers, whose weights are saved.
+        optimizer: of the student's parameters; its learning rates are those at the beginning of phase 2.
+        task: cases, batches, settings, device and folder.
+
+    Raises:
+        UserError: fewer images per step than ranks; a patch too small for the views.
+    """
+
+    task: TeacherTask
+    title, shown = "phase 3", "loss"
+
+    def __init__(self, student: nn.Module, plain: nn.Module, optimizer: Optimizer, task: TeacherTask) -> None:
+        check_patch(task.geometry, teacher_views(task.settings))
+        self.settings = task.settings.teacher
+        super().__init__(task, task.epochs, task.iterations, task.images_per_step, "the plan's batch_size")
+        self.student, self.plain, self.optimizer = student, plain, optimizer
+        self.ranks.broadcast_parameters(plain)
+        self.parameters = [p for p in plain.parameters() if p.requires_grad]
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        # buffers, such as running means, are copied
+        self.average = AveragedModel(plain, avg_fn=None, multi_avg_fn=self._averaged)
+        self.average.module.eval().requires_grad_(False)
+        self.teacher = task.compile(self.average.module)
+        self.scaler = torch.amp.GradScaler(task.device.type, enabled=task.device.type == "cuda")
+        self.shares = ClassShares(task.expected_shares, first=0 if task.regions else 1)
+        self.data = PoolDataset(task.reader, task.groups, task.source, task.geometry, task.settings,
+                                task.images_per_step, task.easy)
+        many = self.total_steps >= MANY_STEPS
+        self.decay = self.settings.decay if self.settings.decay is not None else SLOW_DECAY if many else FAST_DECAY
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that the phase results in."""
+        return self.average.module if self.settings.result == "teacher" else self.plain
+
+    def _averaged(self, averaged: Any, current: Any, count: Any) -> None:
+        """Move the averages: decay min(1 - 1 / (t + 1), `decay`) after t steps."""
+        torch._foreach_lerp_(averaged, current, 1 - min(1 - 1 / (float(count) + 1), self.decay))
+
+    # ---------------------------------------------------------------- a step
+
+    def step(self, batch: Mapping[str, Any], number: int) -> dict[str, float]:
+        """One optimiser step on a labelled batch and this rank's collated images of the pool."""
+        # nnU-Net's loader draws from the global generators
+        seed_everything(self.task.settings.seed, STREAM, number, self.ranks.rank)
+        rate = (1 - number / self.total_steps) ** POLY * self.settings.lr_factor
+        for group, first in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * first
+        self.optimizer.zero_grad(set_to_none=True)
+        labelled = self._labelled()
+        loss = self._learn_labels(labelled)
+        weight = ramp(number + 1, self.settings.ramp_fraction * self.total_steps, self.settings.weight)
+        weight *= self.shares.trust
+        statistics = self._learn_pool(batch, labelled, number, weight)
+        norm = self._update()
+        if math.isfinite(norm):
+            self.average.update_parameters(self.plain)
+        means = {"loss": self._mean(loss), **{key: self._mean(value) for key, value in statistics.items()}}
+        return {**means, "weight": weight, "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "gradient_norm": norm, "skipped": float(not math.isfinite(norm))}
+
+    def _labelled(self) -> tuple[Tensor, Any]:
+        """Images and target of the next labelled batch, on the device."""
+        batch = next(self.task.labelled)
+        images, target = batch["data"], batch["target"]
+        device = self.task.device
+        on_device = [one.to(device, non_blocking=True) for one in target] if isinstance(target, list) \
+            else target.to(device, non_blocking=True)
+        return images.to(device, non_blocking=True), on_device
+
+    def _learn_labels(self, labelled: tuple[Tensor, Any]) -> Tensor:
+        images, target = labelled
+        with self._autocast():
+            loss = self.task.segmentation_loss(self.student(images), target)
+        self.scaler.scale(loss / self.ranks.count).backward()
+        return loss.detach()
+
+    def _learn_pool(
+        self, batch: Mapping[str, Any], labelled: tuple[Tensor, Any], number: int, weight: float
+    ) -> dict[str, Tensor]:
+        """Gradients of the loss on the pool, micro-batch by micro-batch; returns its means."""
+        easy, hard = self.render(batch)
+        pseudo = self.label(easy)
+        self._watch_shares(pseudo)
+        mixed, target, own = self._mix(hard, pseudo, labelled, number)
+        count = self.settings.patches_per_pass or len(hard)
+        totals: dict[str, Tensor] = {}
+        for start in range(0, len(mixed), count):
+            part = slice(start, start + count)
+            share = len(mixed[part]) / len(mixed)
+            with self._autocast():
+                outputs = self.student(mixed[part])
+            outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+            loss = self._pool_loss(outputs, PseudoLabels(target.labels[part], target.known[part]))
+            self.scaler.scale(weight * share * loss / self.ranks.count).backward()
+            differing = disagreement(outputs[0].detach(), PseudoLabels(pseudo.labels[part], own[part]),
+                                     self.task.regions)
+            for key, value in (("pool_loss", loss.detach()), ("disagreement", differing)):
+                totals[key] = totals.get(key, 0) + share * value
+        return {**totals, **self._confidence(batch, pseudo)}
+
+    def _pool_loss(self, outputs: Sequence[Tensor], pseudo: PseudoLabels) -> Tensor:
+        """The loss over the outputs of deep supervision, with nnU-Net's weights."""
+        weights = self.task.output_weights[: len(outputs)]
+        parts = [weight * pseudo_label_loss(one, *pseudo.at(one.shape[2:]), regions=self.task.regions)
+                 for one, weight in zip(outputs, weights) if weight]
+        return torch.stack(parts).sum() / sum(weights)
+
+    def _mix(
+        self, hard: Tensor, pseudo: PseudoLabels, labelled: tuple[Tensor, Any], number: int
+    ) -> tuple[Tensor, PseudoLabels, Tensor]:
+        """Exchange boxes between the rank's pool images, and paste boxes of its labelled ones.
+
+        Returns:
+            Mixed images, their labels, and the mask of the known voxels that are still the images' own.
+        """
+        images, target = labelled
+        donors, donor_labels = hard, pseudo
+        if self.settings.paste_labelled:
+            finest = target[0] if isinstance(target, list) else target
+            manual = from_target(finest, self.task.ignore_label, self.task.regions)
+            donors = torch.cat([hard, images.to(hard)])
+            donor_labels = PseudoLabels(*(torch.cat(pair) for pair in zip(pseudo, manual)))
+        generator = generator_for(self.task.settings.seed, STREAM, number, self.images_per_step, self.ranks.rank)
+        boxes = draw_boxes(generator, len(hard), len(donors), hard.shape[2:], self.settings.mix_probability,
+                           self.settings.mix_size)
+        mixed, target = apply_boxes(hard, pseudo, boxes, donors, donor_labels)
+        return mixed, target, pseudo.known & ~boxes.mask(hard.shape[2:]).to(hard.device)
+
+    @torch.no_grad()
+    def render(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], Tensor]:
+        """Easy views, a list of (N, C, *patch), and hard views (N, C, *patch) of collated images, same geometry."""
+        task, device = self.task, self.task.device
+        crops, matrices = batch["image"].to(device, non_blocking=True), batch["matrix"].to(device, non_blocking=True)
+        versions = [crops, *([batch["easy"].to(device, non_blocking=True)] if "easy" in batch else [])]
+        easy = [apply_affine_views(one, matrices, task.geometry) for one in versions]
+        if self.settings.hard_view == "noise":
+            axes = tuple(range(1, crops.ndim))
+            return easy, easy[0] + self.settings.noise * easy[0].std(axes, keepdim=True) * torch.randn_like(easy[0])
+        rows, first = torch.arange(len(crops)), torch.zeros(len(crops), dtype=torch.long)
+        changed = task.source.apply(crops, take(batch["counterfactual"], rows, first), task.geometry.spacing)
+        hard = apply_affine_views(changed, matrices, task.geometry)
+        return easy, apply_intensity(hard, take(batch["intensity"], rows, first), teacher_views(task.settings),
+                                     task.geometry.spacing)
+
+    @torch.no_grad()
+    def label(self, easy: Sequence[Tensor]) -> PseudoLabels:
+        """The teacher's labels of easy views."""
+        count = self.settings.patches_per_pass or len(easy[0])
+        with self._autocast():
+            logits = [torch.cat([_finest(self.teacher(part)) for part in one.split(count)]) for one in easy]
+        return pseudo_labels(logits, self.settings.confidence, self.task.regions)
+
+    def _update(self) -> float:
+        """Sum the ranks' gradients and step; returns the gradient's norm."""
+        self.ranks.sum_gradients(self.parameters, ())
+        self.scaler.unscale_(self.optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM))
+        if self.scaler.is_enabled() or math.isfinite(norm):
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return norm
+
+    def _watch_shares(self, pseudo: PseudoLabels) -> None:
+        found = shares(pseudo.labels, pseudo.known, len(self.task.heads), self.task.regions).double()
+        self.shares.update(self.ranks.total(found.to(self.task.device)) / self.ranks.count)
+
+    def _confidence(self, batch: Mapping[str, Any], pseudo: PseudoLabels) -> dict[str, Tensor]:
+        """Share of known voxels of every scanner (NaN: none in the step), and of each class among them."""
+        known = pseudo.known.flatten(1).float().mean(1)
+        groups = batch["group"].to(known.device)
+        none = known.new_tensor(math.nan)
+        per_group = {f"known_{name}": known[groups == index].mean() if (groups == index).any() else none
+                     for index, name in enumerate(self.task.groups)} if len(self.task.groups) > 1 else {}
+        found = shares(pseudo.labels, pseudo.known, len(self.task.heads), self.task.regions)
+        per_class = {f"share_{name}": found[index] for index, name in enumerate(self.task.heads)}
+        return {"known": known.mean(), **per_group, **per_class}
+
+    def _mean(self, value: Tensor) -> float:
+        """Mean over the ranks that have a value."""
+        if self.ranks.count == 1:
+            return float(value)
+        both = torch.stack([value.nan_to_num(), value.isfinite().to(value)]).float()
+        self.ranks.total(both)
+        return float(both[0] / both[1]) if both[1] else math.nan
+
+    def _autocast(self) -> Any:
+        return torch.autocast("cuda") if self.task.device.type == "cuda" else nullcontext()
+
+    # ---------------------------------------------------------------- an epoch
+
+    def begin(self) -> None:
+        """Draw pseudo-labels of a few images."""
+        self.student.train()
+        if self.saves:
+            self._plot_pseudo_labels()
+
+    def _plot_pseudo_labels(self) -> None:
+        images = min(SHOWN, len(self.images))
+        batch = default_collate([self.data[index] for index in range(images)])
+        easy, hard = self.render(batch)
+        pseudo, picture = self.label(easy), self.task.folder / "pseudo_labels.png"
+        with best_effort(picture, self.task.log):
+            replace_atomically(picture, lambda file: plot_pseudo_labels(easy[0], hard, pseudo, file))
+
+    def validate(self) -> dict[str, float]:
+        """Pseudo Dice of the result so far."""
+        if self.task.validate is None:
+            return {}
+        found = {"dice": self.task.validate(self.result)}
+        self.student.train()
+        return found
+
+    def plot(self, lines: Sequence[Line], file: Path) -> None:
+        """See `plot_progress`."""
+        plot_progress(lines, file)
+
+    def report(self, line: Line) -> None:
+        """Log losses, confidence and disagreement, and warn of classes beyond their bounds."""
+        dice = f", pseudo Dice {line['dice']:.4f}" if "dice" in line else ""
+        self.task.log(
+            f"Phase 3 epoch {line['epoch']:.0f}: loss {line['loss']:.4f}, on the pool {line['pool_loss']:.4f} (weight "
+            f"{line['weight']:.2f}), {line['known']:.1%} of the pool's voxels labelled, {line['disagreement']:.1%} of "
+            f"the foreground labelled otherwise by the student{dice}, {line['seconds']:.1f} s")
+        for index, ratio in self.shares.outside():
+            self.task.log(
+                f"WARNING: the teacher finds {ratio:.2g} times as much '{self.task.heads[index]}' in the pool as the "
+                f"manual labels have: the pool's loss is weighted by {self.shares.trust:.2f}. Unless its patients "
+                "differ that much, the teacher is wrong, and phase 2 needs a better model")
+        self.task.track(line)
+
+    def all_skipped(self, last: Line) -> tuple[str, str] | None:
+        """See `EpochLoop.all_skipped`."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() >= 1 and math.isfinite(last["loss"]):
+            return None
+        return f"no step had finite gradients (loss {last['loss']})", "teacher.lr_factor"
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def modules(self) -> Sequence[nn.Module]:
+        """Student and teacher."""
+        return self.plain, self.average.module
+
+    def state(self) -> dict[str, Any]:
+        """Student, teacher, optimiser, and the classes' shares."""
+        return {
+            "student": self.plain.state_dict(), "teacher": self.average.state_dict(),
+            "optimizer_state": self.optimizer.state_dict(), "grad_scaler_state": self.scaler.state_dict(),
+            "shares": self.shares.found, "settings": self.task.settings.to_dict(),
+        }
+
+    def load_state(self, content: dict[str, Any]) -> None:
+        """Restore `state`."""
+        self.plain.load_state_dict(content["student"])
+        self.average.load_state_dict(content["teacher"])
+        self.optimizer.load_state_dict(content["optimizer_state"])
+        self.shares.found = content["shares"]
+        if content["grad_scaler_state"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(content["grad_scaler_state"])
+
+    def check_identity(self, content: Mapping[str, Any]) -> None:
+        """Reject the checkpoint of another phase 3.
+
+        Raises:
+            UserError: its identity is another one.
+        """
+        if content["hash"] != digest(self.task.identity):
+            raise UserError(f"{self.latest} was made with other settings, cases or weights of phase 2",
+                            "delete it and start again with --c")
+
+    def save_final(self) -> None:
+        """Write the resulting weights and the identity."""
+        identity = dict(self.task.identity)
+        save_checkpoint({"network_weights": self.result.state_dict(), "identity": identity, "hash": digest(identity)},
+                        self.final)
+
+
+def _finest(outputs: Any) -> Tensor:
+    """The output at full resolution of a network with or without deep supervision."""
+    finest: Tensor = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
+    return finest
