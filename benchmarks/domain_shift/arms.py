@@ -17,6 +17,10 @@ class Arm:
         silver: whether the arm uses silver labels.
         longer: whether the compute of the pretraining is spent on more fine-tuning steps instead.
         like: arm with the same pretraining, which is reused where it is finished.
+        times: factor of the number of fine-tuning epochs.
+        after: arm with whose weights this one begins; its phases 0 to 2 are those of that arm.
+        offline: the pool, labelled once by the model of ``after``, is added to the labelled images, on which a network is
+            trained anew at the cost of phase 3 (one round of offline pseudo-labels).
     """
 
     trainer: str
@@ -24,6 +28,9 @@ class Arm:
     silver: bool = False
     longer: bool = False
     like: str = ""
+    times: int = 1
+    after: str = ""
+    offline: bool = False
 
     @property
     def needs_generator(self) -> bool:
@@ -45,11 +52,37 @@ _COUNTERFACTUAL = {
     "SDVDCL": Arm("nnUNetTrainerSDVDCL", silver=True),
     "SMVDCL": Arm("nnUNetTrainerSMVDCL", silver=True),
 }
+#: Cost of phase 3 relative to the short fine-tuning, which gives it as many steps.
+PHASE_3_COST = 7 / 3
 _SOURCES = ("acquisition", "generator", "precomputed")
 
 
 def _with_source(arm: Arm, source: str) -> Arm:
     return Arm(arm.trainer, {**arm.settings, "counterfactual.source": source}, arm.silver, arm.longer)
+
+
+def _teacher(**settings: Any) -> dict[str, Any]:
+    return {f"teacher.{key}": value for key, value in {"budget": PHASE_3_COST, **settings}.items()}
+
+
+def _later(name: str, base: Arm) -> dict[str, Arm]:
+    """Phase 3 after an arm, and its rivals of equal cost."""
+    def after(**settings: Any) -> Arm:
+        return Arm("nnUNetTrainerCFCLTeacher", {**base.settings, **_teacher(**settings)}, after=name)
+
+    return {
+        f"{name}+Teacher": after(),
+        f"{name}+Continued": after(weight=0),
+        f"{name}+MeanTeacher": after(hard_view="noise", mix_probability=0),
+        f"{name}+PseudoLabels": Arm("nnUNetTrainerCFCLScratch", base.settings, after=name, offline=True),
+    }
+
+
+#: Changes of one thing at a time in phase 3, tried on the development half.
+_ABLATIONS: dict[str, dict[str, Any]] = {
+    "NoMask": {"confidence": 0.5}, "Strict": {"confidence": 0.95}, "NoMix": {"mix_probability": 0},
+    "NoPaste": {"paste_labelled": False}, "Noise": {"hard_view": "noise"}, "Student": {"result": "student"},
+}
 
 
 def _scratch(longer: bool = False, **settings: Any) -> Arm:
@@ -63,6 +96,7 @@ ARMS: dict[str, Arm] = {
     "ScratchLong": _scratch(longer=True),
     "ScratchAug": _scratch(acquisition_probability=0.5),
     "ScratchAugLong": _scratch(longer=True, acquisition_probability=0.5),
+    "ScratchAug5x": Arm("nnUNetTrainerCFCLScratch", {"finetune.acquisition_probability": 0.5}, times=5),
     **{f"ScratchCF{long}@{source}": _with_source(_scratch(bool(long), counterfactual_probability=0.5), source)
        for source in ("generator", "precomputed") for long in ("", "Long")},
     **_PLAIN,
@@ -75,3 +109,7 @@ ARMS: dict[str, Arm] = {
        for source, mark, key in (("acquisition", "+Aug", "acquisition"), ("generator", "+CF", "counterfactual"),
                                  ("precomputed", "+CF", "counterfactual"))},
 }
+_BASES = ("ScratchAug5x", "DVDCL@acquisition+Aug", "DVDCL@generator+CF")
+ARMS |= {name: arm for base in _BASES for name, arm in _later(base, ARMS[base]).items()}
+ARMS |= {f"{base}+Teacher{name}": Arm(
+    "nnUNetTrainerCFCLTeacher", {**ARMS[base].settings, **_teacher(**change)}, after=base) for base in _BASES for name, change in _ABLATIONS.items()}

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arms import ARMS, Arm
+from arms import ARMS, PHASE_3_COST, Arm
 from presets import PRESETS, Preset
 from study_data import DATASETS, StudyDataset
 
@@ -166,6 +166,9 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Nested settings of the plugin from preset, arm and seed."""
         settings = self.study.settings({**self.arm.settings, "seed": self.seed}, self.arm.needs_generator)
+        settings["finetune"]["epochs"] *= self.arm.times
+        if self.arm.offline:
+            settings["finetune"]["epochs"] = round(PHASE_3_COST * settings["finetune"]["epochs"])
         if self.arm.longer:
             settings["finetune"]["epochs"] += self._pretraining_in_epochs(settings)
         return settings
@@ -184,7 +187,12 @@ class Run:
         return {"arm": self.name, "trainer": self.arm.trainer, "settings": self.settings(),
                 "plan": study.plan(self.budget), "labels": self.budget, "seed": self.seed, "device": study.device,
                 "workers": study.preset.workers, "version": nnunet_cfcl.__version__, "test": table.read_text(),
-                **generated}
+                **generated, **({"after": digest(self.before.identity())} if self.arm.after else {})}
+
+    @property
+    def before(self) -> Run:
+        """The run with whose weights this one begins."""
+        return Run(self.study, self.arm.after, ARMS[self.arm.after], self.budget, self.seed)
 
     def check_identity(self) -> None:
         """Check that the folder belongs to this run.
@@ -211,8 +219,10 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         identity, file = self.identity(), self.folder / "settings.json"
         write_text_atomically(self.folder / "run.json", json.dumps({**identity, "hash": digest(identity)}, indent=1))
-        write_text_atomically(file, json.dumps(self._with_store(identity["settings"]), indent=1))
+        write_text_atomically(file, json.dumps(self._with_files(identity["settings"]), indent=1))
         environment = self.study.environment(file, self.folder / "results")
+        if self.arm.offline:
+            environment |= self._label_pool()
         model = ("-tr", self.arm.trainer, "-p", PLANS, "-device", self.study.device)
         self._take_pretraining()
         self._train(environment, model)
@@ -222,8 +232,11 @@ class Run:
             "-g", str(self._raw / "labelsTs"), "--attributes", str(self._raw / "test.csv"), "--by",
             *self.study.dataset.groups, "-o", str(self.folder / "evaluation"), "-np", "1")
 
-    def _with_store(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Add the generator's counterfactuals, which exist already and are common to all runs."""
+    def _with_files(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Add what exists already: the weights to begin with, and the generator's counterfactuals, common to all runs."""
+        if self.arm.after and not self.arm.offline:
+            start = str(self.before.fold / "checkpoint_final.pth")
+            settings = {**settings, "teacher": {**settings["teacher"], "start_from": start}}
         if not self.arm.needs_generator:
             return settings
         store = {"source": "precomputed", "store": str(self.study.root / self._generated()["store"])}
@@ -239,6 +252,47 @@ class Run:
         """Whether no change of the scanner passed the generator's gate."""
         record = self._generated()
         return bool(record) and not any("scanner" in name.split("+") for name in record["interventions"])
+
+    def _label_pool(self) -> dict[str, str]:
+        """Let the model of ``after`` label the pool, and make it a dataset of its own together with the labelled images.
+
+        Returns:
+            nnU-Net's folders of this dataset.
+        """
+        own, name, ending = self.folder / "dataset", self.study.dataset.folder(self.budget), self._ending
+        folders = {f"nnUNet_{part}": str(own / part) for part in ("raw", "preprocessed")}
+        raw, preprocessed = (own / part / name for part in ("raw", "preprocessed"))
+        if (own / "done").exists():
+            return folders
+        labels = self.folder / "pool"
+        before = self.before
+        environment = self.study.environment(before.folder / "settings.json", before.folder / "results")
+        before._predict(environment, ("-tr", before.arm.trainer, "-p", PLANS, "-device", self.study.device),
+                        self._raw / "imagesUn", labels)
+        shutil.rmtree(own, ignore_errors=True)
+        shutil.copytree(self._raw / "imagesTr", raw / "imagesTr")
+        shutil.copytree(self._raw / "labelsTr", raw / "labelsTr")
+        shutil.copytree(self._raw / "imagesUn", raw / "imagesTr", dirs_exist_ok=True)
+        for file in labels.glob(f"*{ending}"):
+            shutil.copy(file, raw / "labelsTr")
+        description = json.loads((self._raw / "dataset.json").read_text())
+        description["numTraining"] = len(list((raw / "labelsTr").iterdir()))
+        (raw / "dataset.json").write_text(json.dumps(description))
+        shutil.copy(self._raw / "attributes.csv", raw)
+        preprocessed.mkdir(parents=True)
+        for file in (f"{PLANS}.json", "dataset_fingerprint.json"):
+            shutil.copy(self.study.root / "preprocessed" / name / file, preprocessed)
+        (preprocessed / "dataset.json").write_text(json.dumps(description))
+        self.study.call(self.folder / "log.txt", {**self.study.environment(), **folders, "nnUNet_n_proc_DA": "1"},
+                        "nnUNetv2_preprocess", "-d", name[7:10], "-c", self.study.dataset.configuration, "-plans_name",
+                        PLANS, "-np", "1")
+        (own / "done").touch()
+        return folders
+
+    @property
+    def _ending(self) -> str:
+        ending: str = json.loads((self._raw / "dataset.json").read_text())["file_ending"]
+        return ending
 
     def label(self, images: Path, target: Path) -> None:
         """Predict other images, with probabilities, after the training."""
@@ -299,6 +353,8 @@ class Run:
         needed = {
             "silver labels": (self.arm.silver, root / f"silver_{self.budget}.done"),
             "generator's counterfactuals": (self.arm.needs_generator, generated_file(self.study, self.budget)),
+            "model to begin with": (bool(self.arm.after),
+                                    self.before.fold / "checkpoint_final.pth" if self.arm.after else root),
             "true counterfactuals": (self.arm.settings.get("counterfactual.source") == "precomputed",
                                      root / f"counterfactuals_{self.budget}.done")}
         for what, (needs, file) in needed.items():

@@ -269,7 +269,8 @@ class TeacherSettings:
         None, "largest decay of the teacher's moving average; null: 0.99, in phases of 5000 steps or more 0.999", 0, 1)
     confidence: float = setting(
         0.9, "voxels are labelled whose class (region: inside or outside) has at least this probability", 0.5, 1)
-    weight: float = setting(1.0, "weight of the loss on the pool", 0)
+    weight: float = setting(
+        1.0, "weight of the loss on the pool; 0: the phase goes on with the labelled images alone, for comparison", 0)
     ramp_fraction: float = setting(0.05, "share of the phase in which the weight rises to its value", 0, 1)
     hard_view: Literal["counterfactual", "noise"] = setting(
         "counterfactual", "what the student sees of the pool: counterfactuals with the intensity effects of the "

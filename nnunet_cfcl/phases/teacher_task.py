@@ -69,7 +69,7 @@ def build_teacher_task(
     settings, geometry, labels = fold.settings, fold.geometry, fold.labels
     groups, labelled_value = pool_groups(fold, reader)
     source, easy = _counterfactuals(fold, ranks, reader, labelled_value)
-    epochs = settings.teacher.epochs or epochs_by_budget(settings.teacher.budget, training.epochs, easy is not None)
+    epochs = settings.teacher.epochs or epochs_by_budget(settings, training.epochs, 1 if easy is None else 2)
     heads = head_names(fold)
     identity = {
         "settings": _identity_settings(settings), "start": start, "epochs": epochs, "iterations": training.iterations,
@@ -90,17 +90,18 @@ def build_teacher_task(
                                        for key, value in line.items()}))
 
 
-def epochs_by_budget(budget: float, epochs: int, several_easy_views: bool) -> int:
-    """Number of epochs whose cost is ``budget`` times that of phase 2; at least 1.
+def epochs_by_budget(settings: Settings, epochs: int, easy_views: int) -> int:
+    """Number of epochs whose cost is ``teacher.budget`` times that of phase 2; at least 1.
 
     A step passes a batch of labelled images and one of the pool with gradients, and the pool's through the teacher.
 
     Args:
-        budget: the setting ``teacher.budget``.
+        settings: the resolved settings.
         epochs: length of phase 2.
-        several_easy_views: whether the teacher sees two versions of an image.
+        easy_views: number of versions of an image that the teacher sees.
     """
-    return max(1, round(budget * epochs / (2 + FORWARD_COST * (2 if several_easy_views else 1))))
+    step = 2 + FORWARD_COST * easy_views if settings.teacher.weight else 1
+    return max(1, round(settings.teacher.budget * epochs / step))
 
 
 def pool_groups(fold: FoldContext, reader: PretrainingCases) -> tuple[dict[str, tuple[str, ...]], str | None]:

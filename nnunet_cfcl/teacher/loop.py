@@ -153,7 +153,8 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
         loss = self._learn_labels(labelled)
         weight = ramp(number + 1, self.settings.ramp_fraction * self.total_steps, self.settings.weight)
         weight *= self.shares.trust
-        statistics = self._learn_pool(batch, labelled, number, weight)
+        # weight 0: nnU-Net's training goes on, the control of phase 3 in comparisons
+        statistics = self._learn_pool(batch, labelled, number, weight) if self.settings.weight else {}
         norm = self._update()
         if math.isfinite(norm):
             self.average.update_parameters(self.plain)
@@ -319,11 +320,12 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
 
     def report(self, line: Line) -> None:
         """Log losses, confidence and disagreement, and warn of classes beyond their bounds."""
+        pool = (f", on the pool {line['pool_loss']:.4f} (weight {line['weight']:.2f}), {line['known']:.1%} of its "
+                f"voxels labelled, {line['disagreement']:.1%} of the foreground labelled otherwise by the student"
+                if "pool_loss" in line else "")
         dice = f", pseudo Dice {line['dice']:.4f}" if "dice" in line else ""
         self.task.log(
-            f"Phase 3 epoch {line['epoch']:.0f}: loss {line['loss']:.4f}, on the pool {line['pool_loss']:.4f} (weight "
-            f"{line['weight']:.2f}), {line['known']:.1%} of the pool's voxels labelled, {line['disagreement']:.1%} of "
-            f"the foreground labelled otherwise by the student{dice}, {line['seconds']:.1f} s")
+            f"Phase 3 epoch {line['epoch']:.0f}: loss {line['loss']:.4f}{pool}{dice}, {line['seconds']:.1f} s")
         for index, ratio in self.shares.outside():
             self.task.log(
                 f"WARNING: the teacher finds {ratio:.2g} times as much '{self.task.heads[index]}' in the pool as the "

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -29,6 +30,11 @@ PANELS: Mapping[str, tuple[str, ...]] = {
 @names_as_they_are
 def plot_progress(epochs: Sequence[Mapping[str, float]], file: Path) -> None:
     """Plot the curves of `PANELS` over the epochs as PNG."""
+    with style.context("default"):  # nnU-Net sets large fonts for its own plots
+        _plot_progress(epochs, file)
+
+
+def _plot_progress(epochs: Sequence[Mapping[str, float]], file: Path) -> None:
     figure = Figure(figsize=(16, 7), layout="constrained")
     FigureCanvasAgg(figure)
     keys = list(dict.fromkeys(key for line in epochs for key in line))
@@ -45,6 +51,8 @@ def plot_progress(epochs: Sequence[Mapping[str, float]], file: Path) -> None:
             panel.legend(fontsize=7)
         if title.startswith("classes"):
             panel.set_yscale("log")
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter("")
     figure.savefig(file, dpi=90, format="png")
 
 
@@ -56,6 +64,11 @@ def plot_pseudo_labels(easy: Tensor, hard: Tensor, pseudo: PseudoLabels, file: P
         pseudo: labels of the N patches.
         file: picture to write.
     """
+    with style.context("default"):
+        _plot_pseudo_labels(easy, hard, pseudo, file)
+
+
+def _plot_pseudo_labels(easy: Tensor, hard: Tensor, pseudo: PseudoLabels, file: Path) -> None:
     figure = Figure(figsize=(12, 3 * len(easy)), layout="constrained")
     FigureCanvasAgg(figure)
     titles = ("image (teacher)", "counterfactual (student)", "pseudo-label", "without a label")
