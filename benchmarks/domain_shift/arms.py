@@ -19,8 +19,8 @@ class Arm:
         like: arm with the same pretraining, which is reused where it is finished.
         times: factor of the number of fine-tuning epochs.
         after: arm with whose weights this one begins; its phases 0 to 2 are those of that arm.
-        offline: the pool, labelled once by the model of ``after``, is added to the labelled images, on which a network is
-            trained anew at the cost of phase 3 (one round of offline pseudo-labels).
+        offline: the pool, labelled once by the model of ``after``, is added to the labelled images, on which a network
+            is trained anew at the cost of phase 3 (one round of offline pseudo-labels).
     """
 
     trainer: str
@@ -61,20 +61,19 @@ def _with_source(arm: Arm, source: str) -> Arm:
     return Arm(arm.trainer, {**arm.settings, "counterfactual.source": source}, arm.silver, arm.longer)
 
 
-def _teacher(**settings: Any) -> dict[str, Any]:
-    return {f"teacher.{key}": value for key, value in {"budget": PHASE_3_COST, **settings}.items()}
-
-
 def _later(name: str, base: Arm) -> dict[str, Arm]:
-    """Phase 3 after an arm, and its rivals of equal cost."""
+    """Phase 3 after an arm, its rivals of equal cost, and changes of one thing at a time."""
     def after(**settings: Any) -> Arm:
-        return Arm("nnUNetTrainerCFCLTeacher", {**base.settings, **_teacher(**settings)}, after=name)
+        own = {f"teacher.{key}": value for key, value in {"budget": PHASE_3_COST, **settings}.items()}
+        return Arm("nnUNetTrainerCFCLTeacher", {"counterfactual.source": "acquisition", **base.settings, **own},
+                   after=name)
 
     return {
         f"{name}+Teacher": after(),
         f"{name}+Continued": after(weight=0),
         f"{name}+MeanTeacher": after(hard_view="noise", mix_probability=0),
         f"{name}+PseudoLabels": Arm("nnUNetTrainerCFCLScratch", base.settings, after=name, offline=True),
+        **{f"{name}+Teacher{change}": after(**settings) for change, settings in _ABLATIONS.items()},
     }
 
 
@@ -109,7 +108,5 @@ ARMS: dict[str, Arm] = {
        for source, mark, key in (("acquisition", "+Aug", "acquisition"), ("generator", "+CF", "counterfactual"),
                                  ("precomputed", "+CF", "counterfactual"))},
 }
-_BASES = ("ScratchAug5x", "DVDCL@acquisition+Aug", "DVDCL@generator+CF")
-ARMS |= {name: arm for base in _BASES for name, arm in _later(base, ARMS[base]).items()}
-ARMS |= {f"{base}+Teacher{name}": Arm(
-    "nnUNetTrainerCFCLTeacher", {**ARMS[base].settings, **_teacher(**change)}, after=base) for base in _BASES for name, change in _ABLATIONS.items()}
+ARMS |= {name: arm for base in ("ScratchAug5x", "DVDCL@acquisition+Aug", "DVDCL@generator+CF")
+         for name, arm in _later(base, ARMS[base]).items()}

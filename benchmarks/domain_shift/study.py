@@ -233,7 +233,7 @@ class Run:
             *self.study.dataset.groups, "-o", str(self.folder / "evaluation"), "-np", "1")
 
     def _with_files(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Add what exists already: the weights to begin with, and the generator's counterfactuals, common to all runs."""
+        """Add what exists already: the weights to begin with, the generator's counterfactuals, common to all runs."""
         if self.arm.after and not self.arm.offline:
             start = str(self.before.fold / "checkpoint_final.pth")
             settings = {**settings, "teacher": {**settings["teacher"], "start_from": start}}
@@ -254,7 +254,7 @@ class Run:
         return bool(record) and not any("scanner" in name.split("+") for name in record["interventions"])
 
     def _label_pool(self) -> dict[str, str]:
-        """Let the model of ``after`` label the pool, and make it a dataset of its own together with the labelled images.
+        """Let the model of ``after`` label the pool, and make a dataset of it together with the labelled images.
 
         Returns:
             nnU-Net's folders of this dataset.
