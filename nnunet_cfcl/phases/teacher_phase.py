@@ -38,25 +38,21 @@ class TeacherPhase:
     reader: PretrainingCases
 
     @classmethod
-    def planned(cls, fold: FoldContext, ranks: Ranks, by_class: bool) -> TeacherPhase | None:
-        """Check before the first phase that phase 3 can run; None where it is not wanted, or has no pool.
+    def planned(cls, fold: FoldContext, ranks: Ranks) -> TeacherPhase | None:
+        """Check, before the first phase, that phase 3 can run; None where the fold has no pool, which is logged.
 
         Args:
             fold: the fold to be trained.
             ranks: the processes that share every step.
-            by_class: whether the trainer's class has phase 3, which ``teacher.enabled`` overrides.
 
         Raises:
-            UserError: phase 3 is demanded but there is no pool, or its cases cannot be used.
+            UserError: ``teacher.enabled`` is true but there is no pool, or its cases cannot be used.
         """
-        enabled = fold.settings.teacher.enabled
-        if not (by_class if enabled is None else enabled):
-            return None
         reader = ranks.main_first(lambda: pool_cases(fold))
         if reader.pool:
             return cls(fold, ranks, reader)
         images = f"nnUNet_raw/{fold.dataset}/imagesUn"
-        if enabled:
+        if fold.settings.teacher.enabled:
             raise UserError("teacher.enabled is true, but phase 3 learns from a pool of unlabelled images, and the "
                             f"fold has none ({images})",
                             f"put images there and run `nnunet_cfcl pool -d {fold.dataset} -c "

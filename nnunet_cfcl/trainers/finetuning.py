@@ -86,6 +86,12 @@ class FineTuning(Trainer):
         return False
 
     @classmethod
+    def wants_teacher(cls, settings: Settings) -> bool:
+        """Whether phase 3 follows: ``teacher.enabled``, where that is null the class's ``teaches``."""
+        enabled = settings.teacher.enabled
+        return cls.teaches if enabled is None else enabled
+
+    @classmethod
     def prepared_settings(cls, configuration: ConfigurationManager) -> Settings:
         """Resolve the settings for a configuration of the plan."""
         return resolve_settings(settings_block(configuration))
@@ -107,7 +113,8 @@ class FineTuning(Trainer):
         Raises:
             UserError: see `TeacherPhase.planned`, before any phase begins.
         """
-        self._teacher = TeacherPhase.planned(FoldContext.of(self), Ranks.current(), self.teaches)
+        if self.wants_teacher(self.settings):
+            self._teacher = TeacherPhase.planned(FoldContext.of(self), Ranks.current())
         if not self._holds_checkpoint:
             if self._teacher and self.settings.teacher.start_from:
                 self._start_from(Path(self.settings.teacher.start_from))

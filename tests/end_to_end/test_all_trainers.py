@@ -22,7 +22,7 @@ pytestmark = pytest.mark.end_to_end
 PLANS = "shortPlans"
 X_RAYS, VOLUMES = "Dataset012_ChestXraysPool", "Dataset004_Hippocampus"
 ALL = {name: getattr(trainers, name) for name in trainers.__all__ if name.startswith("nnUNetTrainer")}
-PRETRAINED = {name: trainer for name, trainer in ALL.items() if name != "nnUNetTrainerCFCLScratch"}
+PRETRAINED = {name: trainer for name, trainer in ALL.items() if hasattr(trainer, "method")}
 # DVD-CL is trained by the command in test_train_2d and test_train_3d, MVD-CL in test_pool_and_silver, S-DVD-CL in
 # test_nnunet_features; all by the command, and on volumes too, in the nightly test
 BY_COMMAND = ["nnUNetTrainerSMVDCL"]

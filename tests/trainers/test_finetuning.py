@@ -40,8 +40,9 @@ class Stock:
 
 class Watched(FineTuning, Stock):
     def __init__(self, fails):
-        self.fails, self.noted, self.settings = fails, [], SimpleNamespace(seed=0)
-        self.local_rank, self._holds_checkpoint, self._watch = 0, True, None
+        self.fails, self.noted, self.settings = fails, [], SimpleNamespace(
+            seed=0, teacher=SimpleNamespace(enabled=None))
+        self.local_rank, self._holds_checkpoint, self._watch, self._teacher = 0, True, None, None
 
     def print_to_log_file(self, line):
         pass
