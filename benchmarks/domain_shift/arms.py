@@ -64,7 +64,8 @@ def _with_source(arm: Arm, source: str) -> Arm:
 def _later(name: str, base: Arm) -> dict[str, Arm]:
     """Phase 3 after an arm, its rivals of equal cost, and changes of one thing at a time."""
     def after(**settings: Any) -> Arm:
-        own = {f"teacher.{key}": value for key, value in {"budget": PHASE_3_COST, **settings}.items()}
+        changed = {"budget": PHASE_3_COST, **settings}
+        own = {key if "." in key else f"teacher.{key}": value for key, value in changed.items()}
         return Arm("nnUNetTrainerCFCLTeacher", {"counterfactual.source": "acquisition", **base.settings, **own},
                    after=name)
 
@@ -81,6 +82,7 @@ def _later(name: str, base: Arm) -> dict[str, Arm]:
 _ABLATIONS: dict[str, dict[str, Any]] = {
     "NoMask": {"confidence": 0.5}, "Strict": {"confidence": 0.95}, "NoMix": {"mix_probability": 0},
     "NoPaste": {"paste_labelled": False}, "Noise": {"hard_view": "noise"}, "Student": {"result": "student"},
+    "NoSolarise": {"views.solarise_probability": 0.0},
 }
 
 

@@ -39,9 +39,8 @@ class EasyView(Protocol):
 
 
 def teacher_views(settings: Settings) -> ViewSettings:
-    """The settings of phase 1's views, with the crop of this phase and without solarisation."""
-    return replace(settings.views, crop_fraction=settings.teacher.crop_fraction, min_overlap=0.0,
-                   solarise_probability=0.0)
+    """The settings of phase 1's views with the crop of this phase; single views overlap no other."""
+    return replace(settings.views, crop_fraction=settings.teacher.crop_fraction, min_overlap=0.0)
 
 
 class PoolDataset(Dataset[dict[str, Any]]):
@@ -85,7 +84,7 @@ class PoolDataset(Dataset[dict[str, Any]]):
         sample = {
             "image": box.pad(part), "counterfactual": self._source.draw(generator, case, box, 1),
             "matrix": draw_affine_views(generator, self._geometry, self._views, 1)[0],
-            "intensity": draw_intensity(generator, self._views, 1, torch.zeros(1, dtype=torch.bool)), "group": group}
+            "intensity": draw_intensity(generator, self._views, 1, torch.ones(1, dtype=torch.bool)), "group": group}
         if self._easy is not None:
             found = self._easy.read(case, box)
             sample["easy"] = sample["image"] if found is None else found

@@ -109,7 +109,8 @@ def test_the_pool_s_cross_entropy_does_not_depend_on_the_size_of_micro_batches(m
 
 
 def test_easy_and_hard_views_show_the_same_place(make_training):
-    settings = {"acquisition.probability": 0, "views.jitter_probability": 0, "views.blur_probability": 0}
+    settings = {"acquisition.probability": 0, "views.jitter_probability": 0, "views.blur_probability": 0,
+                "views.solarise_probability": 0}
     training = make_training(settings=settings)
     easy, hard = training.render(next(training.batches(0)))
     assert len(easy) == 1 and torch.allclose(easy[0], hard, atol=1e-5)
