@@ -54,9 +54,10 @@ def test_views_of_an_image_as_large_as_the_crop_read_no_padding():
     assert apply_affine_views(sample["image"][None], sample["matrix"][None], GEOMETRY).min() > 0.999
 
 
-def test_hard_views_are_solarised_as_counterfactuals_are_in_phase_1():
-    assert all(bool(dataset(**{"views.solarise_probability": 1.0})[index]["intensity"].solarise) for index in (0, 1))
-    assert not any(bool(dataset(**{"views.solarise_probability": 0.0})[index]["intensity"].solarise) for index in (0, 1))
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_hard_views_are_solarised_as_counterfactuals_are_in_phase_1(probability):
+    data = dataset(**{"views.solarise_probability": probability})
+    assert [bool(data[index]["intensity"].solarise) for index in (0, 1)] == [bool(probability)] * 2
 
 
 def test_an_image_without_an_easy_counterfactual_is_shown_twice():
