@@ -1,4 +1,4 @@
-"""The commands `nnunet_cfcl pool` and `silver` on real images: once more, killed, refused; one phase 1 for all folds."""
+"""`nnunet_cfcl pool` and `silver` on real images: once more, killed, refused; and one phase 1 for all folds."""
 
 import json
 import os

@@ -155,9 +155,11 @@ class _Labelling:
         self.model, self._target, self._folder, self._log = model, target, folder, log
         self._scratch = folder.with_name(f"{folder.name}.tmp")
         self._ending = target.dataset_json["file_ending"]
+        # before anything is predicted: an image that changes meanwhile is labelled again by the next run
+        self._images = {case.name: case.signature() for case in cases}
         known = record.labels if record and record.model == model else {}
         self._kept = {case.name: known[case.name] for case in cases
-                      if case.name in known and known[case.name].images == case.signature()
+                      if case.name in known and known[case.name].images == self._images[case.name]
                       and all(file.is_file() for file in label_files(folder, case.name, self._ending)[:2])}
         self.due = [case for case in cases if case.name not in self._kept]
         self._replaced = len(record.labels) if record and record.model != model else 0
@@ -203,11 +205,11 @@ class _Labelling:
         if record is None or record.model != self.model:
             shutil.rmtree(self._scratch, ignore_errors=True)
         elif changed := [case for case in self.due if case.name not in record.labels
-                         or record.labels[case.name].images != case.signature()]:
+                         or record.labels[case.name].images != self._images[case.name]]:
             _remove(file for case in changed for file in label_files(self._scratch, case.name, self._ending))
         writable_folder(self._scratch, "make the folder of the dataset writable")
         write_record(self._scratch, SilverRecord(self.model, {
-            case.name: LabelState(case.signature()) for case in self.due}))
+            case.name: LabelState(self._images[case.name]) for case in self.due}))
 
     def _finished(
         self, workers: PoolWorkers, cases: Sequence[RawCase], must_agree: bool
@@ -230,7 +232,8 @@ class _Labelling:
                     link_or_copy(file, self._scratch / file.name)
             qualities = {**self._kept_qualities(), **{case: quality.value for case, quality in found.items()}}
             write_text_atomically(self._scratch / QUALITIES, _table(qualities))
-            made = {case.name: LabelState(case.signature(), file_digest(self._label(case.name))) for case in self.due}
+            made = {case.name: LabelState(self._images[case.name], file_digest(self._label(case.name)))
+                    for case in self.due}
             write_record(self._scratch, SilverRecord(self.model, {**self._kept, **made}))
             own = {file.name for case in (*self._kept, *made)
                    for file in label_files(self._scratch, case, self._ending)}
@@ -258,7 +261,7 @@ class _Labelling:
                       f"{found[lowest].value:.2f} ({lowest})")
         if empty := sorted(case for case, quality in found.items() if quality.is_empty):
             self._log(f"{len(empty)} of them have no foreground, look at them: {listed(empty)}")
-        use = ("their figures of numbered folds are not independent" if self.model.fold == "all"
+        use = ("validation figures of numbered folds trained with them are not independent" if self.model.fold == "all"
                else f"use them in trainings of fold {self.model.fold}, and label again for another fold")
         self._log(f"the labels hold knowledge of the model's {len(self.model.training)} training cases: {use}")
 

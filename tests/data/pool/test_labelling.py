@@ -178,7 +178,7 @@ def test_labels_of_another_model_are_replaced(labels, finish):
 def test_a_model_of_fold_all_was_trained_on_all_cases(labels, finish):
     record, log = label(finish("all"))
     assert record.model.fold == "all" and record.model.training == tuple(f"toy_{n}" for n in range(6))
-    assert "figures of numbered folds are not independent" in log
+    assert "figures of numbered folds trained with them are not independent" in log
 
 
 @pytest.mark.end_to_end
