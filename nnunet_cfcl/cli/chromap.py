@@ -68,7 +68,7 @@ def _request(arguments: argparse.Namespace) -> Any:
 
 
 def _run_predict(arguments: argparse.Namespace) -> int:
-    _let_trainers_be_found()
+    let_trainers_be_found()
     if "-o" in arguments.others[:-1]:
         writable_folder(arguments.others[arguments.others.index("-o") + 1], "choose another output folder")
     import nnunetv2.inference.predict_from_raw_data as nnunet_prediction
@@ -90,7 +90,7 @@ def _run_predict(arguments: argparse.Namespace) -> int:
 
 
 def _run_chromap(arguments: argparse.Namespace) -> int:
-    _let_trainers_be_found()
+    let_trainers_be_found()
     fold = _check_model(arguments.m, arguments.f, arguments.chk)
     writable_folder(arguments.o / "chromap", "choose another output folder")
     import torch
@@ -129,6 +129,6 @@ def _check_model(folder: Path, fold: str | None, checkpoint: str) -> str:
     return str(fold)
 
 
-def _let_trainers_be_found() -> None:
+def let_trainers_be_found() -> None:
     """Set nnU-Net's variable for external trainers to the plugin's, unless it is set."""
     os.environ.setdefault("nnUNet_extTrainer", str(trainers_path()))

@@ -34,6 +34,8 @@ VERBS = {
                         "import counterfactual images from elsewhere"),
     "pool": ("nnunet_cfcl.cli.pool:add_pool_parser",
              "preprocess unlabelled images (imagesUn) and AI-made labels (labelsSilver)"),
+    "silver": ("nnunet_cfcl.cli.silver:add_silver_parser",
+               "label the pool (imagesUn) with a trained model (labelsSilver)"),
     "generator": ("nnunet_cfcl.cli.generator:add_generator_parser",
                   "train, evaluate and use a generator of counterfactuals"),
     "attributes": ("nnunet_cfcl.cli.attributes:add_attributes_parser",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from nnunet_cfcl.data.pool.manifest import (
     silver_folder,
 )
 from nnunet_cfcl.data.pool.silver_labels import SilverLabels
+from nnunet_cfcl.data.pool.silver_model import SilverModel
 from nnunet_cfcl.data.pretraining_reader import Labels, PretrainingCases
-from nnunet_cfcl.errors import UserError, listed
+from nnunet_cfcl.errors import UserError, listed, with_fix
 from nnunet_cfcl.files.csv_table import check_case_names
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.nnunet.fold import FoldContext
@@ -66,6 +67,8 @@ def pretraining_cases(
     if needs_labels:
         labels = _labels(dataset, chosen, silver)
         lines.append(_label_line(dataset, chosen, labels, silver))
+        lines += [f"WARNING: {with_fix(leak.message(str(fold.fold)), leak.fix(str(fold.fold)))}"
+                  for leak in _leaks(fold, dataset, labels.silver)]
     for line in lines:
         fold.log(line)
     folders = ((dataset.folder, chosen.training), (pool_folder(dataset.folder), chosen.pool))
@@ -207,10 +210,78 @@ def _choose(fold: FoldContext, data: str, dataset: _Dataset) -> _Chosen:
     return _Chosen(kept[0], kept[1], len(training) - len(kept[0]), len(pool) - len(kept[1]), held_out, role)
 
 
-def _labels(dataset: _Dataset, chosen: _Chosen, silver: SilverSettings) -> Labels:
+@dataclass(frozen=True)
+class SilverLeak:
+    """A model that made silver labels of a fold's pretraining and was trained on patients of the fold's validation.
+
+    Attributes:
+        model: the model.
+        patients: these patients.
+        dataset: ``DatasetXXX_NAME``.
+        update: command that updates the pool after a labelling, where that does not; "" where it does.
+    """
+
+    model: SilverModel
+    patients: frozenset[str]
+    dataset: str
+    update: str
+
+    def message(self, *folds: str) -> str:
+        """Describe the leak into ``folds``."""
+        these = f"fold {', '.join(folds)}"
+        return (f"the silver labels are of {self.model.name}, which was trained on validation patients of {these} "
+                f"(such as {listed(sorted(self.patients), 3)}): validation figures of {these} are not independent")
+
+    def fix(self, fold: str) -> str:
+        """The command that makes labels for a fold."""
+        return f"label again with {self.model.command(self.dataset, fold)}" + (
+            f", then run {self.update}" if self.update else "")
+
+
+def silver_leaks(fold: FoldContext, settings: Settings) -> tuple[SilverLeak, ...]:
+    """Find the leaks of a fold's pretraining, which a method that learns from labels has.
+
+    Args:
+        fold: the fold to be trained.
+        settings: resolved settings.
+
+    Raises:
+        UserError: the fold has no cases; see `pretraining_cases`.
+    """
+    dataset = _Dataset.of(fold)
+    pool, training = _silver_cases(dataset, _choose(fold, settings.pretrain.data, dataset), settings.silver)
+    return tuple(_leaks(fold, dataset, pool | training))
+
+
+def _leaks(fold: FoldContext, dataset: _Dataset, used: Iterable[str]) -> Iterator[SilverLeak]:
+    """Leaks of the silver labels of the cases ``used``.
+
+    Cases that the fold itself is trained on do not count: phase 2 knows them anyway.
+    """
+    models = {manifest.model for manifest in (dataset.pool, dataset.silver)
+              if manifest.model is not None and not set(manifest.model_cases).isdisjoint(used)}
+    # fold "all" is validated on its training cases
+    if not models or fold.fold == "all":
+        return
+    training, validation = ({str(case) for case in cases} for cases in fold.split())
+    held_out = {dataset.patients.of(case) for case in validation}
+    for model in models:
+        known = {dataset.patients.of(case) for case in set(model.training) - training}
+        if leaked := held_out & known:
+            updates = (model.configuration, model.plans) == (dataset.configuration, dataset.plans)
+            yield SilverLeak(model, frozenset(leaked), dataset.folder.parent.name,
+                             "" if updates else dataset.pool_command)
+
+
+def _silver_cases(dataset: _Dataset, chosen: _Chosen, silver: SilverSettings) -> tuple[set[str], set[str]]:
+    """Chosen cases of the pool, and of the training set, whose silver labels are used."""
     pool = set(dataset.pool.with_silver(silver.min_quality)).intersection(chosen.pool)
     of_training = dataset.silver.with_silver(silver.min_quality) if silver.training_cases == "silver" else ()
-    training = set(of_training).intersection(chosen.training)
+    return pool, set(of_training).intersection(chosen.training)
+
+
+def _labels(dataset: _Dataset, chosen: _Chosen, silver: SilverSettings) -> Labels:
+    pool, training = _silver_cases(dataset, chosen, silver)
     manual = frozenset(chosen.training) - training
     if not (manual or training or pool):
         raise UserError(

@@ -20,7 +20,8 @@ from nnunet_cfcl.counterfactual.choice import choose_source, wants_generator
 from nnunet_cfcl.data.attribute_table import ATTRIBUTES
 from nnunet_cfcl.data.pool.find_cases import SILVER_LABELS
 from nnunet_cfcl.data.pool.manifest import pool_command, read_manifest, silver_folder
-from nnunet_cfcl.data.pretraining_cases import PretrainingCases, pretraining_cases
+from nnunet_cfcl.data.pool.silver_model import SilverModel
+from nnunet_cfcl.data.pretraining_cases import PretrainingCases, SilverLeak, pretraining_cases, silver_leaks
 from nnunet_cfcl.errors import CheckResult, UserError, first_line, isolated
 from nnunet_cfcl.files.json_files import read_json
 from nnunet_cfcl.nnunet import lookup
@@ -127,6 +128,8 @@ class PlannedPretraining:
         served = [str(fold) for fold, (training, validation) in enumerate(folds) if training & known and all(
             result.status != "FAIL"
             for result in self._fold_results(folder, fold, training & known, validation & known))]
+        if self.trainer.method.needs_labels:
+            yield from self._leak_results(folder, known)
         for result in found:
             yield result if result.status != "FAIL" or not served else CheckResult(
                 "warn", f"only fold {', '.join(served)} can be pretrained: {result.message}", result.fix)
@@ -206,6 +209,21 @@ class PlannedPretraining:
                         "ones are used",
                 f"put label maps of training cases into nnUNet_raw/{self.dataset}/{SILVER_LABELS} and run "
                 f"{pool_command(self.dataset, self.configuration, self.plans)}")
+
+
+    def _leak_results(self, folder: Path, known: set[str]) -> Iterator[CheckResult]:
+        """Warn of folds whose validation patients the model that made the silver labels was trained on."""
+        found: dict[SilverModel, dict[int, SilverLeak]] = {}
+        for fold, (training, validation) in enumerate(_splits(folder.parent / "splits_final.json")):
+            split = sorted(training & known), sorted(validation & known)
+            # a fold that cannot be pretrained is reported by the other checks
+            with isolated():
+                for leak in silver_leaks(self._context(folder, fold, split, []), self.settings):
+                    found.setdefault(leak.model, {})[fold] = leak
+        for leaks in found.values():
+            first = min(leaks)
+            yield CheckResult("warn", leaks[first].message(*map(str, sorted(leaks))),
+                              f"before the training of such a fold, {leaks[first].fix('FOLD')}")
 
 
 def _no_loss() -> Any:

@@ -13,7 +13,7 @@ from nnunet_cfcl.errors import UserError
 
 #: Verbs whose help imports neither PyTorch nor nnU-Net.
 WITH_LIGHT_HELP = (
-    "install", "doctor", "settings", "export-stock", "pool", "evaluate", "probe", "report", "demo", "phantom")
+    "install", "doctor", "settings", "export-stock", "pool", "silver", "evaluate", "probe", "report", "demo", "phantom")
 
 
 def exit_status(*arguments: str) -> int:

@@ -23,6 +23,7 @@ from nnunet_cfcl.data.pool.manifest import (
     silver_folder,
     write_manifest,
 )
+from nnunet_cfcl.data.pool.silver_model import SilverModel
 from nnunet_cfcl.data.pretraining_cases import pretraining_cases
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.fold import FoldContext
@@ -412,6 +413,79 @@ def test_a_pool_without_labels_is_an_error_for_a_method_that_needs_them(make_fol
     with pytest.raises(UserError, match="none of the 2 cases .*labelsSilver.*run nnunet_cfcl pool -d 7 -c 2d.*"
                                         "'training_and_pool'"):
         pretraining_cases(make_fold(0), settings("pool"), needs_labels=True)
+
+
+# --- labels of a model that knows the validation
+
+
+@pytest.fixture
+def labelled_by(make_fold, save):
+    """A function that gives three cases of the pool labels, two of them of the model of a fold (2d, nnU-Net's)."""
+
+    def label(number, plans="nnUNetPlans", qualities=(0.9, 0.9, 0.9)):
+        save({f"un_{n}": quality for n, quality in enumerate(qualities)})
+        folder = pool_folder(make_fold().preprocessed)
+        training = tuple(sorted(map(str, make_fold(number).split()[0])))
+        model = SilverModel("nnUNetTrainer", plans, "2d", str(number), "abc", training)
+        manifest = replace(read_manifest(folder), model=model, model_cases=("un_0", "un_1"))
+        write_manifest(folder, manifest)
+        assert read_manifest(folder) == manifest
+        return model
+
+    return label
+
+
+def warnings(owner, *arguments, **silver):
+    pretraining_cases(owner, settings(*arguments, **silver), needs_labels=True)
+    return [line for line in owner.log if line.startswith("WARNING")]
+
+
+@pytest.mark.parametrize("data", ["training_and_pool", "pool"])
+@pytest.mark.parametrize("model", [0, 3, "all"])
+def test_labels_of_a_model_that_knows_validation_patients_are_warned_of(make_fold, labelled_by, data, model):
+    labelled_by(model)
+    for number in range(5):
+        validation = make_fold(number).split()[1]
+        found = warnings(make_fold(number), data)
+        assert len(found) == (number != model)
+        for line in found:
+            assert f"the silver labels are of nnUNetTrainer__nnUNetPlans__2d/fold_{model}, which was trained on" in line
+            assert f"validation figures of fold {number} are not independent" in line and validation[0] in line
+            assert line.endswith(f"label again with nnunet_cfcl silver -d 7 -c 2d -f {number} -tr nnUNetTrainer")
+    assert warnings(make_fold("all"), data) == []
+
+
+def test_a_model_knows_a_patient_by_another_image_of_it(make_fold, labelled_by, name_patients, toy):
+    split = [{"train": ["toy_0", "toy_1"], "val": ["toy_2"]}, {"train": ["toy_1", "toy_3"], "val": ["toy_0"]}]
+    (toy / "nnUNet_preprocessed" / DATASET / "splits_final.json").write_text(json.dumps(split))
+    labelled_by(1)
+    assert warnings(make_fold(0)) == []
+    name_patients({"toy_2": "p", "toy_3": "p", "un_0": "q"})
+    assert "(such as p)" in warnings(make_fold(0))[0]
+
+
+def test_there_is_no_warning_where_no_label_of_the_model_is_used(make_fold, labelled_by):
+    labelled_by(1, qualities=(0.3, 0.3, 0.9))
+    assert warnings(make_fold(0)) == [] and warnings(make_fold(0), "training") == []
+    assert len(warnings(make_fold(0), min_quality=0.2)) == 1
+    owner = make_fold(0)
+    pretraining_cases(owner, settings(min_quality=0.2), needs_labels=False)
+    assert not any(line.startswith("WARNING") for line in owner.log)
+
+
+def test_the_labels_of_another_plans_model_have_to_be_preprocessed_for_this_plan_afterwards(make_fold, labelled_by):
+    labelled_by(1, "otherPlans")
+    assert warnings(make_fold(0))[0].endswith(
+        "label again with nnunet_cfcl silver -d 7 -c 2d -f 0 -tr nnUNetTrainer -p otherPlans, "
+        "then run nnunet_cfcl pool -d 7 -c 2d")
+
+
+def test_the_labelling_model_is_no_part_of_the_content_that_identifies_a_pretraining(make_fold, labelled_by):
+    labelled_by(1)
+    folder = pool_folder(make_fold().preprocessed)
+    known = pretraining_cases(make_fold(0), settings(), needs_labels=True).content()
+    write_manifest(folder, replace(read_manifest(folder), model=None, model_cases=()))
+    assert pretraining_cases(make_fold(0), settings(), needs_labels=True).content() == known
 
 
 # --- reading

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from skimage import io
 
 from nnunet_cfcl.counterfactual.store import CounterfactualStore, default_store_root
+from nnunet_cfcl.data.pool.manifest import pool_folder, read_manifest, write_manifest
 from nnunet_cfcl.data.pool.run import preprocess_pool
+from nnunet_cfcl.data.pool.silver_model import SilverModel
 from nnunet_cfcl.doctor.run import Training, examine
 from nnunet_cfcl.errors import CheckResult, UserError
 from nnunet_cfcl.nnunet.installation import trainers_path
@@ -312,6 +315,21 @@ def test_the_doctor_reports_the_labels_that_a_supervised_method_learns_from(make
     make_pool(["un_0"], ["un_0"])
     assert any(line.message.endswith("labels: 6 manual, 1 silver")
                for line in findings("ok", trainer="nnUNetTrainerSMVDCL"))
+
+
+def test_the_doctor_warns_of_folds_whose_validation_patients_the_labelling_model_knows(toy, toy_cases, make_pool):
+    splits = [{"train": [case for case in CASES if case != out], "val": [out]} for out in CASES[:3]]
+    (toy_cases.parent / "splits_final.json").write_text(json.dumps(splits))
+    make_pool(["un_0"], ["un_0"])
+    assert findings("warn", trainer="nnUNetTrainerSDVDCL") == []
+    folder = pool_folder(toy_cases)
+    model = SilverModel("nnUNetTrainer", "nnUNetPlans", "2d", "1", "abc", tuple(splits[1]["train"]))
+    write_manifest(folder, replace(read_manifest(folder), model=model, model_cases=("un_0",)))
+    warning = only("warn", trainer="nnUNetTrainerSDVDCL")
+    assert warning.message.startswith("the silver labels are of nnUNetTrainer__nnUNetPlans__2d/fold_1, which was tr")
+    assert "validation figures of fold 0, 2 are not independent" in warning.message
+    assert warning.fix.endswith("label again with nnunet_cfcl silver -d 7 -c 2d -f FOLD -tr nnUNetTrainer")
+    assert findings("warn") == []
 
 
 def test_the_doctor_writes_nothing(toy, make_pool):

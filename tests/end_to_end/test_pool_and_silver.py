@@ -1,4 +1,4 @@
-"""The command `nnunet_cfcl pool` on real images: once more, killed, refused; and one phase 1 for all folds."""
+"""`nnunet_cfcl pool` and `silver` on real images: once more, killed, refused; and one phase 1 for all folds."""
 
 import json
 import os
@@ -18,6 +18,10 @@ pytestmark = pytest.mark.end_to_end
 
 DATASET, PLANS = "Dataset012_ChestXraysPool", "shortPlans"
 POOL = ["nnunet_cfcl", "pool", "-d", "12", "-c", "2d", "-p", PLANS, "-np", "1"]
+
+
+SILVER = ["nnunet_cfcl", "silver", "-d", "12", "-c", "2d", "-f", "0", "-tr", "nnUNetTrainerCFCLScratch", "-p", PLANS,
+          "-device", "cpu", "-np", "1"]
 
 
 def _train(fold: int) -> list[str]:
@@ -180,6 +184,37 @@ def test_a_pool_that_was_emptied_stops_the_training_until_the_command_has_remove
     with pytest.raises(UserError, match="pretrain.data is 'pool', but the dataset has no pool.*imagesUn.*"
                                         "nnunet_cfcl pool -d 12"):
         trainers_of(x_rays, DATASET, "2d")(pretrain={"data": "pool"}).run_training()
+
+
+def test_silver_makes_the_labels_of_nnunets_own_prediction_keeps_them_and_warns_another_fold(
+        chest_xrays_with_pool, tmp_path, run_here):
+    nnunet = chest_xrays_with_pool.copy(tmp_path / "copy", results=True)
+    labels = nnunet.folder("raw") / DATASET / "labelsSilver"
+    # the fixture's labels are of nnUNetv2_predict
+    refused = run_here(nnunet, *SILVER, status=1)
+    assert "that nnunet_cfcl silver did not make" in refused and f"mv {labels} {labels}_mine" in refused
+    by_hand = labels.rename(labels.with_name("labelsSilver_mine"))
+    nnunet.variables["nnUNet_cfcl_chromap"] = "1"
+    output = nnunet.run(*SILVER)
+    assert "nnUNetTrainerCFCLScratch__shortPlans__2d/fold_0: 16 cases of imagesUn are labelled" in output
+    assert "next: nnUNetv2_train 12 2d 0 -p shortPlans -tr nnUNetTrainerSDVDCL" in output
+    masks = sorted(by_hand.glob("*.png"))
+    assert len(masks) == 16 == len(list(labels.glob("*.png"))) and not (labels / "chromap").exists()
+    for mask in masks:
+        np.testing.assert_array_equal(np.array(Image.open(labels / mask.name)), np.array(Image.open(mask)))
+    manifest = read_manifest(_preprocessed_pool(nnunet))
+    assert len(manifest.model_cases) == len(manifest.with_silver()) == 16
+    assert all(record.quality_given and record.probabilities for record in manifest.cases.values())
+    assert set(manifest.model.training) == set(nnunet.split(DATASET)["train"])
+    before = {file.name: file.stat().st_mtime_ns for file in labels.iterdir()}
+    assert "have labels of nnUNetTrainerCFCLScratch__shortPlans__2d/fold_0 already" in run_here(nnunet, *SILVER)
+    assert {file.name: file.stat().st_mtime_ns for file in labels.iterdir()} == before
+    doctor = run_here(nnunet, "nnunet_cfcl", "doctor", "-d", "12", "-c", "2d", "-p", PLANS, "-tr",
+                      "nnUNetTrainerSilverSeg", "-device", "cpu")
+    assert "validation figures of fold 1, 2, 3, 4 are not independent" in doctor
+    nnunet.run_until("validation figures of fold 1 are not independent; fix: label again with nnunet_cfcl silver -d 12 "
+                     "-c 2d -f 1 -tr nnUNetTrainerCFCLScratch -p shortPlans", "nnUNetv2_train", "12", "2d", "1", "-tr",
+                     "nnUNetTrainerSilverSeg", "-p", PLANS, "-device", "cpu")
 
 
 def _shared_folder(nnunet) -> Path:

@@ -25,6 +25,15 @@ from nnunet_cfcl.data.patients import known_patients, store_patients
 from nnunet_cfcl.data.pool.check import _quietly, _Unreadable, read_probabilities
 from nnunet_cfcl.data.pool.find_cases import read_qualities
 from nnunet_cfcl.data.pool.manifest import CaseRecord, Manifest, manifest_file, read_manifest, write_manifest
+from nnunet_cfcl.data.pool.silver_model import (
+    RECORD,
+    LabelState,
+    SilverModel,
+    SilverRecord,
+    foreign_files,
+    read_record,
+    write_record,
+)
 from nnunet_cfcl.doctor.dataset import check_settings
 from nnunet_cfcl.evaluation.masks.tables import find_labels, join_attributes
 from nnunet_cfcl.evaluation.probe.models import read_weights
@@ -45,6 +54,7 @@ from tests.evaluation.report.fold_folders import write_complete, write_picture
 
 CASES = tuple(f"case_{number:02d}" for number in range(24))
 DATASET, BLOCK = "Dataset901_Made", {"pretrain": {"epochs": 3}, "acquisition.gamma": [0.6, 1.5], "seed": 1}
+SILVER_MODEL = SilverModel("nnUNetTrainer", "nnUNetPlans", "2d", "0", "abc", CASES[4:])
 ARRAY = np.random.default_rng(0).normal(size=(1, 4, 12, 10)).astype(np.float32)
 
 
@@ -139,7 +149,7 @@ def _make_record(folder: Path) -> None:
 def _make_pool(folder: Path) -> None:
     records = {case: CaseRecord((1, 4, 8, 8), True, 0.5, True, False, (f"{case}.b2nd", f"{case}.pkl"), "ab", "cd")
                for case in CASES[:3]}
-    write_manifest(folder / "pool", Manifest("abc", True, records))
+    write_manifest(folder / "pool", Manifest("abc", True, records, SILVER_MODEL, CASES[:2]))
 
 
 def _read_pool(folder: Path) -> None:
@@ -258,6 +268,9 @@ READERS: tuple[Reader, ...] = (
     Reader("store: record of attributes", "attributes.json", "json", _make_record,
            lambda folder: _read_record(folder / "attributes.json")),
     Reader("pool manifest", manifest_file(Path("pool")).name, "json", _make_pool, _read_pool),
+    Reader("silver labels: record of the model", RECORD, "json",
+           lambda folder: write_record(folder, SilverRecord(SILVER_MODEL, {"case": LabelState("ab", "cd")})),
+           lambda folder: list(foreign_files(folder, read_record(folder), ".png"))),
     Reader("pretraining checkpoint", "a.pth", "zip", _save_checkpoint,
            lambda folder: load_checkpoint(folder / "a.pth")),
     Reader("generator checkpoint", "g.pth", "zip", lambda folder: save_generator(random_generator(), folder / "g.pth"),

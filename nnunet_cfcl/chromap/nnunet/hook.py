@@ -51,7 +51,7 @@ def _give_maps(known: dict[str, Any]) -> None:
     from nnunet_cfcl.chromap.nnunet.predictor import ChromapPredictor, WithChromaps
 
     predictor = known["self"]
-    if isinstance(predictor, WithChromaps):
+    if isinstance(predictor, WithChromaps) or not getattr(predictor, "offers_chromaps", True):
         return
     plain = type(predictor)
     predictor.__class__ = (ChromapPredictor if plain is ChromapPredictor.__bases__[-1]

@@ -4,6 +4,7 @@ from .find_cases import RawCase as RawCase
 from .find_cases import RawPool as RawPool
 from .find_cases import SilverSource as SilverSource
 from .find_cases import find_raw_pool as find_raw_pool
+from .labelling import label_pool as label_pool
 from .manifest import CaseRecord as CaseRecord
 from .manifest import Manifest as Manifest
 from .manifest import check_pool_is_current as check_pool_is_current
@@ -14,5 +15,10 @@ from .manifest import pool_preprocessing as pool_preprocessing
 from .manifest import read_manifest as read_manifest
 from .manifest import silver_folder as silver_folder
 from .manifest import write_manifest as write_manifest
+from .quality import LabelQuality as LabelQuality
+from .quality import label_quality as label_quality
 from .run import preprocess_pool as preprocess_pool
 from .silver_labels import SilverLabels as SilverLabels
+from .silver_model import SilverModel as SilverModel
+from .silver_model import SilverRecord as SilverRecord
+from .silver_model import read_record as read_record

@@ -81,12 +81,13 @@ class RawPool:
     known: frozenset[str] = frozenset()
 
 
-def find_raw_pool(raw: Path, dataset_json: Mapping[str, Any]) -> RawPool:
+def find_raw_pool(raw: Path, dataset_json: Mapping[str, Any], with_silver: bool = True) -> RawPool:
     """List the pool of a raw dataset by file names and the table of qualities, without opening an image.
 
     Args:
         raw: ``nnUNet_raw/DatasetXXX``.
         dataset_json: content of dataset.json.
+        with_silver: False ignores labelsSilver.
 
     Returns:
         The cases, and one problem for every file whose name, counterpart or quality is wrong.
@@ -96,7 +97,7 @@ def find_raw_pool(raw: Path, dataset_json: Mapping[str, Any]) -> RawPool:
     training = _training_images(raw, dataset_json)
     for case in sorted(images.keys() & training.keys()):
         pool.problems.append(f"{raw / POOL_IMAGES}: case {case} is also in imagesTr, expected in only one of them")
-    silver = _silver_sources(raw / SILVER_LABELS, ending, pool.problems)
+    silver = _silver_sources(raw / SILVER_LABELS, ending, pool.problems) if with_silver else {}
     for case in sorted(silver.keys() - images.keys() - training.keys()):
         pool.problems.append(f"{silver[case].label}: no image of case {case} in {POOL_IMAGES} or imagesTr")
     pool.known = frozenset(images.keys() | training.keys())

@@ -18,6 +18,7 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_cfcl.data.pool.find_cases import POOL_IMAGES, SILVER_LABELS, pool_names, silver_names
+from nnunet_cfcl.data.pool.silver_model import SilverModel
 from nnunet_cfcl.errors import UserError, first_line, listed, shown
 from nnunet_cfcl.files.atomic import write_text_atomically
 from nnunet_cfcl.files.checksummed_json import checksummed_text, read_checksummed
@@ -88,11 +89,15 @@ class Manifest:
         preprocessing: :func:`pool_preprocessing` of the plan that the cases were preprocessed with.
         complete: False while ``nnunet_cfcl pool`` runs, and after an interruption.
         cases: case -> record, sorted by case.
+        model: model of ``nnunet_cfcl silver`` that made silver labels of these cases; None: no such labels.
+        model_cases: cases whose silver labels the model made, sorted.
     """
 
     preprocessing: str
     complete: bool
     cases: Mapping[str, CaseRecord]
+    model: SilverModel | None = None
+    model_cases: tuple[str, ...] = ()
 
     def content(self, cases: Iterable[str] | None = None) -> str:
         """Digest of voxels, labels and qualities of some cases (None: all), part of a training's identity."""
@@ -124,7 +129,10 @@ def read_manifest(folder: Path) -> Manifest | None:
         names = (*cases, *(name for record in cases.values() for name in record.files))
         if outside := [name for name in names if not is_safe_filename(name)]:
             raise ValueError(f"invalid file names: {listed(outside)}")
-        return Manifest(str(content["preprocessing"]), bool(content["complete"]), cases)
+        made = content.get("silver_model")
+        return Manifest(str(content["preprocessing"]), bool(content["complete"]), cases,
+                        SilverModel.from_json(made["model"]) if made else None,
+                        tuple(case for case in made["cases"] if case in cases) if made else ())
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file} is not a readable manifest ({first_line(error)})",
                         f"delete it and {folder}, then run nnunet_cfcl pool again") from error
@@ -140,6 +148,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest beside ``folder``, atomically."""
     cases = {case: dataclasses.asdict(record) for case, record in sorted(manifest.cases.items())}
     content = {"format": FORMAT, "preprocessing": manifest.preprocessing, "complete": manifest.complete, "cases": cases}
+    if manifest.model is not None:
+        content["silver_model"] = {"model": manifest.model.to_json(), "cases": list(manifest.model_cases)}
     write_text_atomically(manifest_file(folder), checksummed_text(content))
 
 

@@ -23,12 +23,15 @@ from nnunet_cfcl.data.pool.manifest import (
     write_manifest,
 )
 from nnunet_cfcl.data.pool.preprocess import CasePreprocessing, scratch_folder
+from nnunet_cfcl.data.pool.silver_model import SilverModel, read_record
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.csv_table import check_case_names
 from nnunet_cfcl.runs.workers import PoolWorkers
 
 # the manifest of a large pool has megabytes; a kill loses the cases of at most this many seconds
 SAVE_EVERY_S = 5.0
+# model of `nnunet_cfcl silver` and the cases whose labels it made
+_Made = tuple[SilverModel | None, Sequence[str]]
 
 
 def preprocess_pool(
@@ -60,11 +63,11 @@ def preprocess_pool(
         raise UserError(f"there are no images in {target.raw / POOL_IMAGES} and no silver labels of training cases in "
                         f"{target.raw / SILVER_LABELS}",
                         f"put images named CASE_0000{target.dataset_json['file_ending']} into {POOL_IMAGES}")
-    patients = _patients(target, raw)
-    pools = [_Folder.find(folder, [case for case in raw.cases if case.training == of_training], target)
+    patients, made = _patients(target, raw), _labelling_model(target, raw)
+    pools = [_Folder.find(folder, [case for case in raw.cases if case.training == of_training], target, made)
              for folder, of_training in zip(folders, (False, True))]
     with PoolWorkers(target, processes) as workers:
-        _check([case for pool in pools for case in pool.due], raw.problems, workers)
+        check_cases([case for pool in pools for case in pool.due], raw.problems, workers, target.command)
         for pool in pools:
             _log_changes(pool, log)
         store_patients(target.preprocessed.parent, patients)
@@ -87,6 +90,8 @@ class _Folder:
         changed: cases among ``due`` that were preprocessed before.
         gone: preprocessed cases that are no longer in the raw dataset.
         replanned: whether all cases are due because the plan or the labels changed.
+        model: model of ``nnunet_cfcl silver`` that made silver labels; None: no such labels.
+        model_cases: cases whose silver labels it made.
     """
 
     folder: Path
@@ -96,17 +101,23 @@ class _Folder:
     changed: Sequence[str]
     gone: Sequence[str]
     replanned: bool
+    model: SilverModel | None
+    model_cases: Sequence[str]
 
     @classmethod
-    def find(cls, folder: Path, cases: Sequence[RawCase], target: PoolDataset) -> _Folder:
+    def find(
+        cls, folder: Path, cases: Sequence[RawCase], target: PoolDataset, made: _Made
+    ) -> _Folder:
         manifest = read_manifest(folder) or Manifest(target.preprocessing, True, {})
         known, replanned = manifest.cases, manifest.preprocessing != target.preprocessing
         kept = {} if replanned else {case.name: known[case.name] for case in cases
                                      if case.name in known and _is_current(folder, known[case.name], case)}
         due = [case for case in cases if case.name not in kept]
         gone = sorted(known.keys() - {case.name for case in cases})
+        model, labelled = made
+        own = sorted({case.name for case in cases if case.silver}.intersection(labelled))
         return cls(folder, target.preprocessing, kept, due, [case.name for case in due if case.name in known], gone,
-                   replanned and bool(known))
+                   replanned and bool(known), model if own else None, own)
 
     def preprocess(self, workers: PoolWorkers) -> None:
         """Preprocess the due cases; the manifest lists a case only while all its files are complete."""
@@ -132,7 +143,8 @@ class _Folder:
             self._save(records, complete=len(records) == len(self.kept) + len(self.due))
 
     def _save(self, records: Mapping[str, CaseRecord], complete: bool) -> None:
-        write_manifest(self.folder, Manifest(self.preprocessing, complete, records))
+        own = tuple(case for case in self.model_cases if case in records)
+        write_manifest(self.folder, Manifest(self.preprocessing, complete, records, self.model, own))
 
     def _clean(self) -> None:
         """Remove files that belong to no finished case; the manifest no longer lists them."""
@@ -147,13 +159,23 @@ def _is_current(folder: Path, record: CaseRecord, case: RawCase) -> bool:
     return record.sources == case.signature() and all((folder / name).is_file() for name in record.files)
 
 
-def _check(cases: Sequence[RawCase], problems: Sequence[str], workers: PoolWorkers) -> None:
-    """Check the cases; one error lists every problem."""
+def check_cases(cases: Sequence[RawCase], problems: Sequence[str], workers: PoolWorkers, command: str) -> None:
+    """Read all files of the cases and check them.
+
+    Args:
+        cases: cases to check.
+        problems: problems found before.
+        workers: processes, which hold the `PoolDataset`.
+        command: command to run after the correction, for the error.
+
+    Raises:
+        UserError: there are problems; all are listed.
+    """
     found = {case.name: lines for case, lines in workers.each(CaseCheck, cases, "checking")}
     lines = [*problems, *(line for case in cases for line in found[case.name])]
     if lines:
         raise UserError(f"{len(lines)} problems in {workers.dataset.raw}; nothing was written",
-                        f"correct these files or remove them, then run {workers.dataset.command}", lines)
+                        f"correct these files or remove them, then run {command}", lines)
 
 
 def _patients(target: PoolDataset, raw: RawPool) -> dict[str, str] | None:
@@ -165,6 +187,18 @@ def _patients(target: PoolDataset, raw: RawPool) -> dict[str, str] | None:
     except UserError as error:
         raw.problems.append(str(error))
         return None
+
+
+def _labelling_model(target: PoolDataset, raw: RawPool) -> _Made:
+    """Read which labels of labelsSilver a model of ``nnunet_cfcl silver`` made; a damaged record is added to the
+    problems."""
+    folder = target.raw / SILVER_LABELS
+    try:
+        record = read_record(folder)
+    except UserError as error:
+        raw.problems.append(str(error))
+        return None, ()
+    return (record.model, record.own_labels(folder, target.dataset_json["file_ending"])) if record else (None, ())
 
 
 def _log_changes(pool: _Folder, log: Callable[[str], object]) -> None:
@@ -186,7 +220,9 @@ def _log_summary(pools: Sequence[_Folder], target: PoolDataset, log: Callable[[s
             log(f"{len(manifest.cases)} {what} ({new}{_silver_summary(manifest)}) in {pool.folder}")
     silver = any(manifest.with_silver() for pool in pools if (manifest := read_manifest(pool.folder)))
     plans = "" if target.plans_name == "nnUNetPlans" else f" -p {target.plans_name}"
-    log(f"next: nnUNetv2_train {int(target.name[7:10])} {target.configuration_name} 0{plans} "
+    # labels of a model are for trainings of its own fold
+    fold = next((pool.model.fold for pool in pools if pool.model), "0")
+    log(f"next: nnUNetv2_train {int(target.name[7:10])} {target.configuration_name} {fold}{plans} "
         f"-tr {'nnUNetTrainerSDVDCL' if silver else 'nnUNetTrainerDVDCL'}")
 
 
