@@ -31,8 +31,14 @@ from nnunet_cfcl.evaluation.statistics import LEVEL, Draws, patient_sums
 from nnunet_cfcl.files.atomic import replace_atomically, write_text_atomically
 from nnunet_cfcl.nnunet.label_files import read_label_file
 
-#: Arms without pretraining.
-BASELINES = tuple(name for name in ARMS if name.startswith("Scratch"))
+#: Arms without pretraining and phase 3.
+BASELINES = tuple(name for name, arm in ARMS.items() if name.startswith("Scratch") and not arm.after)
+
+
+def rivals(arm: str) -> tuple[str, ...]:
+    """The arms that an arm is compared with: those without pretraining; after the same training, all others, and it."""
+    before = ARMS[arm].after
+    return (*BASELINES, *([before, *(name for name, other in ARMS.items() if other.after == before)] if before else []))
 
 
 @dataclass(frozen=True)
@@ -195,7 +201,7 @@ def collect(root: Path, dataset: StudyDataset, budget: int, arms: Sequence[str],
             runs[arm] = [read_run(folder, cases, raw / "labelsTs", dataset.sided) for folder in folders]
     draws, differences = Draws(0), {}
     for arm in runs:
-        for baseline in BASELINES:
+        for baseline in dict.fromkeys(rivals(arm)):
             for scanner in (dataset.own, dataset.other):
                 found = difference(runs[arm], runs.get(baseline, []), cases.scanner == scanner, cases, draws)
                 if arm != baseline and found:
@@ -261,8 +267,9 @@ def _interval(ends: tuple[float, float]) -> str:
 
 
 def draw(results: Results, file: Path) -> None:
-    """Plot the mean Dice of every seed (left) and the differences to the first baseline with both intervals (right)."""
+    """Plot the mean Dice of every seed (left) and the differences to the first arm with both intervals (right)."""
     arms, places = list(results.runs), np.arange(len(results.runs))
+    compared = BASELINES[0] if BASELINES[0] in arms else arms[0]
     figure = Figure(figsize=(12, 1.5 + 0.5 * len(arms)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -271,7 +278,7 @@ def draw(results: Results, file: Path) -> None:
             values = [np.nanmean(run.values["dice"][results.mask(scanner)]) for run in results.runs[arm]]
             left.plot(values, [place + shift] * len(values), "o", color=colour, alpha=0.5, markersize=5)
             left.plot([np.mean(values)], [place + shift], "|", color=colour, markersize=16, markeredgewidth=2)
-            one = results.differences.get((arm, BASELINES[0], scanner))
+            one = results.differences.get((arm, compared, scanner))
             if one:
                 right.plot(one.patients, [place + shift] * 2, color=colour, linewidth=4, alpha=0.4)
                 if np.isfinite(one.seeds[0]):
@@ -281,7 +288,7 @@ def draw(results: Results, file: Path) -> None:
     left.set(yticks=places, yticklabels=arms, xlabel="Dice in percent: a dot per seed, the mean as a bar")
     left.invert_yaxis()
     right.axvline(0, color="grey", linewidth=1)
-    right.set(xlabel=f"Dice minus that of {BASELINES[0]}: thick over patients, thin over seeds (95 %)")
+    right.set(xlabel=f"Dice minus that of {compared}: thick over patients, thin over seeds (95 %)")
     right.legend(fontsize=8)
     for panel in (left, right):
         panel.grid(axis="x", alpha=0.3)
@@ -309,6 +316,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--preset", default="nano", choices=sorted({preset for preset, _ in PRESETS}))
     parser.add_argument("--dataset", default="chest_xrays", choices=tuple(DATASETS))
     parser.add_argument("--work", type=Path, required=True, help="folder of the study")
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), metavar="ARM", help="default: the preset's")
+    parser.add_argument("--name", default="", help="added to the names of the files")
     parser.add_argument("--half", default=REPORT, choices=(DEVELOPMENT, REPORT))
     parser.add_argument("--out", type=Path, default=Path("benchmark_results"), help="folder to write to")
     return parser.parse_args()
@@ -319,16 +328,18 @@ def main() -> None:
     arguments = parse_arguments()
     dataset, preset = DATASETS[arguments.dataset], PRESETS[arguments.preset, arguments.dataset]
     root, name = arguments.work / f"{arguments.preset}_{arguments.dataset}", f"{arguments.dataset}_{arguments.preset}"
+    name += f"_{arguments.name}" if arguments.name else ""
     name += "" if arguments.half == REPORT else f"_{arguments.half}"
     arguments.out.mkdir(parents=True, exist_ok=True)
     written = []
     for budget in preset.labels:
-        results = collect(root, dataset, budget, preset.arms, arguments.half)
+        results = collect(root, dataset, budget, arguments.arms or preset.arms, arguments.half)
         if not results.runs:
             continue
         draw(results, arguments.out / f"{name}_{budget}.png")
+        against = dict.fromkeys(baseline for _, baseline, _ in results.differences)
         differences = (folded(f"Differences to {baseline}", table_of_differences(results, baseline))
-                       for baseline in BASELINES)
+                       for baseline in against)
         tables = (table_of_means(results), *differences)
         print(f"{budget} labelled cases, {len(results.cases.names)} test cases ({arguments.half})\n")
         print("\n\n".join(filter(None, tables)), end="\n\n")

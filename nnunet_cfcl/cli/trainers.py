@@ -7,7 +7,8 @@ from typing import Any
 from nnunet_cfcl import trainers
 from nnunet_cfcl.trainers.lookup import plugin_trainers
 
-HEADER = ("trainer", "pretraining", "pulled together", "pretrained part", "counterfactuals", "labels", "source")
+HEADER = ("trainer", "pretraining", "pulled together", "pretrained part", "counterfactuals", "labels", "phase 3",
+          "source")
 PARTS = {"decoder": "encoder and decoder", "encoder": "encoder", "segmentation": "whole network"}
 
 
@@ -18,12 +19,13 @@ def trainer_table() -> str:
 
 
 def _row(name: str) -> list[str]:
-    method: Any = getattr(getattr(trainers, name), "method", None)
+    trainer: Any = getattr(trainers, name)
+    method, teacher = getattr(trainer, "method", None), "teacher" if trainer.teaches else ""
     if method is None:
-        return [f"`{name}`", "none", "", "", "no", "no", ""]
+        return [f"`{name}`", "none", "", "", "in phase 3" if teacher else "no", "no", teacher, ""]
     return [
         f"`{name}`", method.name, method.contrasts, PARTS[method.tap], _yes(method.counterfactuals),
-        "silver" if method.needs_labels else "no", method.source,
+        "silver" if method.needs_labels else "no", teacher, method.source,
     ]
 
 

@@ -93,6 +93,7 @@ def _pretraining_results(
     yield _settings_result(block)
     # imports torch and nnU-Net, without which the doctor must still run
     from nnunet_cfcl.doctor.pretraining import PlannedPretraining
+    from nnunet_cfcl.doctor.teacher import check_pool
     from nnunet_cfcl.trainers.lookup import known_trainer, pretraining_trainer
 
     trainer, settings = pretraining_trainer(training.trainer), check_dataset.check_settings(block)
@@ -101,6 +102,9 @@ def _pretraining_results(
     elif trainer is not None and training.configuration is not None:
         yield from PlannedPretraining(
             trainer, settings, dataset, plan, training.plans, training.configuration).results()
+    found: Any = known_trainer(training.trainer)
+    if training.configuration is not None and hasattr(found, "wants_teacher") and found.wants_teacher(settings):
+        yield check_pool(settings, dataset, training.plans, training.configuration, block)
 
 
 def _memory_results(training: Training, dataset: str, plan: dict[str, Any],

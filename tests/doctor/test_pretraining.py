@@ -366,11 +366,15 @@ def test_the_views_are_checked_as_the_preset_sets_them(toy, configure, change_pl
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerCFCLScratch", "nnUNetTrainer"])
 def test_a_trainer_without_pretraining_passes_and_is_reported_as_such(toy, change_plan, trainer):
     change_2d(change_plan, patch_size=[8, 8])
-    assert findings("FAIL", trainer) + findings("warn", trainer) == []
+    found = findings("FAIL", trainer) + findings("warn", trainer)
+    # the toy has no pool, which test_teacher looks at
+    assert [one for one in found if "phase 3 will be skipped" not in one.message] == []
     messages = [found.message for found in findings("ok", trainer)]
     assert f"{trainer} has no pretraining, the pretraining settings are ignored" in messages
 
 
 @pytest.mark.parametrize("trainer", plugin_trainers())
 def test_every_trainer_of_the_package_passes_on_a_valid_dataset(toy, trainer):
-    assert findings("FAIL", trainer) + findings("warn", trainer) == []
+    found = findings("FAIL", trainer) + findings("warn", trainer)
+    # the toy has no pool, which test_teacher looks at
+    assert [one for one in found if "phase 3 will be skipped" not in one.message] == []
