@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -19,8 +19,8 @@ class Arm:
         like: arm with the same pretraining, which is reused where it is finished.
         times: factor of the number of fine-tuning epochs.
         after: arm with whose weights this one begins; its phases 0 to 2 are those of that arm.
-        offline: the pool, labelled once by the model of ``after``, is added to the labelled images, on which a network
-            is trained anew at the cost of phase 3 (one round of offline pseudo-labels).
+        offline: the pool, labelled once by the model of ``after``, is added to the labelled images, on which the
+            training goes on at the cost of phase 3 (one round of offline pseudo-labels).
     """
 
     trainer: str
@@ -72,8 +72,9 @@ def _later(name: str, base: Arm) -> dict[str, Arm]:
     return {
         f"{name}+Teacher": after(),
         f"{name}+Continued": after(weight=0),
-        f"{name}+MeanTeacher": after(hard_view="noise", mix_probability=0),
-        f"{name}+PseudoLabels": Arm("nnUNetTrainerCFCLScratch", base.settings, after=name, offline=True),
+        f"{name}+FixMatch": after(strong_view="intensity"),
+        f"{name}+MeanTeacher": after(strong_view="noise", mix_probability=0, confidence=0.5),
+        f"{name}+PseudoLabels": replace(after(weight=0), offline=True),
         **{f"{name}+Teacher{change}": after(**settings) for change, settings in _ABLATIONS.items()},
     }
 
@@ -81,7 +82,7 @@ def _later(name: str, base: Arm) -> dict[str, Arm]:
 #: Changes of one thing at a time in phase 3, tried on the development half.
 _ABLATIONS: dict[str, dict[str, Any]] = {
     "NoMask": {"confidence": 0.5}, "Strict": {"confidence": 0.95}, "NoMix": {"mix_probability": 0},
-    "NoPaste": {"paste_labelled": False}, "Noise": {"hard_view": "noise"}, "Student": {"result": "student"},
+    "NoPaste": {"paste_labelled": False}, "Noise": {"strong_view": "noise"}, "Student": {"result": "student"},
     "NoSolarise": {"views.solarise_probability": 0.0},
 }
 

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arms import ARMS, PHASE_3_COST, Arm
+from arms import ARMS, Arm
 from presets import PRESETS, Preset
 from study_data import DATASETS, StudyDataset
 
@@ -167,8 +167,6 @@ class Run:
         """Nested settings of the plugin from preset, arm and seed."""
         settings = self.study.settings({**self.arm.settings, "seed": self.seed}, self.arm.needs_generator)
         settings["finetune"]["epochs"] *= self.arm.times
-        if self.arm.offline:
-            settings["finetune"]["epochs"] = round(PHASE_3_COST * settings["finetune"]["epochs"])
         if self.arm.longer:
             settings["finetune"]["epochs"] += self._pretraining_in_epochs(settings)
         return settings
@@ -234,7 +232,7 @@ class Run:
 
     def _with_files(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Add what exists already: the weights to begin with, the generator's counterfactuals, common to all runs."""
-        if self.arm.after and not self.arm.offline:
+        if self.arm.after:
             start = str(self.before.fold / "checkpoint_final.pth")
             settings = {**settings, "teacher": {**settings["teacher"], "start_from": start}}
         if not self.arm.needs_generator:

@@ -255,8 +255,8 @@ class TeacherSettings:
     """Phase 3: a moving-average teacher labels the pool, the student learns from its counterfactuals (method 8)."""
 
     enabled: bool | None = setting(
-        None, "null: trainers whose name ends with Teacher run phase 3; true: every trainer, an error without a pool; "
-        "false: none")
+        None, "null: as the trainer's class has it; true: phase 3 follows whatever the trainer, an error without a "
+        "pool; false: no phase 3")
     epochs: int | None = setting(None, "length in epochs of as many iterations as phase 2's; null: by the budget", 1)
     budget: float = setting(
         0.25, "cost of phase 3 relative to that of phase 2, in passes of a patch; a pass without gradients counts a "
@@ -272,9 +272,9 @@ class TeacherSettings:
     weight: float = setting(
         1.0, "weight of the loss on the pool; 0: the phase goes on with the labelled images alone, for comparison", 0)
     ramp_fraction: float = setting(0.05, "share of the phase in which the weight rises to its value", 0, 1)
-    hard_view: Literal["counterfactual", "noise"] = setting(
+    strong_view: Literal["counterfactual", "intensity", "noise"] = setting(
         "counterfactual", "what the student sees of the pool: counterfactuals with the intensity effects of the "
-        "section views, or the images with weak noise (a plain mean teacher, for comparison)")
+        "section views; for comparison, these effects alone, or weak noise")
     noise: float = setting(0.1, "standard deviation of the noise, relative to that of the images", 0)
     crop_fraction: tuple[float, float] = setting(
         (0.5, 1.0), "range of the area (2D) or volume (3D) of the views of the pool, relative to the patch", 1e-4, 1)
@@ -288,7 +288,8 @@ class TeacherSettings:
     result: Literal["teacher", "student"] = setting(
         "teacher", "whose weights are the result: the teacher's average, or the student's last ones")
     patches_per_pass: int | None = setting(
-        None, "images of the pool in one forward pass; null: all of the step, as many as the plan's batch", 1)
+        None, "images of the pool in one forward pass, over which the Dice is computed; null: all of the step, as many "
+        "as the plan's batch", 1)
 
 
 @dataclass(frozen=True)

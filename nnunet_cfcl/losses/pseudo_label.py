@@ -22,7 +22,7 @@ def pseudo_label_loss(logits: Tensor, labels: Tensor, known: Tensor, regions: bo
     Args:
         logits: (N, H, *S) of H classes or regions; half precision is computed in float32.
         labels: (N, 1, *S) classes, any integer type; with regions (N, H, *S) bool.
-        known: bool, of the shape of ``labels``.
+        known: bool of the shape of ``labels``, or weights m in [0, 1].
         regions: whether the network predicts regions.
 
     Returns:
@@ -36,13 +36,13 @@ def pseudo_label_loss(logits: Tensor, labels: Tensor, known: Tensor, regions: bo
         probabilities = x.sigmoid()
     else:
         # an unknown voxel may have any label; class 0 keeps the index valid
-        classes = labels.long().masked_fill(~known, 0)
+        classes = labels.long().masked_fill(mask == 0, 0)
         entropy = F.cross_entropy(x, classes[:, 0], reduction="none") * mask[:, 0]
         probabilities = x.softmax(1)[:, 1:]
         truth = (classes == _class_numbers(x)[:, 1:]).to(x)
     axes = [0, *range(2, x.ndim)]
     predicted, labelled = probabilities * mask, truth * mask
-    dice = (2 * (predicted * labelled).sum(axes) + SMOOTH) / (predicted.sum(axes) + labelled.sum(axes) + SMOOTH)
+    dice = (2 * (probabilities * labelled).sum(axes) + SMOOTH) / (predicted.sum(axes) + labelled.sum(axes) + SMOOTH)
     return entropy.mean() + 1 - dice.mean()
 
 

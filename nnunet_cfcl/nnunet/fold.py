@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -16,7 +16,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_cfcl.config import Settings, resolve_settings
-from nnunet_cfcl.errors import UserError
+from nnunet_cfcl.errors import NotSupported, UserError
 from nnunet_cfcl.nnunet import compatibility
 from nnunet_cfcl.nnunet.experiment_loggers import Track, pretraining_tracker, track_nothing
 from nnunet_cfcl.nnunet.lookup import check_folders, find_dataset, load_configuration, load_plan
@@ -147,6 +147,10 @@ class FoldContext:
         schemes: Sequence[str] = self.configuration.normalization_schemes
         return schemes
 
+    def compiled(self, network: torch.nn.Module) -> torch.nn.Module:
+        """The network, compiled where the trainer compiles its own."""
+        return cast(torch.nn.Module, torch.compile(network)) if self.compiles() else network
+
     def build_network(self) -> torch.nn.Module:
         """The trainer's network on the fold's device, with the weights that its own ``initialize`` begins with; where
         the class does not seed, with those of the settings' seed."""
@@ -159,6 +163,16 @@ class FoldContext:
             _without_constructor(self), self.plans, self.configuration, channels, self.labels.num_segmentation_heads,
             self.deep_supervision)
         return network.to(self.device)
+
+
+def check_device_type(device: torch.device) -> None:
+    """Reject devices that the plugin's own trainings do not run on.
+
+    Raises:
+        NotSupported: the device is neither cpu nor cuda.
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise NotSupported(f"the plugin's own phases run with -device cuda or cpu, found {device.type}")
 
 
 def _fold(text: str) -> int | str:

@@ -29,6 +29,7 @@ class LiveTraining:
         output_weights: weights of the outputs under deep supervision, from full to lowest resolution; (1,) without.
         optimizer: builds a new optimiser of the trainer's kind, with its initial learning rates.
         pseudo_dice: mean Dice of a network on nnU-Net's validation batches of this rank.
+        epochs_before: epochs before nnU-Net's training, those of a pretraining.
         epochs, iterations: length of nnU-Net's training.
         batch_size: labelled images in a step, over all ranks.
     """
@@ -40,6 +41,7 @@ class LiveTraining:
     output_weights: Sequence[float]
     optimizer: Callable[[], Optimizer]
     pseudo_dice: Callable[[nn.Module], float]
+    epochs_before: int
     epochs: int
     iterations: int
     batch_size: int
@@ -53,9 +55,19 @@ class LiveTraining:
             network=network.module if isinstance(network, DistributedDataParallel) else network,
             plain=plain_network(network), batches=iter(partial(next, trainer.dataloader_train), None),
             loss=trainer.loss, output_weights=(1.0,) if weights is None else tuple(float(one) for one in weights),
-            optimizer=lambda: trainer.configure_optimizers()[0], pseudo_dice=partial(_pseudo_dice, trainer),
-            epochs=trainer.num_epochs, iterations=trainer.num_iterations_per_epoch,
+            optimizer=partial(_new_optimizer, trainer), pseudo_dice=partial(_pseudo_dice, trainer),
+            epochs_before=trainer.epochs_before, epochs=trainer.num_epochs, iterations=trainer.num_iterations_per_epoch,
             batch_size=trainer.configuration_manager.batch_size)
+
+
+def _new_optimizer(trainer: nnUNetTrainer) -> Optimizer:
+    """Build an optimiser of the trainer's kind with the trainer's initial rate and without momentum of its training."""
+    # nnU-Net's trainers with warm-up return the present optimiser, in the stage that they are in
+    trainer.training_stage = None
+    optimizer: Optimizer = trainer.configure_optimizers()[0]
+    for group in optimizer.param_groups:
+        group["lr"] = trainer.initial_lr
+    return optimizer
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from nnunet_cfcl.errors import NotSupported, UserError, listed
+from nnunet_cfcl.errors import UserError, listed
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.nnunet.decoder_tap import tapped
-from nnunet_cfcl.nnunet.fold import FoldContext
+from nnunet_cfcl.nnunet.fold import FoldContext, check_device_type
 from nnunet_cfcl.phases.config_file import write_config
 from nnunet_cfcl.phases.earlier_files import back_up
 from nnunet_cfcl.phases.generator_phase import lazy_generator_source
@@ -100,7 +100,7 @@ class PretrainingPhase:
 
     def _resumes(self, pretraining: Pretraining) -> bool:
         """Whether there is a pretraining to continue; raises where it must not be continued, or cannot run here."""
-        self._check_device()
+        check_device_type(self.fold.device)
         found = self.ranks.main_first(lambda: self._can_resume(pretraining) if self.ranks.is_main else False)
         return bool(self.ranks.broadcast_object(found))
 
@@ -123,10 +123,6 @@ class PretrainingPhase:
     def _locks(self) -> bool:
         """Whether to wait for the run of another fold; the same on all ranks."""
         return self._shared and self.fold.saves
-
-    def _check_device(self) -> None:
-        if self.fold.device.type not in ("cpu", "cuda"):
-            raise NotSupported(f"pretraining runs with -device cuda or cpu, found {self.fold.device.type}")
 
     def _announce(self, pretraining: Pretraining) -> None:
         task, chosen = pretraining.task, pretraining.settings

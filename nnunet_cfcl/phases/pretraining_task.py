@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from torch import nn
 
 from nnunet_cfcl.config import Reader, Settings, identity_settings
 from nnunet_cfcl.counterfactual.choice import choose_source
@@ -72,15 +70,11 @@ def build_task(
         identity=identity,
         log=fold.log,
         checkpoints=fold.saves,
-        compile=_compiled if fold.compiles() else lambda network: network,
+        compile=fold.compiled,
         ranks=ranks,
         ignore_label=fold.labels.ignore_label,
         track=fold.track,
     )
-
-
-def _compiled(network: nn.Module) -> nn.Module:
-    return cast(nn.Module, torch.compile(network))
 
 
 def _folder(fold: FoldContext, identity: dict[str, Any]) -> Path:

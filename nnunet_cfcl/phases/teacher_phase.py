@@ -8,13 +8,15 @@ from typing import Any
 
 from torch import nn
 
+from nnunet_cfcl.counterfactual.source import CounterfactualSource
 from nnunet_cfcl.data.pretraining_reader import PretrainingCases
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.files.hashing import digest
-from nnunet_cfcl.nnunet.fold import FoldContext
+from nnunet_cfcl.nnunet.fold import FoldContext, check_device_type
 from nnunet_cfcl.nnunet.live_training import LiveTraining
 from nnunet_cfcl.phases.earlier_files import back_up
-from nnunet_cfcl.phases.teacher_task import build_teacher_task, pool_cases
+from nnunet_cfcl.phases.lazy_source import LazySource
+from nnunet_cfcl.phases.teacher_task import build_teacher_task, planned_source, pool_cases, teacher_identity
 from nnunet_cfcl.runs.checkpoint import load_checkpoint, read_plain, weights_digest
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.teacher.loop import TeacherTraining
@@ -31,11 +33,13 @@ class TeacherPhase:
         fold: the fold that is trained.
         ranks: the processes that share every step.
         reader: the training cases and the pool.
+        source: the counterfactuals, not generated yet where a generator makes them.
     """
 
     fold: FoldContext
     ranks: Ranks
     reader: PretrainingCases
+    source: CounterfactualSource
 
     @classmethod
     def planned(cls, fold: FoldContext, ranks: Ranks) -> TeacherPhase | None:
@@ -46,38 +50,45 @@ class TeacherPhase:
             ranks: the processes that share every step.
 
         Raises:
-            UserError: ``teacher.enabled`` is true but there is no pool, or its cases cannot be used.
+            UserError: ``teacher.enabled`` or ``teacher.start_from`` is set but there is no pool; its cases or
+                counterfactuals cannot be used; the device is neither cpu nor cuda.
         """
+        wanted = fold.settings.teacher
+        check_device_type(fold.device)
         reader = ranks.main_first(lambda: pool_cases(fold))
-        if reader.pool:
-            return cls(fold, ranks, reader)
+        if reader.pool or not wanted.weight:
+            return cls(fold, ranks, reader, planned_source(fold, ranks, reader))
         images = f"nnUNet_raw/{fold.dataset}/imagesUn"
-        if fold.settings.teacher.enabled:
-            raise UserError("teacher.enabled is true, but phase 3 learns from a pool of unlabelled images, and the "
-                            f"fold has none ({images})",
+        if wanted.enabled or wanted.start_from:
+            demand = "teacher.enabled is true" if wanted.enabled else "teacher.start_from is set"
+            raise UserError(f"{demand}, but phase 3 learns from a pool of unlabelled images, and the fold has none "
+                            f"({images})",
                             f"put images there and run `nnunet_cfcl pool -d {fold.dataset} -c "
-                            f"{fold.configuration_name} -p {fold.plans.plans_name}`, or leave teacher.enabled out")
+                            f"{fold.configuration_name} -p {fold.plans.plans_name}`, or leave the setting out")
         if ranks.is_main:
             fold.log("Phase 3 is skipped: it learns from a pool of unlabelled images, and the fold has none "
                      f"({images}). The result of phase 2 is final.")
         return None
 
     def run(self, training: LiveTraining) -> None:
-        """Train, continue, or load the result of a finished phase 3 into the network.
+        """Train, continue, or load the result of a finished phase 3 into the network; called by every rank.
 
         Raises:
             UserError: files of an earlier run cannot be read; the phase fails, see `TeacherTraining`.
         """
-        start = self.ranks.broadcast_object(self._start(training.plain) if self.ranks.is_main else None)
-        task = self.ranks.main_first(lambda: build_teacher_task(
-            self.fold, self.ranks, training, self.reader, start))
-        phase = TeacherTraining(training.network, training.plain, training.optimizer(), task)
-        finished = self.ranks.broadcast_object(self._finished(phase) if self.ranks.is_main else None)
+        start = self.ranks.main_only(lambda: self._start(training.plain))
+        identity = teacher_identity(self.fold, training, self.reader, self.source, start)
+        finished = self.ranks.main_only(lambda: self._finished(digest(identity)))
         if finished is not None:
-            self._log(f"Phase 3 was finished before with the same settings: {phase.final} is reused.")
+            self._log(f"Phase 3 was finished before with the same settings: {self._final} is reused.")
             training.plain.load_state_dict(finished)
             return
-        resumes = self.ranks.broadcast_object(self._resumes(phase) if self.ranks.is_main else None)
+        if isinstance(self.source, LazySource):
+            self.source.materialise()
+        task = self.ranks.main_first(lambda: build_teacher_task(
+            self.fold, self.ranks, training, self.reader, self.source, identity))
+        phase = TeacherTraining(training.network, training.plain, training.optimizer(), task)
+        resumes = self.ranks.main_only(lambda: self._resumes(phase))
         self._announce(phase)
         phase.run(resumes)
         training.plain.load_state_dict(phase.result.state_dict())
@@ -90,14 +101,19 @@ class TeacherPhase:
             load_weights(network, file, "delete it and start the training again")
         return weights_digest(network.state_dict())
 
-    def _finished(self, phase: TeacherTraining) -> dict[str, Any] | None:
-        if not phase.final.exists():
+    @property
+    def _final(self) -> Path:
+        return TeacherTraining.final_in(self.fold.folder / "cfcl" / "teacher")
+
+    def _finished(self, identity: str) -> dict[str, Any] | None:
+        """The weights of a finished phase 3 of the same identity, or None."""
+        if not self._final.exists():
             return None
-        content = load_checkpoint(phase.final)
-        if content.get("hash") == digest(phase.task.identity):
+        content = load_checkpoint(self._final)
+        if content.get("hash") == identity:
             weights: dict[str, Any] = content["network_weights"]
             return weights
-        back_up(self.fold, self.ranks, phase.final)
+        back_up(self.fold, self.ranks, self._final)
         return None
 
     def _resumes(self, phase: TeacherTraining) -> bool:
@@ -111,12 +127,16 @@ class TeacherPhase:
 
     def _announce(self, phase: TeacherTraining) -> None:
         task = phase.task
+        length = f"{task.epochs} epochs of {task.iterations} steps, hash {digest(task.identity)}"
+        if not phase.learns_pool:
+            self._log(f"Phase 3: training goes on with the labelled images alone (teacher.weight 0). {length}")
+            return
         groups = ", ".join(f"{len(cases)} {name}" for name, cases in task.groups.items())
-        sees = f"counterfactuals: {task.source.name}" if phase.settings.hard_view == "counterfactual" else "noise"
-        both = ", and on the labelled scanner" if task.easy is not None else ""
-        self._log(
-            f"Phase 3: a moving-average teacher labels the pool ({groups}) as it is{both}; the student learns from "
-            f"{sees}. {task.epochs} epochs of {task.iterations} steps, hash {digest(task.identity)}")
+        sees = {"counterfactual": f"counterfactuals: {task.source.name}", "intensity": "images with intensity effects",
+                "noise": "images with noise"}[phase.settings.strong_view]
+        both = ", and on the labelled scanner" if task.weak is not None else ""
+        self._log(f"Phase 3: a moving-average teacher labels the pool ({groups}) as it is{both}; the student learns "
+                  f"from {sees}. {length}")
 
     def _log(self, line: str) -> None:
         if self.ranks.is_main:

@@ -1,6 +1,6 @@
-"""Learning from the pool with a moving-average teacher: pseudo-labels, counterfactual hard views, mixing, the loop.
+"""Learning from the pool with a moving-average teacher: pseudo-labels, counterfactual strong views, mixing, the loop.
 
-The teacher labels an easy view of an unlabelled image, the student reproduces the labels on a counterfactual of it
+The teacher labels an weak view of an unlabelled image, the student reproduces the labels on a counterfactual of it
 (`TeacherTraining`). The room depends neither on nnU-Net nor on the adapter.
 """
 

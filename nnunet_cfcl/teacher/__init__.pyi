@@ -1,5 +1,5 @@
-from .data import EasyView as EasyView
 from .data import PoolDataset as PoolDataset
+from .data import WeakView as WeakView
 from .data import teacher_views as teacher_views
 from .loop import TeacherTask as TeacherTask
 from .loop import TeacherTraining as TeacherTraining

@@ -28,7 +28,7 @@ from nnunet_cfcl.views import (
 STREAM = 3
 
 
-class EasyView(Protocol):
+class WeakView(Protocol):
     """Source of the counterfactual of a pool's image on the labelled scanner; picklable."""
 
     def identity(self) -> dict[str, Any]:
@@ -55,15 +55,15 @@ class PoolDataset(Dataset[dict[str, Any]]):
         geometry: patch size and spacing.
         settings: all settings.
         images_per_step: number of images of a step, over all ranks.
-        easy: counterfactuals on the labelled scanner; None: there are none.
+        weak: counterfactuals on the labelled scanner; None: there are none.
     """
 
     def __init__(
         self, reader: CaseReader, groups: Mapping[str, Sequence[str]], source: CounterfactualSource,
-        geometry: ViewGeometry, settings: Settings, images_per_step: int, easy: EasyView | None = None,
+        geometry: ViewGeometry, settings: Settings, images_per_step: int, weak: WeakView | None = None,
     ) -> None:
         self._reader, self._source, self._geometry, self._seed = reader, source, geometry, settings.seed
-        self._groups, self._per_step, self._easy = [tuple(cases) for cases in groups.values()], images_per_step, easy
+        self._groups, self._per_step, self._weak = [tuple(cases) for cases in groups.values()], images_per_step, weak
         self._views = teacher_views(settings)
         self._crop_size = crop_size(geometry, self._views)
 
@@ -72,7 +72,7 @@ class PoolDataset(Dataset[dict[str, Any]]):
 
         Returns:
             ``image`` (C, *crop); ``counterfactual`` parameters of one counterfactual; ``matrix`` (D, D+1) of the view;
-            ``intensity`` parameters; ``group`` number of the case's group; with easy views, ``easy`` (C, *crop), the
+            ``intensity`` parameters; ``group`` number of the case's group; with weak views, ``weak`` (C, *crop), the
             image itself where there is none.
         """
         step, image = divmod(index, self._per_step)
@@ -85,9 +85,9 @@ class PoolDataset(Dataset[dict[str, Any]]):
             "image": box.pad(part), "counterfactual": self._source.draw(generator, case, box, 1),
             "matrix": draw_affine_views(generator, self._geometry, self._views, 1)[0],
             "intensity": draw_intensity(generator, self._views, 1, torch.ones(1, dtype=torch.bool)), "group": group}
-        if self._easy is not None:
-            found = self._easy.read(case, box)
-            sample["easy"] = sample["image"] if found is None else found
+        if self._weak is not None:
+            found = self._weak.read(case, box)
+            sample["weak"] = sample["image"] if found is None else found
         return sample
 
     def _case(self, index: int) -> tuple[int, str]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import default_collate
 
-from nnunet_cfcl.counterfactual.source import CounterfactualSource, take
+from nnunet_cfcl.counterfactual.source import CounterfactualSource
 from nnunet_cfcl.data.reader import CaseReader
 from nnunet_cfcl.errors import UserError, best_effort
 from nnunet_cfcl.files.atomic import replace_atomically
@@ -25,7 +26,7 @@ from nnunet_cfcl.runs.checkpoint import save_checkpoint
 from nnunet_cfcl.runs.epochs import EpochLoop, Line, TrainingTask
 from nnunet_cfcl.runs.schedule import ramp
 from nnunet_cfcl.runs.seeds import generator_for, seed_everything
-from nnunet_cfcl.teacher.data import STREAM, EasyView, PoolDataset, teacher_views
+from nnunet_cfcl.teacher.data import STREAM, PoolDataset, WeakView, teacher_views
 from nnunet_cfcl.teacher.mixing import apply_boxes, draw_boxes
 from nnunet_cfcl.teacher.monitor import plot_progress, plot_pseudo_labels
 from nnunet_cfcl.teacher.pseudo_labels import (
@@ -35,8 +36,10 @@ from nnunet_cfcl.teacher.pseudo_labels import (
     from_target,
     pseudo_labels,
     shares,
+    trusted,
 )
-from nnunet_cfcl.views import ViewGeometry, apply_affine_views, apply_intensity, check_patch
+from nnunet_cfcl.teacher.render import render_pool
+from nnunet_cfcl.views import ViewGeometry, check_patch
 
 #: nnU-Net's own maximal gradient norm and exponent of the learning rate's decay.
 CLIP_NORM, POLY = 12.0, 0.9
@@ -54,7 +57,7 @@ class TeacherTask(TrainingTask):
         reader: reader of the cases.
         groups: the pool's cases, scanner by scanner.
         source: source of the counterfactuals.
-        easy: counterfactuals on the labelled scanner; None: there are none.
+        weak: counterfactuals on the labelled scanner; None: there are none.
         geometry: patch size and spacing.
         labelled: nnU-Net's batches of labelled images: ``data`` (N, C, *patch), ``target``, a list under deep
             supervision.
@@ -84,7 +87,7 @@ class TeacherTask(TrainingTask):
     epochs: int
     iterations: int
     images_per_step: int
-    easy: EasyView | None = None
+    weak: WeakView | None = None
     ignore_label: int | None = None
     compile: Callable[[nn.Module], nn.Module] = field(default=lambda network: network)
     validate: Callable[[nn.Module], float] | None = None
@@ -95,7 +98,7 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
     """Semi-supervised training with a moving-average teacher (mean teacher, Tarvainen and Valpola 2017, arXiv
     1703.01780; FixMatch, arXiv 2001.07685), see `EpochLoop`.
 
-    The teacher labels an easy view of a pool image; the student must reproduce the labels on a hard one, a
+    The teacher labels an weak view of a pool image; the student must reproduce the labels on a strong one, a
     counterfactual of it, mixed with boxes of other images. Both begin with the weights of ``student``.
 
     Args:
@@ -126,7 +129,9 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=task.device.type == "cuda")
         self.shares = ClassShares(task.expected_shares, first=0 if task.regions else 1)
         self.data = PoolDataset(task.reader, task.groups, task.source, task.geometry, task.settings,
-                                task.images_per_step, task.easy)
+                                task.images_per_step, task.weak)
+        # weight 0: nnU-Net's training goes on, the control of phase 3 in comparisons
+        self.learns_pool = self.settings.weight > 0
         many = self.total_steps >= MANY_STEPS
         self.decay = self.settings.decay if self.settings.decay is not None else SLOW_DECAY if many else FAST_DECAY
 
@@ -150,15 +155,16 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
             group["lr"] = rate * first
         self.optimizer.zero_grad(set_to_none=True)
         labelled = self._labelled()
-        loss = self._learn_labels(labelled)
+        found = {"loss": self._learn_labels(labelled)}
         weight = ramp(number + 1, self.settings.ramp_fraction * self.total_steps, self.settings.weight)
-        weight *= self.shares.trust
-        # weight 0: nnU-Net's training goes on, the control of phase 3 in comparisons
-        statistics = self._learn_pool(batch, labelled, number, weight) if self.settings.weight else {}
+        if self.learns_pool:
+            found |= self._learn_pool(batch, labelled, number, weight)
         norm = self._update()
         if math.isfinite(norm):
             self.average.update_parameters(self.plain)
-        means = {"loss": self._mean(loss), **{key: self._mean(value) for key, value in statistics.items()}}
+        means = self._means(found)
+        if self.learns_pool:
+            self.shares.update(torch.tensor([means[f"share_{name}"] for name in self.task.heads]))
         return {**means, "weight": weight, "learning_rate": self.optimizer.param_groups[0]["lr"],
                 "gradient_norm": norm, "skipped": float(not math.isfinite(norm))}
 
@@ -182,11 +188,10 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
         self, batch: Mapping[str, Any], labelled: tuple[Tensor, Any], number: int, weight: float
     ) -> dict[str, Tensor]:
         """Gradients of the loss on the pool, micro-batch by micro-batch; returns its means."""
-        easy, hard = self.render(batch)
-        pseudo = self.label(easy)
-        self._watch_shares(pseudo)
-        mixed, target, own = self._mix(hard, pseudo, labelled, number)
-        count = self.settings.patches_per_pass or len(hard)
+        weak, strong = self.render(batch)
+        pseudo = self.label(weak)
+        mixed, target, own = self._mix(strong, pseudo, labelled, number)
+        count = self.settings.patches_per_pass or len(strong)
         totals: dict[str, Tensor] = {}
         for start in range(0, len(mixed), count):
             part = slice(start, start + count)
@@ -203,14 +208,18 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
         return {**totals, **self._confidence(batch, pseudo)}
 
     def _pool_loss(self, outputs: Sequence[Tensor], pseudo: PseudoLabels) -> Tensor:
-        """The loss over the outputs of deep supervision, with nnU-Net's weights."""
-        weights = self.task.output_weights[: len(outputs)]
-        parts = [weight * pseudo_label_loss(one, *pseudo.at(one.shape[2:]), regions=self.task.regions)
-                 for one, weight in zip(outputs, weights) if weight]
+        """The loss over the outputs of deep supervision, with nnU-Net's weights; classes that grow weigh less."""
+        weights, trust = self.task.output_weights[: len(outputs)], self.shares.trust.to(outputs[0])
+        parts = []
+        for output, weight in zip(outputs, weights):
+            if weight:
+                labels, known = pseudo.at(output.shape[2:])
+                confidence = trusted(labels, known, trust, self.task.regions)
+                parts.append(weight * pseudo_label_loss(output, labels, confidence, self.task.regions))
         return torch.stack(parts).sum() / sum(weights)
 
     def _mix(
-        self, hard: Tensor, pseudo: PseudoLabels, labelled: tuple[Tensor, Any], number: int
+        self, strong: Tensor, pseudo: PseudoLabels, labelled: tuple[Tensor, Any], number: int
     ) -> tuple[Tensor, PseudoLabels, Tensor]:
         """Exchange boxes between the rank's pool images, and paste boxes of its labelled ones.
 
@@ -218,40 +227,29 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
             Mixed images, their labels, and the mask of the known voxels that are still the images' own.
         """
         images, target = labelled
-        donors, donor_labels = hard, pseudo
+        donors, donor_labels = strong, pseudo
         if self.settings.paste_labelled:
             finest = target[0] if isinstance(target, list) else target
             manual = from_target(finest, self.task.ignore_label, self.task.regions)
-            donors = torch.cat([hard, images.to(hard)])
+            donors = torch.cat([strong, images.to(strong)])
             donor_labels = PseudoLabels(*(torch.cat(pair) for pair in zip(pseudo, manual)))
         generator = generator_for(self.task.settings.seed, STREAM, number, self.images_per_step, self.ranks.rank)
-        boxes = draw_boxes(generator, len(hard), len(donors), hard.shape[2:], self.settings.mix_probability,
+        boxes = draw_boxes(generator, len(strong), len(donors), strong.shape[2:], self.settings.mix_probability,
                            self.settings.mix_size)
-        mixed, target = apply_boxes(hard, pseudo, boxes, donors, donor_labels)
-        return mixed, target, pseudo.known & ~boxes.mask(hard.shape[2:]).to(hard.device)
+        mixed, target = apply_boxes(strong, pseudo, boxes, donors, donor_labels)
+        return mixed, target, pseudo.known & ~boxes.mask(strong.shape[2:]).to(strong.device)
 
-    @torch.no_grad()
     def render(self, batch: Mapping[str, Any]) -> tuple[list[Tensor], Tensor]:
-        """Easy views, a list of (N, C, *patch), and hard views (N, C, *patch) of collated images, same geometry."""
-        task, device = self.task, self.task.device
-        crops, matrices = batch["image"].to(device, non_blocking=True), batch["matrix"].to(device, non_blocking=True)
-        versions = [crops, *([batch["easy"].to(device, non_blocking=True)] if "easy" in batch else [])]
-        easy = [apply_affine_views(one, matrices, task.geometry) for one in versions]
-        if self.settings.hard_view == "noise":
-            axes = tuple(range(1, crops.ndim))
-            return easy, easy[0] + self.settings.noise * easy[0].std(axes, keepdim=True) * torch.randn_like(easy[0])
-        rows, first = torch.arange(len(crops)), torch.zeros(len(crops), dtype=torch.long)
-        changed = task.source.apply(crops, take(batch["counterfactual"], rows, first), task.geometry.spacing)
-        hard = apply_affine_views(changed, matrices, task.geometry)
-        return easy, apply_intensity(hard, take(batch["intensity"], rows, first), teacher_views(task.settings),
-                                     task.geometry.spacing)
+        """Weak and strong views of collated images, see `render_pool`."""
+        task = self.task
+        return render_pool(batch, task.source, task.geometry, task.settings, task.device)
 
     @torch.no_grad()
-    def label(self, easy: Sequence[Tensor]) -> PseudoLabels:
-        """The teacher's labels of easy views."""
-        count = self.settings.patches_per_pass or len(easy[0])
+    def label(self, weak: Sequence[Tensor]) -> PseudoLabels:
+        """The teacher's labels of weak views."""
+        count = self.settings.patches_per_pass or len(weak[0])
         with self._autocast():
-            logits = [torch.cat([_finest(self.teacher(part)) for part in one.split(count)]) for one in easy]
+            logits = [torch.cat([_finest(self.teacher(part)) for part in one.split(count)]) for one in weak]
         return pseudo_labels(logits, self.settings.confidence, self.task.regions)
 
     def _update(self) -> float:
@@ -264,28 +262,22 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
         self.scaler.update()
         return norm
 
-    def _watch_shares(self, pseudo: PseudoLabels) -> None:
-        found = shares(pseudo.labels, pseudo.known, len(self.task.heads), self.task.regions).double()
-        self.shares.update(self.ranks.total(found.to(self.task.device)) / self.ranks.count)
-
     def _confidence(self, batch: Mapping[str, Any], pseudo: PseudoLabels) -> dict[str, Tensor]:
-        """Share of known voxels of every scanner (NaN: none in the step), and of each class among them."""
+        """Share of known voxels, of every scanner too (NaN: none in the step), and of each class among them."""
         known = pseudo.known.flatten(1).float().mean(1)
         groups = batch["group"].to(known.device)
-        none = known.new_tensor(math.nan)
-        per_group = {f"known_{name}": known[groups == index].mean() if (groups == index).any() else none
-                     for index, name in enumerate(self.task.groups)} if len(self.task.groups) > 1 else {}
+        names = self.task.groups if len(self.task.groups) > 1 else ()
+        per_group = {f"known_{name}": known[groups == index].mean() for index, name in enumerate(names)}
         found = shares(pseudo.labels, pseudo.known, len(self.task.heads), self.task.regions)
-        per_class = {f"share_{name}": found[index] for index, name in enumerate(self.task.heads)}
-        return {"known": known.mean(), **per_group, **per_class}
+        return {"known": known.mean(), **per_group,
+                **{f"share_{name}": found[index] for index, name in enumerate(self.task.heads)}}
 
-    def _mean(self, value: Tensor) -> float:
-        """Mean over the ranks that have a value."""
-        if self.ranks.count == 1:
-            return float(value)
-        both = torch.stack([value.nan_to_num(), value.isfinite().to(value)]).float()
-        self.ranks.total(both)
-        return float(both[0] / both[1]) if both[1] else math.nan
+    def _means(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Means over the ranks that have a value; one transfer for all of them."""
+        stacked = torch.stack([value.detach().double() for value in values.values()])
+        both = torch.stack([stacked.nan_to_num(), stacked.isfinite().double()])
+        total, count = self.ranks.total(both).tolist()
+        return {key: one / number if number else math.nan for key, one, number in zip(values, total, count)}
 
     def _autocast(self) -> Any:
         return torch.autocast("cuda") if self.task.device.type == "cuda" else nullcontext()
@@ -295,16 +287,20 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
     def begin(self) -> None:
         """Draw pseudo-labels of a few images."""
         self.student.train()
-        if self.saves:
+        if self.saves and self.learns_pool:
             self._plot_pseudo_labels()
+
+    def batches(self, first_epoch: int) -> Iterator[Mapping[str, Any]]:
+        """See `EpochLoop.batches`; empty ones where the pool is not learned from."""
+        return super().batches(first_epoch) if self.learns_pool else repeat({})
 
     def _plot_pseudo_labels(self) -> None:
         images = min(SHOWN, len(self.images))
         batch = default_collate([self.data[index] for index in range(images)])
-        easy, hard = self.render(batch)
-        pseudo, picture = self.label(easy), self.task.folder / "pseudo_labels.png"
+        weak, strong = self.render(batch)
+        pseudo, picture = self.label(weak), self.task.folder / "pseudo_labels.png"
         with best_effort(picture, self.task.log):
-            replace_atomically(picture, lambda file: plot_pseudo_labels(easy[0], hard, pseudo, file))
+            replace_atomically(picture, lambda file: plot_pseudo_labels(weak[0], strong, pseudo, file))
 
     def validate(self) -> dict[str, float]:
         """Pseudo Dice of the result so far."""
@@ -329,8 +325,8 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
         for index, ratio in self.shares.outside():
             self.task.log(
                 f"WARNING: the teacher finds {ratio:.2g} times as much '{self.task.heads[index]}' in the pool as the "
-                f"manual labels have: the pool's loss is weighted by {self.shares.trust:.2f}. Unless its patients "
-                "differ that much, the teacher is wrong, and phase 2 needs a better model")
+                f"manual labels have{', so that these labels weigh less' if ratio > 1 else ''}. Unless the patients "
+                "of the pool differ that much, the teacher is wrong, and phase 2 needs a better model")
         self.task.track(line)
 
     def all_skipped(self, last: Line) -> tuple[str, str] | None:

@@ -56,26 +56,26 @@ def _plot_progress(epochs: Sequence[Mapping[str, float]], file: Path) -> None:
     figure.savefig(file, dpi=90, format="png")
 
 
-def plot_pseudo_labels(easy: Tensor, hard: Tensor, pseudo: PseudoLabels, file: Path) -> None:
-    """Draw easy view, hard view, pseudo-labels and unknown voxels of N patches as PNG.
+def plot_pseudo_labels(weak: Tensor, strong: Tensor, pseudo: PseudoLabels, file: Path) -> None:
+    """Draw weak view, strong view, pseudo-labels and unknown voxels of N patches as PNG.
 
     Args:
-        easy, hard: (N, C, *patch); the first channel is drawn, of volumes the slice with most foreground.
+        weak, strong: (N, C, *patch); the first channel is drawn, of volumes the slice with most foreground.
         pseudo: labels of the N patches.
         file: picture to write.
     """
     with style.context("default"):
-        _plot_pseudo_labels(easy, hard, pseudo, file)
+        _plot_pseudo_labels(weak, strong, pseudo, file)
 
 
-def _plot_pseudo_labels(easy: Tensor, hard: Tensor, pseudo: PseudoLabels, file: Path) -> None:
-    figure = Figure(figsize=(12, 3 * len(easy)), layout="constrained")
+def _plot_pseudo_labels(weak: Tensor, strong: Tensor, pseudo: PseudoLabels, file: Path) -> None:
+    figure = Figure(figsize=(12, 3 * len(weak)), layout="constrained")
     FigureCanvasAgg(figure)
     titles = ("image (teacher)", "counterfactual (student)", "pseudo-label", "without a label")
-    for row, axes in enumerate(figure.subplots(len(easy), 4, squeeze=False)):
+    for row, axes in enumerate(figure.subplots(len(weak), 4, squeeze=False)):
         labels = pseudo.labels[row].float().sum(0).cpu()
         unknown = ~pseudo.known[row].all(0).cpu()
-        images = [easy[row, 0].float().cpu(), hard[row, 0].float().cpu(), labels, unknown.float()]
+        images = [weak[row, 0].float().cpu(), strong[row, 0].float().cpu(), labels, unknown.float()]
         if labels.ndim == 3:
             place = int((labels > 0).sum((1, 2)).argmax())
             images = [one[place] for one in images]

@@ -103,11 +103,22 @@ def shares(labels: Tensor, known: Tensor, heads: int, regions: bool = False) -> 
     return counts / counts.sum().clamp_min(1)
 
 
+def trusted(labels: Tensor, known: Tensor, trust: Tensor, regions: bool = False) -> Tensor:
+    """Weights in [0, 1] of the voxels: the trust (heads,) in their label where it is known, 0 elsewhere.
+
+    With regions a voxel outside of a region is trusted fully.
+    """
+    if regions:
+        shaped = trust.reshape(1, -1, *[1] * (labels.ndim - 2))
+        return known * torch.where(labels, shaped, torch.ones_like(shaped))
+    return known * trust[labels]
+
+
 class ClassShares:
     """Moving averages of the classes' shares of the pseudo-labels, compared with those of the manual labels.
 
-    A class may take up to `MOST` times its share of the manual labels, and down to `LEAST` of it. Beyond, the teacher
-    is likely to be wrong (it confirms its own mistakes), and the pseudo-labels weigh less.
+    A class is within its bounds from `LEAST` to `MOST` times its share of the manual labels. A teacher that is wrong
+    confirms its own mistakes: beyond `MOST` the class's pseudo-labels weigh less.
 
     Args:
         expected: (heads,) shares of the manual labels.
@@ -131,10 +142,9 @@ class ClassShares:
         return torch.where(watched, self.found / self.expected.clamp_min(1e-12), torch.ones(()).double())
 
     @property
-    def trust(self) -> float:
-        """Factor of the loss on pseudo-labels in [0, 1]; 1 while every class is within its bounds."""
-        ratios = self.ratios
-        return float(torch.minimum(self.MOST / ratios.clamp_min(1e-12), ratios / self.LEAST).clamp(max=1).min())
+    def trust(self) -> Tensor:
+        """(heads,) weights of the classes' pseudo-labels in (0, 1]; 1 up to `MOST` times the manual share."""
+        return (self.MOST / self.ratios.clamp_min(self.MOST)).float()
 
     def outside(self) -> list[tuple[int, float]]:
         """Indices and ratios of the classes beyond their bounds."""

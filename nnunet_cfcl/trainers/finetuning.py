@@ -13,7 +13,7 @@ from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_cfcl.config import Settings, resolve_settings
-from nnunet_cfcl.errors import isolated, reason
+from nnunet_cfcl.errors import UserError, isolated, reason
 from nnunet_cfcl.files.atomic import replace_atomically
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.nnunet.compatibility import asked_to_continue
@@ -87,9 +87,10 @@ class FineTuning(Trainer):
 
     @classmethod
     def wants_teacher(cls, settings: Settings) -> bool:
-        """Whether phase 3 follows: ``teacher.enabled``, where that is null the class's ``teaches``."""
-        enabled = settings.teacher.enabled
-        return cls.teaches if enabled is None else enabled
+        """Whether phase 3 follows: ``teacher.enabled``; null: as the class ``teaches``, or if weights to start from are
+        given."""
+        chosen = settings.teacher
+        return cls.teaches or bool(chosen.start_from) if chosen.enabled is None else chosen.enabled
 
     @classmethod
     def prepared_settings(cls, configuration: ConfigurationManager) -> Settings:
@@ -134,6 +135,9 @@ class FineTuning(Trainer):
 
     def _start_from(self, file: Path) -> None:
         """Begin with phase 3, from the weights of a finished training."""
+        if self.was_initialized:
+            raise UserError("weights were given twice, by -pretrained_weights and by teacher.start_from",
+                            "leave one of them out")
         self.initialize()
         load_weights(plain_network(self.network), file, "correct teacher.start_from, or leave it out")
         self._back_up_earlier()
@@ -146,7 +150,8 @@ class FineTuning(Trainer):
     @property
     def files_of_a_run(self) -> list[Path]:
         """Files by which a run is continued."""
-        return [Path(self.output_folder) / name for name in CHECKPOINTS]
+        folder = Path(self.output_folder)
+        return [*(folder / name for name in CHECKPOINTS), *(folder / "cfcl" / "teacher" / name for name in CHECKPOINTS)]
 
     def _back_up_earlier(self) -> None:
         """Back up the files of an earlier run, which a new run must not continue."""
@@ -226,9 +231,18 @@ class FineTuning(Trainer):
                                    "to its own images")
 
     def _save_end_of_phase_2(self) -> None:
-        """Keep nnU-Net's checkpoint of phase 2, unless this run begins after it; ``--c`` then continues phase 3."""
-        kept = Path(self.output_folder) / END_OF_PHASE_2
+        """Keep nnU-Net's checkpoint of phase 2, unless this run begins after it; ``--c`` then continues phase 3.
+
+        Raises:
+            UserError: the run was finished, but the weights of phase 2 are gone.
+        """
+        folder = Path(self.output_folder)
+        kept, finished = folder / END_OF_PHASE_2, folder / "cfcl" / "teacher" / "checkpoint_final.pth"
         if self._first_epoch < self.num_epochs or not kept.exists():
+            if self._first_epoch >= self.num_epochs and finished.exists():
+                raise UserError(f"{kept} is missing, which the finished phase 3 began with",
+                                f"copy it back; `nnUNetv2_train ... --val` validates without it; or delete {finished}, "
+                                "and phase 3 begins with the weights of checkpoint_final.pth")
             self._save(END_OF_PHASE_2)
             self._save(CHECKPOINTS[0])
         Ranks.current().wait()
@@ -244,7 +258,7 @@ class FineTuning(Trainer):
         if not isinstance(schedule, WarmUp):
             schedule = WarmUp(schedule, optimizer, self.num_epochs, self.settings.finetune.warmup_fraction)
             epochs = round(self.settings.finetune.frozen_fraction * self.num_epochs)
-            if self.pretrains_body_alone and epochs:
+            if self.pretrains_body_alone and self.current_epoch < epochs:
                 freeze_body(optimizer, self.network, lambda: self.current_epoch < epochs)
                 self.print_to_log_file(f"In the first {epochs} epochs of phase 2 only the segmentation layers are "
                                        "trained (finetune.frozen_fraction).")

@@ -145,7 +145,7 @@ def test_a_generator_is_trained_once_and_every_arm_uses_its_counterfactuals(gene
     store = str(study.root / "preprocessed" / study.dataset.folder(12) / "plan_cfcl_cf" / "made")
     for name in ("DVDCL@generator", "ScratchCF@generator", "DVDCL@generator+CF"):
         run = Run(study, name, ARMS[name], 12, 0)
-        own, given = run.settings(), run._with_store(run.settings())
+        own, given = run.settings(), run._with_files(run.settings())
         assert own["generator"] == {"epochs": 7, "width": 8}
         assert given["counterfactual"] == {**own["counterfactual"], "source": "precomputed", "store": store}
         resolve_settings(given)
@@ -154,7 +154,7 @@ def test_a_generator_is_trained_once_and_every_arm_uses_its_counterfactuals(gene
         assert str(study.root) not in json.dumps(run.identity()) and not run.has_no_generator()
     other = Run(replace(study, changes={}), "DVDCL@acquisition", ARMS["DVDCL@acquisition"], 12, 0)
     assert "generator" not in other.settings() and "generated" not in other.identity()
-    assert other._with_store(other.settings()) == other.settings()
+    assert other._with_files(other.settings()) == other.settings()
 
 
 def test_counterfactuals_of_a_generator_with_other_settings_are_not_used(generating):

@@ -88,6 +88,17 @@ def test_labels_of_unknown_voxels_do_not_matter_even_where_they_are_no_class():
     assert pseudo_label_loss(logits, labels, known) == pseudo_label_loss(logits, other, known)
 
 
+def test_weights_scale_every_voxel_s_part():
+    logits, labels, known = drawn()
+    weights = known * torch.rand(known.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    p = logits.softmax(1)
+    entropy = -(p.gather(1, labels).log() * weights).mean()
+    truth = torch.cat([labels == 1, labels == 2], 1)
+    overlap, both = ((part * weights).sum((0, 2, 3)) for part in (p[:, 1:] * truth, p[:, 1:] + truth))
+    expected = entropy + 1 - ((2 * overlap + 1e-5) / (both + 1e-5)).mean()
+    assert pseudo_label_loss(logits, labels, weights).item() == pytest.approx(expected.item(), abs=1e-10)
+
+
 def test_half_precision_is_computed_in_single_precision():
     logits, labels, known = drawn()
     loss = pseudo_label_loss(logits.detach().half(), labels, known)

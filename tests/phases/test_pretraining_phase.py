@@ -98,7 +98,7 @@ def test_a_network_that_cannot_be_pretrained_is_refused_before_phase_0(
 
 def test_a_device_that_pretraining_does_not_run_on_is_refused_before_phase_0(make_fold, begun):
     fold = replace(make_fold(), device=torch.device("meta"))
-    with pytest.raises(NotSupported, match="pretraining runs with -device cuda or cpu, found meta"):
+    with pytest.raises(NotSupported, match="own phases run with -device cuda or cpu, found meta"):
         pretrain(fold)
     assert not begun
 

@@ -95,5 +95,5 @@ def make_training(tmp_path, monkeypatch):
     """`tiny_training` in a folder of the test, named by ``folder``; its pictures, which take longer than a tiny
     training, are empty files."""
     monkeypatch.setattr(loop, "plot_progress", lambda lines, file: file.touch())
-    monkeypatch.setattr(loop, "plot_pseudo_labels", lambda easy, hard, pseudo, file: file.touch())
+    monkeypatch.setattr(loop, "plot_pseudo_labels", lambda weak, strong, pseudo, file: file.touch())
     return lambda folder="teacher", **fields: tiny_training(tmp_path / folder, **fields)

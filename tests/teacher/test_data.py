@@ -1,4 +1,4 @@
-"""The pool's dataset: draws by (seed, step, image), groups in turn, views inside the image, easy counterfactuals."""
+"""The pool's dataset: draws by (seed, step, image), groups in turn, views inside the image, weak counterfactuals."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.teacher.conftest import squares
 GEOMETRY = ViewGeometry((16, 20), (1.0, 1.0))
 
 
-def dataset(reader=None, groups=None, seed: int = 0, easy=None, **settings) -> PoolDataset:
+def dataset(reader=None, groups=None, seed: int = 0, weak=None, **settings) -> PoolDataset:
     reader = reader or squares(count=7)
     groups = groups or {"rare": reader.cases[:1], "frequent": reader.cases[1:]}
     resolved = resolve_settings({"seed": seed, **settings})
-    return PoolDataset(reader, groups, OriginalSource(), GEOMETRY, resolved, 4, easy)
+    return PoolDataset(reader, groups, OriginalSource(), GEOMETRY, resolved, 4, weak)
 
 
 def test_a_sample_depends_on_seed_step_and_image_alone():
@@ -55,12 +55,12 @@ def test_views_of_an_image_as_large_as_the_crop_read_no_padding():
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
-def test_hard_views_are_solarised_as_counterfactuals_are_in_phase_1(probability):
+def test_strong_views_are_solarised_as_counterfactuals_are_in_phase_1(probability):
     data = dataset(**{"views.solarise_probability": probability})
     assert [bool(data[index]["intensity"].solarise) for index in (0, 1)] == [bool(probability)] * 2
 
 
-def test_an_image_without_an_easy_counterfactual_is_shown_twice():
+def test_an_image_without_a_weak_counterfactual_is_shown_twice():
     class Some:
         def identity(self):
             return {}
@@ -68,12 +68,12 @@ def test_an_image_without_an_easy_counterfactual_is_shown_twice():
         def read(self, case, box):
             return None if case == "case_0" else torch.full((1, *box.size[1:]), 5.0)
 
-    data = dataset(easy=Some())
+    data = dataset(weak=Some())
     for index in range(8):
         sample = data[index]
         expected = sample["image"] if data._case(index)[1] == "case_0" else torch.full_like(sample["image"], 5.0)
-        assert torch.equal(sample["easy"], expected)
-    assert "easy" not in dataset()[0]
+        assert torch.equal(sample["weak"], expected)
+    assert "weak" not in dataset()[0]
 
 
 def test_an_image_that_is_not_finite_is_named():

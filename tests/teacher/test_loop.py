@@ -97,7 +97,7 @@ def gradients_of(training, batch, pseudo=None) -> list[torch.Tensor]:
 
 def test_the_pool_s_cross_entropy_does_not_depend_on_the_size_of_micro_batches(make_training, monkeypatch):
     # the Dice is that of a micro-batch, as nnU-Net's is that of a rank's batch
-    def entropy(logits, labels, known, regions=False):
+    def entropy(logits, labels, known, regions):
         return (torch.nn.functional.cross_entropy(logits, labels[:, 0], reduction="none") * known[:, 0]).mean()
 
     monkeypatch.setattr(loop, "pseudo_label_loss", entropy)
@@ -108,20 +108,30 @@ def test_the_pool_s_cross_entropy_does_not_depend_on_the_size_of_micro_batches(m
     assert max(float(one.abs().max()) for one in found[0]) > 1e-3
 
 
-def test_easy_and_hard_views_show_the_same_place(make_training):
+def test_weak_and_strong_views_show_the_same_place(make_training):
     settings = {"acquisition.probability": 0, "views.jitter_probability": 0, "views.blur_probability": 0,
                 "views.solarise_probability": 0}
     training = make_training(settings=settings)
-    easy, hard = training.render(next(training.batches(0)))
-    assert len(easy) == 1 and torch.allclose(easy[0], hard, atol=1e-5)
+    weak, strong = training.render(next(training.batches(0)))
+    assert len(weak) == 1 and torch.allclose(weak[0], strong, atol=1e-5)
     changed = make_training().render(next(make_training().batches(0)))[1]
-    assert not torch.allclose(easy[0], changed, atol=1e-2)
+    assert not torch.allclose(weak[0], changed, atol=1e-2)
+
+
+def test_intensity_effects_alone_change_no_acquisition(make_training):
+    settings = {"teacher.strong_view": "intensity", "views.jitter_probability": 0, "views.blur_probability": 0,
+                "views.solarise_probability": 0}
+    training = make_training(settings=settings)
+    weak, strong = training.render(next(training.batches(0)))
+    assert torch.equal(weak[0], strong)
+    training = make_training(settings={"teacher.strong_view": "intensity"})
+    assert not torch.allclose(training.render(next(training.batches(0)))[1], weak[0], atol=1e-2)
 
 
 def test_a_plain_mean_teacher_sees_noise(make_training):
-    training = make_training(settings={"teacher.hard_view": "noise", "teacher.noise": 0.5})
-    easy, hard = training.render(next(training.batches(0)))
-    ratio = (hard - easy[0]).flatten(1).std(1) / easy[0].flatten(1).std(1)
+    training = make_training(settings={"teacher.strong_view": "noise", "teacher.noise": 0.5})
+    weak, strong = training.render(next(training.batches(0)))
+    ratio = (strong - weak[0]).flatten(1).std(1) / weak[0].flatten(1).std(1)
     assert torch.allclose(ratio, torch.full((4,), 0.5), atol=0.1)
 
 
@@ -133,11 +143,11 @@ def test_the_teacher_sees_the_image_on_the_labelled_scanner_too(make_training):
         def read(self, case, box):
             return torch.full((1, *box.size[-2:]), 7.0) if case == "case_4" else None
 
-    training = make_training(easy=Brighter())
+    training = make_training(weak=Brighter())
     batch = next(training.batches(0))
-    easy, _ = training.render(batch)
-    assert len(easy) == 2
-    for image, other in zip(*easy, strict=True):
+    weak, _ = training.render(batch)
+    assert len(weak) == 2
+    for image, other in zip(*weak, strict=True):
         assert torch.equal(image, other) or torch.allclose(other[:, 4:-4, 4:-4], torch.tensor(7.0))
 
 
@@ -158,7 +168,7 @@ def test_pasted_boxes_bring_their_manual_labels(make_training):
 
 def test_weight_0_goes_on_with_the_labels_alone(make_training, monkeypatch):
     monkeypatch.setattr(loop, "pseudo_labels", lambda *_: pytest.fail("the pool was labelled"))
-    monkeypatch.setattr(loop.TeacherTraining, "_plot_pseudo_labels", lambda self: None)
+    monkeypatch.setattr(loop, "PoolDataset", lambda *_: None)
     messages: list[str] = []
     training = make_training(settings={"teacher.weight": 0}, log=messages.append)
     before = weights(training.plain)
@@ -166,13 +176,24 @@ def test_weight_0_goes_on_with_the_labels_alone(make_training, monkeypatch):
     assert not same(before, weights(training.plain)) and "pool" not in messages[0]
 
 
-def test_the_weight_rises_and_falls_with_the_trust(make_training):
+def test_the_weight_rises_to_its_value(make_training):
     training = make_training(settings={"teacher.ramp_fraction": 0.5, "teacher.weight": 2})
     data = training.batches(0)
-    found = [training.step(next(data), number) for number in range(3)]
-    assert [line["weight"] for line in found] == pytest.approx([2 / 3, 4 / 3, 2])
+    found = [training.step(next(data), number)["weight"] for number in range(4)]
+    assert found == pytest.approx([2 / 3, 4 / 3, 2, 2])
+
+
+def test_pseudo_labels_of_a_class_that_grows_weigh_less(make_training, monkeypatch):
+    weights = []
+    monkeypatch.setattr(loop, "pseudo_label_loss", lambda logits, labels, known, regions: weights.append(
+        (labels, known)) or logits.mean())
+    training = make_training(settings={"teacher.confidence": 0.5, "teacher.paste_labelled": False})
     training.shares.found = torch.tensor([0.0, 1.0]).double()  # five times the manual share: trusted by 2 / 5
-    assert training.step(next(data), 3)["weight"] == pytest.approx(0.8)
+    training.step(next(training.batches(0)), 0)
+    for labels, known in weights:
+        assert known[labels == 1].tolist() == pytest.approx([0.4] * int((labels == 1).sum()))
+        assert (known[labels == 0] == 1).all()
+    assert any((labels == 1).any() for labels, _ in weights)
 
 
 def test_a_class_beyond_its_bounds_is_reported(make_training):
@@ -236,9 +257,9 @@ def test_the_student_learns_the_other_scanner(make_training):
 
     def disagreement() -> float:
         batch = next(training.batches(0))
-        easy, hard = training.render(batch)
+        weak, strong = training.render(batch)
         with torch.no_grad():
-            one, other = (network(views)[0].argmax(1) for views in (easy[0], hard))
+            one, other = (network(views)[0].argmax(1) for views in (weak[0], strong))
         return float((one != other).float().sum() / ((one + other) > 0).float().sum())
 
     before = disagreement()

@@ -12,6 +12,7 @@ from nnunet_cfcl.teacher.pseudo_labels import (
     from_target,
     pseudo_labels,
     shares,
+    trusted,
 )
 
 
@@ -93,19 +94,28 @@ class TestClassShares:
 
     def test_shares_within_the_bounds_are_trusted_fully(self):
         watched = self.after(0.5, 0.39, 0.011, 0.2)
-        assert watched.trust == 1 and watched.outside() == []
+        assert watched.trust.tolist() == [1, 1, 1, 1] and watched.outside() == []
 
-    def test_a_class_of_four_times_its_share_halves_the_weight(self):
+    def test_the_labels_of_a_class_of_four_times_its_share_weigh_half_and_no_others(self):
         watched = self.after(0.1, 0.8, 0.1, 0.0)
-        assert watched.trust == pytest.approx(0.5, abs=1e-3)
+        assert watched.trust.tolist() == pytest.approx([1, 0.5, 1, 1], abs=1e-3)
         assert watched.outside() == [(1, pytest.approx(4, abs=1e-2))]
 
-    def test_a_class_that_vanishes_stops_the_learning_from_the_pool(self):
+    def test_a_class_that_vanishes_is_told_and_changes_no_weight(self):
         watched = self.after(0.8, 0.2, 0.0, 0.0)
-        assert watched.trust < 1e-6 and [index for index, _ in watched.outside()] == [2]
+        assert watched.trust.tolist() == [1, 1, 1, 1] and [index for index, _ in watched.outside()] == [2]
 
     def test_background_and_classes_without_manual_labels_are_not_watched(self):
-        assert self.after(0.01, 0.2, 0.1, 0.69).trust == 1
+        assert self.after(0.01, 0.2, 0.1, 0.69).trust.tolist() == [1, 1, 1, 1]
 
     def test_one_odd_step_changes_little(self):
-        assert self.after(1.0, 0.0, 0.0, 0.0, steps=1).trust == 1
+        assert self.after(1.0, 0.0, 0.0, 0.0, steps=1).trust.tolist() == [1, 1, 1, 1]
+
+
+def test_known_voxels_weigh_as_much_as_their_class_is_trusted():
+    labels, known = torch.tensor([[[0, 1, 2, 1]]]), torch.tensor([[[True, True, True, False]]])
+    trust = torch.tensor([1.0, 0.5, 0.25])
+    assert trusted(labels, known, trust).tolist() == [[[1, 0.5, 0.25, 0]]]
+    regions = torch.tensor([[[True, False], [True, True]]])
+    known = torch.tensor([[[True, True], [False, True]]])
+    assert trusted(regions, known, torch.tensor([0.5, 0.25]), regions=True).tolist() == [[[0.5, 1], [0, 0.25]]]

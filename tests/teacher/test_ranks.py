@@ -29,12 +29,12 @@ def gradients(ranks: Ranks, folder: Path, alone: bool) -> list[torch.Tensor]:
     return [p.grad.clone() for p in training.parameters]
 
 
-def trained(ranks: Ranks, folder: Path) -> tuple[list[torch.Tensor], list[torch.Tensor], float]:
+def trained(ranks: Ranks, folder: Path) -> tuple[list[torch.Tensor], list[torch.Tensor], list[float]]:
     # every rank begins with other weights, as after an initialisation without a seed
     training = tiny_training(folder, ranks=ranks)
     training.run(resume=False)
     student, teacher = (list(one.state_dict().values()) for one in (training.plain, training.average))
-    return student, teacher, training.shares.trust
+    return student, teacher, training.shares.found.tolist()
 
 
 def test_gradients_are_the_mean_of_the_ranks_own(crew, tmp_path):
@@ -46,9 +46,9 @@ def test_gradients_are_the_mean_of_the_ranks_own(crew, tmp_path):
 
 
 def test_student_and_teacher_are_identical_on_all_ranks(crew, tmp_path):
-    (student, teacher, trust), (other_student, other_teacher, other_trust) = crew(trained, tmp_path / "run")
+    (student, teacher, found), (other_student, other_teacher, other_found) = crew(trained, tmp_path / "run")
     assert all(torch.equal(a, b) for a, b in zip(student, other_student, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(teacher, other_teacher, strict=True))
-    assert trust == other_trust
+    assert found == other_found
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [
         "checkpoint_final.pth", "log.jsonl", "progress.png", "pseudo_labels.png"]

@@ -41,7 +41,7 @@ class Stock:
 class Watched(FineTuning, Stock):
     def __init__(self, fails):
         self.fails, self.noted, self.settings = fails, [], SimpleNamespace(
-            seed=0, teacher=SimpleNamespace(enabled=None))
+            seed=0, teacher=SimpleNamespace(enabled=False))
         self.local_rank, self._holds_checkpoint, self._watch, self._teacher = 0, True, None, None
 
     def print_to_log_file(self, line):
