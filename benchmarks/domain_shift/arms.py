@@ -83,7 +83,7 @@ def _later(name: str, base: Arm) -> dict[str, Arm]:
 _ABLATIONS: dict[str, dict[str, Any]] = {
     "NoMask": {"confidence": 0.5}, "Strict": {"confidence": 0.95}, "NoMix": {"mix_probability": 0},
     "NoPaste": {"paste_labelled": False}, "Noise": {"strong_view": "noise"}, "Student": {"result": "student"},
-    "NoSolarise": {"views.solarise_probability": 0.0},
+    "ConstantDecay": {"rising_decay": False}, "NoSolarise": {"views.solarise_probability": 0.0},
 }
 
 

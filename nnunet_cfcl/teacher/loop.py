@@ -125,6 +125,8 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
         # buffers, such as running means, are copied
         self.average = AveragedModel(plain, avg_fn=None, multi_avg_fn=self._averaged)
         self.average.module.eval().requires_grad_(False)
+        if not self.settings.rising_decay:
+            self.average.n_averaged.fill_(1)  # at 0 the first update would copy the student
         self.teacher = task.compile(self.average.module)
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=task.device.type == "cuda")
         self.shares = ClassShares(task.expected_shares, first=0 if task.regions else 1)
@@ -141,8 +143,9 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
         return self.average.module if self.settings.result == "teacher" else self.plain
 
     def _averaged(self, averaged: Any, current: Any, count: Any) -> None:
-        """Move the averages: decay min(1 - 1 / (t + 1), `decay`) after t steps."""
-        torch._foreach_lerp_(averaged, current, 1 - min(1 - 1 / (float(count) + 1), self.decay))
+        """Move the averages, see ``teacher.rising_decay``."""
+        decay = min(1 - 1 / (float(count) + 1), self.decay) if self.settings.rising_decay else self.decay
+        torch._foreach_lerp_(averaged, current, 1 - decay)
 
     # ---------------------------------------------------------------- a step
 
