@@ -268,8 +268,8 @@ class TeacherSettings:
     decay: float | None = setting(
         None, "largest decay of the teacher's moving average; null: 0.99, in phases of 5000 steps or more 0.999", 0, 1)
     rising_decay: bool = setting(
-        True, "true: the decay after t steps is at most 1 - 1 / (t + 1), so that the average begins with the first steps "
-        "of the phase; false: it is constant, so that the average begins with the weights of phase 2")
+        True, "true: the decay after t steps is at most 1 - 1 / (t + 1), so that the average begins with the phase's "
+        "first steps; false: it is constant, so that the average begins with the weights of phase 2")
     confidence: float = setting(
         0.9, "voxels are labelled whose class (region: inside or outside) has at least this probability", 0.5, 1)
     weight: float = setting(
