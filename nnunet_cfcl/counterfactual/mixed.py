@@ -36,11 +36,10 @@ class MixedSource:
         passed, failed: numbers of interventions that passed and failed, at least 1 each.
     """
 
-    name = "generator and acquisition"
-
     def __init__(
         self, generated: CounterfactualSource, acquisition: AcquisitionSource, passed: int, failed: int
     ) -> None:
+        self.name = f"{generated.name} and {acquisition.name}"
         self.generated, self._acquisition, self._passed, self._failed = generated, acquisition, passed, failed
 
     def identity(self) -> dict[str, Any]:
