@@ -179,7 +179,7 @@ def test_views_of_any_rows_are_those_of_the_whole_batch_and_of_the_right_source(
         for number in range(3):
             index = torch.tensor([image]), torch.tensor([number])
             of_generator = bool(drawn.is_generated[image, number])
-            maker, parameters = ((source._generated, drawn.generated) if of_generator else
+            maker, parameters = ((source.generated, drawn.generated) if of_generator else
                                  (source._acquisition, drawn.acquired))
             crop = batch["image"][image : image + 1]
             expected = maker.apply(crop, take(parameters, *index), geometry.spacing)
