@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from nnunet_cfcl.demo.results import Results, Shown
 LABELS = ("#4aa3ff", "#f0524f", "#ffd23f", "#6fdc8c", "#c792ea", "#ff9f43")
 NAMES = {STOCK: "nnU-Net alone", PLUGIN: "nnU-Net + nnunet_cfcl"}
 BARS = {STOCK: "#9aa0a6", PLUGIN: "#1a7f5a"}
-SIZE, RESOLUTION = (16, 8.8), 100
+SIZE, RESOLUTION = (16, 8.6), 100
 
 
 def draw_demo(results: Results, picture: Path) -> None:
@@ -28,11 +29,11 @@ def draw_demo(results: Results, picture: Path) -> None:
     figure = Figure(figsize=SIZE, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle(headline(results), fontsize=21, fontweight="bold")
-    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[6.2, 1.25])[:, 0]
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[6, 1.35])[:, 0]
     left, right = upper.subfigures(1, 2, squeeze=False, width_ratios=[3.1, 1], wspace=0.02)[0]
     _draw_cases(left, results)
     _draw_bars(right.subplots(), results)
-    lower.text(0.02, 0.97, explanation(results), fontsize=12.5, va="top", linespacing=1.45)
+    lower.text(0.02, 0.97, explanation(results), fontsize=12.5, va="top", linespacing=1.4)
     figure.savefig(picture, dpi=RESOLUTION, format="png")
 
 
@@ -45,22 +46,23 @@ def headline(results: Results) -> str:
 
 
 def explanation(results: Results) -> str:
-    """What was trained on what, in a line per model."""
-    unlabelled = f", and saw {results.pool} unlabelled images" if results.pool else ""
-    if results.own:
-        source = f"{results.labelled} labelled cases"
-        seen = f"{unlabelled} and analytic acquisition effects"
-    else:
-        source = f"{results.labelled} labelled images of scanner A (synthetic patients)"
-        seen = (f"{unlabelled} of both scanners, and true counterfactuals (\"this patient, on the other scanner\"), "
-                "which only a phantom has: real data need a generator")
-    lines = [f"Both models: the same network, {source}, and as many optimiser steps."]
-    for recipe, also in zip(results.recipes, ("", seen), strict=True):
-        lines.append(f"{NAMES[recipe.name]}: {recipe.summary}{also}. {_minutes(results.seconds[recipe.name])}.")
+    """What was trained on what."""
+    images = "labelled cases" if results.own else "labelled images of scanner A (synthetic patients)"
+    lines = [f"Both models: the same network, {results.labelled} {images}, the same number of optimiser steps."]
+    for recipe, also in zip(results.recipes, ("", _also_seen(results)), strict=True):
+        lines.append(f"{NAMES[recipe.name]}: {_minutes(results.seconds[recipe.name])}, {recipe.summary}{also}.")
     if results.in_3d:
-        lines.append(f"3D runs too: -tr {results.in_3d.trainer}, 3d_fullres, {results.in_3d.summary}, in "
-                     f"{_minutes(results.seconds[results.in_3d.name])}; too short to judge its masks.")
-    return "\n".join(lines)
+        lines.append(f"3D: {results.in_3d.trainer} with 3d_fullres, {results.in_3d.summary} in "
+                     f"{_minutes(results.seconds[results.in_3d.name])}, to show that it runs; far too short for masks.")
+    return "\n".join(textwrap.fill(line, 178, subsequent_indent="      ") for line in lines)
+
+
+def _also_seen(results: Results) -> str:
+    pool = f" ({results.pool} unlabelled images{'' if results.own else ' of both scanners'})" if results.pool else ""
+    if results.own:
+        return pool
+    return (f"{pool}. The counterfactuals (\"this patient, on the other scanner\") are the true ones, which only a "
+            "phantom has; for real images a generator learns them")
 
 
 def _minutes(seconds: float) -> str:
@@ -72,7 +74,7 @@ def _draw_cases(figure: Any, results: Results) -> None:
     for row, (line, shown) in enumerate(zip(axes, results.shown, strict=True)):
         pictures = [grey(shown.image), *(coloured(shown, mask, results.labels) for mask in
                                          (shown.truth, shown.masks[STOCK], shown.masks[PLUGIN])), shown.chromap]
-        titles = ["image", "truth", NAMES[STOCK], NAMES[PLUGIN].replace(" + ", "\n+ "), "CHRO-map:\nwhat it sees"]
+        titles = ["image", "truth", NAMES[STOCK], NAMES[PLUGIN].replace(" + ", "\n+ "), "CHRO-map of\nnnunet_cfcl"]
         under = ["", "", *(f"Dice {shown.dice[name]:.2f}" for name in (STOCK, PLUGIN)), ""]
         for axis, picture, title, text in zip(line, pictures, titles, under, strict=True):
             axis.set_xticks([])
