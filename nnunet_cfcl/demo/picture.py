@@ -60,9 +60,14 @@ def explanation(results: Results) -> str:
 def _also_seen(results: Results) -> str:
     pool = f" ({results.pool} unlabelled images{'' if results.own else ' of both scanners'})" if results.pool else ""
     if results.own:
-        return pool
+        return f"{pool}; so few show that everything works, no more"
     return (f"{pool}. The counterfactuals (\"this patient, on the other scanner\") are the true ones, which only a "
             "phantom has; for real images a generator learns them")
+
+
+def _patients(results: Results) -> str:
+    counts = "/".join(str(count) for count in dict.fromkeys(results.cases.values()))
+    return f"test cases: {counts}" if results.own else f"{counts} test patients"
 
 
 def _minutes(seconds: float) -> str:
@@ -118,6 +123,6 @@ def _draw_bars(axis: Any, results: Results) -> None:
     axis.set_xticks(np.arange(len(groups)), [_row_title(results, group).replace(" in training", "") or "test cases"
                                              for group in groups], fontsize=15)
     axis.set_ylim(0, 1.1)
-    axis.set_title(f"mean Dice, {max(results.cases.values())} test patients", fontsize=15)
+    axis.set_title(f"mean Dice ({_patients(results)})", fontsize=15)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=13, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)

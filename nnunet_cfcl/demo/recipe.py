@@ -40,7 +40,7 @@ class DemoSize:
     later: int = 8
     iterations: int = 20
     volume: tuple[int, int, int] = (32, 48, 48)
-    volume_steps: int = 12
+    volume_steps: int = 4
 
     @property
     def steps(self) -> int:

@@ -133,7 +133,7 @@ def _read_shown(out: Path, description: dict[str, Any], held_out: HeldOut, group
     """Read a case at the slice with the largest truth."""
     ending = description["file_ending"]
     channels = [str(file) for file in sorted(held_out.images.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))]
-    reader = determine_reader_writer_from_dataset_json(description, channels[0])()
+    reader = determine_reader_writer_from_dataset_json(description, channels[0], verbose=False)()
     truth = reader.read_seg(str(held_out.labels / f"{case}{ending}"))[0][0]
     masks = {name: reader.read_seg(str(out / "predictions" / name / f"{case}{ending}"))[0][0] for name in dice}
     position = int(np.argmax((truth > 0).sum((1, 2))))
