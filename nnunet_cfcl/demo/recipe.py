@@ -67,9 +67,8 @@ class Recipe:
 
 def stock(size: DemoSize) -> Recipe:
     """NnU-Net's own training with a set number of steps."""
-    return Recipe(STOCK, STOCK_TRAINER, {"finetune": _finetuning(size, size.epochs + size.later),
-                                         "chromap": {"fit": False}}, f"{size.steps} steps of its own training on the labelled "
-                                                        "images")
+    settings = {"finetune": _finetuning(size, size.epochs + size.later), "chromap": {"fit": False}}
+    return Recipe(STOCK, STOCK_TRAINER, settings, f"{size.steps} steps of its own training on the labelled images")
 
 
 def plugin(size: DemoSize, pool: bool, true_counterfactuals: bool) -> Recipe:
