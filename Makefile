@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml setup.py
 	@$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	@printf '%s' '$(CURDIR)' > $(STAMP)
 
-demo: $(STAMP)  ## make synthetic patients, train 2d and 3d_fullres briefly, predict, draw; results in ./demo
+demo: $(STAMP)  ## nnU-Net alone beside the plugin, on synthetic patients of two scanners; results in ./demo
 	@echo "==> Running the demo into ./demo (under 10 minutes on two cores)"
 	@$(ACTIVATED) nnunet_cfcl demo --out demo
 

@@ -51,7 +51,7 @@ VERBS = {
     "report": ("nnunet_cfcl.cli.report:add_report_parser",
                "write one HTML page about a trained fold, or compare several"),
     "demo": ("nnunet_cfcl.cli.demo:add_demo_parser",
-             "plan, train, predict and plot the results, on synthetic patients or your own dataset"),
+             "nnU-Net alone beside the plugin on two scanners, on synthetic patients or your own dataset"),
     "phantom": ("nnunet_cfcl.cli.phantom:add_phantom_parser",
                 "write a dataset of synthetic patients with true counterfactuals"),
 }

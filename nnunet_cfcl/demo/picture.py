@@ -1,119 +1,128 @@
-"""Plot of the demo: images with truth and prediction, learning curves, views."""
+"""Picture of the demo: one patient on both scanners as both models see it, and the Dice of all test patients."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.image import imread
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from nnunet_cfcl.runs.checkpoint import read_plain
-from nnunet_cfcl.runs.epoch_log import read_log
+from nnunet_cfcl.chromap.picture import grey, overlay
+from nnunet_cfcl.demo.recipe import PLUGIN, STOCK
+from nnunet_cfcl.demo.results import Results, Shown
 
-CASES_SHOWN = 2
-
-
-@dataclass(frozen=True)
-class Example:
-    """Folders with the results of one configuration.
-
-    Attributes:
-        configuration: name of the configuration.
-        fold: folder of the trained fold.
-        images: folder of the predicted images.
-        labels: folder of their true labels.
-        predictions: folder of the predictions.
-    """
-
-    configuration: str
-    fold: Path
-    images: Path
-    labels: Path
-    predictions: Path
+#: Colours of the labels, in order; further labels begin again.
+LABELS = ("#4aa3ff", "#f0524f", "#ffd23f", "#6fdc8c", "#c792ea", "#ff9f43")
+NAMES = {STOCK: "nnU-Net alone", PLUGIN: "nnU-Net + nnunet_cfcl"}
+BARS = {STOCK: "#9aa0a6", PLUGIN: "#1a7f5a"}
+SIZE, RESOLUTION = (16, 8.6), 100
 
 
-def draw_demo(dataset: Path, examples: Sequence[Example], picture: Path) -> None:
-    """Plot one band per configuration: truth and prediction of some cases, curves of both phases, views."""
-    figure = Figure(figsize=(17, 7.2 * len(examples)), layout="constrained")
+def draw_demo(results: Results, picture: Path) -> None:
+    """Draw the results."""
+    figure = Figure(figsize=SIZE, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    bands = figure.subfigures(len(examples), 1, squeeze=False)[:, 0]
-    for band, example in zip(bands, examples, strict=True):
-        trainer = example.fold.parent.name.split("__")[0]
-        band.suptitle(f"{dataset.name}, {example.configuration}, {trainer}", fontsize=13)
-        left, right = band.subfigures(1, 2, width_ratios=[2.6, 1.6])
-        _draw_results(left, dataset, example)
-        axis = right.subplots()
-        axis.imshow(imread(example.fold / "cfcl" / "pretraining" / "views.png"))
-        axis.set_axis_off()
-    figure.savefig(picture, dpi=80, format="png")
+    figure.suptitle(headline(results), fontsize=21, fontweight="bold")
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[6, 1.35])[:, 0]
+    left, right = upper.subfigures(1, 2, squeeze=False, width_ratios=[3.1, 1], wspace=0.02)[0]
+    _draw_cases(left, results)
+    _draw_bars(right.subplots(), results)
+    lower.text(0.02, 0.97, explanation(results), fontsize=12.5, va="top", linespacing=1.4)
+    figure.savefig(picture, dpi=RESOLUTION, format="png")
 
 
-def _draw_results(figure: Any, dataset: Path, example: Example) -> None:
-    axes = figure.subplots(2, 3)
-    for row, case in enumerate(_cases(dataset, example)):
-        image, truth, prediction, dice = _read(dataset, example, case)
-        position = int(np.argmax((truth > 0).sum((1, 2))))
-        for axis, mask, title in (
-            (axes[row, 0], truth, f"{case}\n{_attributes(dataset, case)}truth"),
-            (axes[row, 1], prediction, f"prediction, mean Dice {dice:.2f}"),
-        ):
-            axis.imshow(image[position], cmap="gray")
-            shown = mask[position]
-            for label in np.unique(shown[shown > 0]):
-                axis.contour(shown == label, levels=[0.5], colors=[f"C{int(label)}"], linewidths=1.5)
-            axis.set_title(title, fontsize=9)
-            axis.set_axis_off()
-    _draw_curves(axes[0, 2], axes[1, 2], example.fold)
+def headline(results: Results) -> str:
+    """Title with the Dice on the scanner without labels, or of all test cases."""
+    group = next((name for name in results.cases if name != results.labelled_group), results.labelled_group)
+    where = f"Scanner {group}, " + ("which has no labels" if group != results.labelled_group else "with labels")
+    before, after = (results.dice[name][group] for name in (STOCK, PLUGIN))
+    return f"{where if group else results.name}: Dice {before:.2f} with nnU-Net alone, {after:.2f} with nnunet_cfcl"
 
 
-def _cases(dataset: Path, example: Example) -> list[str]:
-    ending = json.loads((dataset / "dataset.json").read_text())["file_ending"]
-    return sorted(file.name[: -len(ending)] for file in example.predictions.glob(f"*{ending}"))[:CASES_SHOWN]
+def explanation(results: Results) -> str:
+    """What was trained on what."""
+    images = "labelled cases" if results.own else "labelled images of scanner A (synthetic patients)"
+    lines = [f"Both models: the same network, {results.labelled} {images}, the same number of optimiser steps."]
+    for recipe, also in zip(results.recipes, ("", _also_seen(results)), strict=True):
+        lines.append(f"{NAMES[recipe.name]}: {_minutes(results.seconds[recipe.name])}, {recipe.summary}{also}.")
+    if results.in_3d:
+        lines.append(f"3D: {results.in_3d.trainer} with 3d_fullres, {results.in_3d.summary} in "
+                     f"{_minutes(results.seconds[results.in_3d.name])}, to show that it runs; far too short for masks.")
+    return "\n".join(textwrap.fill(line, 178, subsequent_indent="      ") for line in lines)
 
 
-def _attributes(dataset: Path, case: str) -> str:
-    table = dataset / "attributes.csv"
-    if not table.exists():
+def _also_seen(results: Results) -> str:
+    pool = f" ({results.pool} unlabelled images{'' if results.own else ' of both scanners'})" if results.pool else ""
+    if results.own:
+        return f"{pool}; so few show that everything works, no more"
+    return (f"{pool}. The counterfactuals (\"this patient, on the other scanner\") are the true ones, which only a "
+            "phantom has; for real images a generator learns them")
+
+
+def _patients(results: Results) -> str:
+    counts = "/".join(str(count) for count in dict.fromkeys(results.cases.values()))
+    return f"test cases: {counts}" if results.own else f"{counts} test patients"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+
+
+def _draw_cases(figure: Any, results: Results) -> None:
+    axes = figure.subplots(len(results.shown), 5, squeeze=False)
+    for row, (line, shown) in enumerate(zip(axes, results.shown, strict=True)):
+        pictures = [grey(shown.image), *(coloured(shown, mask, results.labels) for mask in
+                                         (shown.truth, shown.masks[STOCK], shown.masks[PLUGIN])), shown.chromap]
+        titles = ["image", "truth", NAMES[STOCK], NAMES[PLUGIN].replace(" + ", "\n+ "), "CHRO-map of\nnnunet_cfcl"]
+        under = ["", "", *(f"Dice {shown.dice[name]:.2f}" for name in (STOCK, PLUGIN)), ""]
+        for axis, picture, title, text in zip(line, pictures, titles, under, strict=True):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_frame_on(False)
+            if picture is not None:
+                axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            if row == 0:
+                axis.set_title(title, fontsize=15)
+            axis.set_xlabel(text, fontsize=15, fontweight="bold")
+        line[0].set_ylabel(_row_title(results, shown.group), fontsize=15)
+    names = [Patch(color=_colour(place), label=name) for place, name in enumerate(results.labels.values())]
+    figure.legend(handles=names, loc="outside lower center", ncols=len(names), fontsize=13, frameon=False)
+
+
+def _row_title(results: Results, group: str) -> str:
+    if not group:
         return ""
-    with open(table, newline="") as file:
-        row = next((row for row in csv.DictReader(file) if row["case"] == case), {})
-    shown = [f"{name} {value}, " for name, value in row.items() if name not in ("case", "patient")]
-    return "".join(shown)
+    return f"scanner {group}\n({'labels' if group == results.labelled_group else 'no labels'} in training)"
 
 
-def _read(dataset: Path, example: Example, case: str) -> tuple[NDArray, NDArray, NDArray, float]:
-    """Read image, truth and prediction (Z, Y, X) and compute the mean Dice, with nnU-Net's functions."""
-    description = json.loads((dataset / "dataset.json").read_text())
-    ending = description["file_ending"]
-    channels = [str(file) for file in sorted(example.images.glob(f"{case}_[0-9][0-9][0-9][0-9]{ending}"))]
-    reader = determine_reader_writer_from_dataset_json(description, channels[0])()
-    files = [str(folder / f"{case}{ending}") for folder in (example.labels, example.predictions)]
-    truth, prediction = (reader.read_seg(file)[0][0] for file in files)
-    labels = [int(label) for label in np.unique(truth) if label > 0]
-    metrics = compute_metrics(files[0], files[1], reader, labels)["metrics"]
-    return reader.read_images(channels)[0][0], truth, prediction, float(np.mean([metrics[k]["Dice"] for k in labels]))
+def coloured(shown: Shown, mask: NDArray[Any], labels: Any) -> NDArray[np.uint8]:
+    """Lay the colours of a mask (Y, X) over the image; (Y, X, 3)."""
+    colours = np.zeros((*mask.shape, 3), np.uint8)
+    for place, value in enumerate(labels):
+        colours[mask == value] = [round(255 * part) for part in to_rgb(_colour(place))]
+    return overlay(grey(shown.image), colours, 0.6, mask > 0)
 
 
-def _draw_curves(upper: Any, lower: Any, fold: Path) -> None:
-    epochs = read_log(fold / "cfcl" / "pretraining" / "log.jsonl")
-    upper.plot([line["epoch"] for line in epochs], [line["loss"] for line in epochs], marker="o")
-    upper.set_title("phase 1: contrastive loss", fontsize=9)
-    # nnU-Net stores its curves only in the checkpoint
-    curves = read_plain(fold / "checkpoint_final.pth", "checkpoint", "run the demo again")["logging"]
-    lower.plot(curves["train_losses"], marker="o", label="training loss")
-    lower.plot(curves["mean_fg_dice"], marker="o", label="pseudo Dice (validation)")
-    lower.set_title("phase 2: fine-tuning", fontsize=9)
-    lower.legend(fontsize=8)
-    for axis in (upper, lower):
-        axis.set_xlabel("epoch", fontsize=8)
-        axis.grid(alpha=0.3)
+def _colour(place: int) -> str:
+    return LABELS[place % len(LABELS)]
+
+
+def _draw_bars(axis: Any, results: Results) -> None:
+    groups, width = list(results.cases), 0.38
+    for place, name in enumerate((STOCK, PLUGIN)):
+        values = [results.dice[name][group] for group in groups]
+        bars = axis.bar(np.arange(len(groups)) + (place - 0.5) * width, values, width * 0.94, label=NAMES[name],
+                        color=BARS[name])
+        axis.bar_label(bars, [f"{value:.2f}" for value in values], fontsize=16, fontweight="bold", padding=2)
+    axis.set_xticks(np.arange(len(groups)), [_row_title(results, group).replace(" in training", "") or "test cases"
+                                             for group in groups], fontsize=15)
+    axis.set_ylim(0, 1.1)
+    axis.set_title(f"mean Dice ({_patients(results)})", fontsize=15)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), fontsize=13, frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)

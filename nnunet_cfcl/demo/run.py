@@ -1,188 +1,228 @@
-"""Steps of the demo: a dataset, then nnU-Net's own commands in separate nnU-Net folders."""
+"""Steps of the demo: a dataset, two trainings with nnU-Net's own commands, their test on two scanners, a picture."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nnunet_cfcl.config import CONFIG_VARIABLE
-from nnunet_cfcl.demo.picture import Example, draw_demo
+from nnunet_cfcl.demo.commands import Commands, step
+from nnunet_cfcl.demo.data import (
+    CASES_OF_OWN_DATA,
+    COUNTERFACTUALS,
+    GROUP,
+    HeldOut,
+    check_raw,
+    choose_held_out,
+    shrink_plan,
+    write_phantom,
+)
+from nnunet_cfcl.demo.picture import draw_demo
+from nnunet_cfcl.demo.recipe import PLUGIN, STOCK, VOLUMES, DemoSize, Recipe, plugin, stock, volumes
+from nnunet_cfcl.demo.results import read_results
 from nnunet_cfcl.errors import UserError
 from nnunet_cfcl.nnunet.installation import trainers_path
 from nnunet_cfcl.phantom.dataset import write_phantom_dataset
 
-TRAINER = "nnUNetTrainerDVDCL"
 PLANS = "demoPlans"
-CONFIGURATIONS = ("2d", "3d_fullres")
-PHANTOM: dict[str, Any] = {
-    "dataset_id": 900, "name": "Phantom3D", "dim": 3, "patients": 10, "test_patients": 4, "seed": 0,
-    "shape": (32, 48, 48),
-}
-# gigabytes; a small target keeps patch and batch feasible on a CPU
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+SETTINGS = "settings.json"
+# gigabytes; a small target keeps patch and batch of an own dataset feasible on a CPU
 MEMORY_TARGET = "2"
-SETTINGS: dict[str, Any] = {
-    "pretrain": {"epochs": 4, "iterations_per_epoch": 2, "images_per_step": 2, "points_per_image": 500},
-    # training a generator on the phantom's attributes would take longer than the whole demo
-    "counterfactual": {"count": 3, "source": "acquisition"},
-    "finetune": {"epochs": 4, "iterations_per_epoch": 10, "val_iterations_per_epoch": 2, "mirror_axes": []},
-}
-SHOWN = re.compile(r"Pretraining epoch|Epoch \d+ *$|Pseudo dice|Mean Validation Dice|WARNING: the")
-PREDICTED_CASES = 4
+VOLUMES_NUMBER = 901
 
 
 @dataclass(frozen=True)
-class Commands:
-    """Runner of commands of this environment in the demo's nnU-Net folders; their output goes to a log file.
+class Demo:
+    """Folders and sizes of a run of the demo.
 
     Attributes:
-        folder: folder of the demo.
-        environment: environment variables of the commands.
+        out: folder of all results.
+        dataset: the raw dataset, within ``out``.
+        own: whether it is the user's own.
+        device: cpu or cuda.
+        size: see `DemoSize`.
     """
 
-    folder: Path
-    environment: Mapping[str, str]
+    out: Path
+    dataset: Path
+    own: bool
+    device: str
+    size: DemoSize
 
-    def run(self, name: str, *arguments: str) -> None:
-        """Run a console script of this environment and print its lines of progress.
+    @property
+    def commands(self) -> Commands:
+        """Runner of the commands that belong to no model."""
+        return Commands(self.out, _environment(self.out))
 
-        Raises:
-            UserError: the command failed; the message has its last line and the log file.
-        """
-        log = self.folder / "log.txt"
-        script = Path(sys.executable).with_name(name)
-        command = [str(script) if script.exists() else name, *arguments]
-        with open(log, "a") as file:
-            file.write(f"\n$ {' '.join([name, *arguments])}\n")
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(self.environment)
-            )
-            assert process.stdout is not None
-            last = _follow(process.stdout, file)
-        if process.wait() != 0:
-            raise UserError(f"{name} {' '.join(arguments)} failed ({last})", f"read the whole output in {log}")
+    def of(self, recipe: Recipe) -> Commands:
+        """Runner of the commands of a model, with its settings."""
+        file = self.out / (SETTINGS if recipe.name == PLUGIN else f"settings_{recipe.name}.json")
+        file.write_text(json.dumps(recipe.settings, indent=2))
+        return Commands(self.out, {**self.commands.environment, CONFIG_VARIABLE: str(file.resolve())}, recipe.name)
+
+    @property
+    def number(self) -> str:
+        """Number of the dataset."""
+        return self.dataset.name[7:10]
+
+    @property
+    def plans(self) -> Path:
+        """File of nnU-Net's plan."""
+        return self.out / "nnUNet_preprocessed" / self.dataset.name / f"{PLANS}.json"
+
+    def train(self, recipe: Recipe, number: str, configuration: str, fold: str) -> float:
+        """Train a model; returns the seconds it took."""
+        # batches are made in the training's own process: one core for each of two trainings
+        variables = {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"} if self.device == "cpu" else {}
+        title = f"{recipe.name}: training (nnUNetv2_train {number} {configuration} {fold} -tr {recipe.trainer})"
+        with step(title):
+            return self.of(recipe).run("nnUNetv2_train", number, configuration, fold, "-tr", recipe.trainer, "-p",
+                                       PLANS, "-device", self.device, **variables)
+
+    def predict(self, recipe: Recipe, configuration: str, held_out: HeldOut) -> None:
+        """Predict the test images, with CHRO-maps of the plugin's model."""
+        variables = {"nnUNet_cfcl_chromap": "1"} if recipe.name == PLUGIN else {}
+        with step(f"{recipe.name}: prediction (nnUNetv2_predict)"):
+            self.of(recipe).run(
+                "nnUNetv2_predict", "-i", str(held_out.images), "-o", str(self.out / "predictions" / recipe.name), "-d",
+                self.number, "-f", held_out.fold, "-c", configuration, "-tr", recipe.trainer, "-p", PLANS, "-device",
+                self.device, "-npp", "1", "-nps", "1", **variables)
 
 
-def _follow(lines: Iterable[str], file: Any) -> str:
-    last = ""
-    for line in lines:
-        file.write(line)
-        file.flush()
-        last = line.strip() or last
-        if SHOWN.search(line):
-            # without nnU-Net's time stamp
-            print(f"      {re.sub(r'^[0-9-]+ [0-9:.]+ *: *', '', line.strip())}", flush=True)
-    return last
-
-
-def run_demo(out: Path, raw: Path | None, device: str) -> Path:
+def run_demo(out: Path, raw: Path | None, device: str, size: DemoSize | None = None) -> Path:
     """Run all steps of the demo.
 
     Args:
         out: folder of all results; those of an earlier demo are replaced.
-        raw: raw dataset, which is only read; None: synthetic patients.
+        raw: raw dataset, which is only read; None: synthetic patients of two scanners.
         device: cpu or cuda.
+        size: numbers of patients and steps; None: those of the documentation.
 
     Returns:
-        The plot of the results.
+        The picture of the results.
 
     Raises:
         UserError: ``raw`` is not a raw dataset, ``out`` is a folder of other content, or a command failed.
     """
-    dataset = _prepare(out, raw)
-    commands = Commands(out, _environment(out))
-    number = dataset.name[7:10]
-    with _step("planning and preprocessing (nnUNetv2_plan_and_preprocess)"):
-        commands.run("nnUNetv2_plan_and_preprocess", "-d", number, "-gpu_memory_target", MEMORY_TARGET,
-                     "-overwrite_plans_name", PLANS, "-c", *CONFIGURATIONS, "-np", "2")
-    examples = []
-    for configuration in _planned(out / "nnUNet_preprocessed" / dataset.name / f"{PLANS}.json"):
-        with _step(f"{configuration}: pretraining and fine-tuning (nnUNetv2_train ... -tr {TRAINER})"):
-            commands.run("nnUNetv2_train", number, configuration, "0", "-tr", TRAINER, "-p", PLANS, "-device", device)
-        with _step(f"{configuration}: prediction (nnUNetv2_predict)"):
-            images, labels = _images_to_predict(dataset, out)
-            predictions = out / "predictions" / configuration
-            commands.run("nnUNetv2_predict", "-i", str(images), "-o", str(predictions), "-d", number, "-f", "0",
-                         "-c", configuration, "-tr", TRAINER, "-p", PLANS, "-device", device)
-        model = out / "nnUNet_results" / dataset.name / f"{TRAINER}__{PLANS}__{configuration}" / "fold_0"
-        examples.append(Example(configuration, model, images, labels, predictions))
-    with _step("plotting"):
-        picture = out / "demo.png"
-        draw_demo(dataset, examples, picture)
-    return picture
+    size = size or DemoSize()
+    demo = Demo(out, _prepare(out, raw, size), raw is not None, device, size)
+    configuration, *others = _plan(demo)
+    held_out = choose_held_out(demo.dataset, demo.plans.parent, out, CASES_OF_OWN_DATA if demo.own else None)
+    recipes = stock(size), plugin(size, _preprocess_unlabelled(demo, configuration), not demo.own)
+    in_3d = volumes(size) if not demo.own or "3d_fullres" in others else None
+    seconds: dict[str, float] = {}
+
+    def train(recipe: Recipe) -> None:
+        seconds[recipe.name] = demo.train(recipe, demo.number, configuration, held_out.fold)
+        demo.predict(recipe, configuration, held_out)
+
+    def train_stock() -> None:
+        train(recipes[0])
+        if in_3d:
+            seconds[VOLUMES] = _train_in_3d(demo, in_3d, held_out.fold)
+
+    _together([train_stock, lambda: train(recipes[1])])
+    _evaluate(demo, held_out)
+    results = read_results(out, demo.dataset, demo.own, held_out, recipes, in_3d, seconds)
+    with step("plotting"):
+        draw_demo(results, out / "demo.png")
+    for group, name in ((group, name) for group in results.cases for name in results.dice):
+        print(f"    {f'scanner {group}' if group else 'test cases'}, {name}: Dice {results.dice[name][group]:.3f}")
+    return out / "demo.png"
 
 
-def _prepare(out: Path, raw: Path | None) -> Path:
+def _prepare(out: Path, raw: Path | None, size: DemoSize) -> Path:
     """Create the folders of the demo, with the raw dataset."""
-    if raw is not None and not ((raw / "dataset.json").is_file() and re.match(r"Dataset\d{3}_", raw.resolve().name)):
-        raise UserError(f"{raw} is not a raw dataset of nnU-Net, expected a folder DatasetXXX_Name with a dataset.json",
-                        "correct the path after --raw")
-    if out.exists() and any(out.iterdir()) and not (out / "settings.json").exists():
+    if raw is not None:
+        check_raw(raw)
+    if out.exists() and any(out.iterdir()) and not (out / SETTINGS).exists():
         raise UserError(f"{out} has content that is not of a demo, expected a new folder or that of an earlier demo",
                         "name another folder with --out")
     shutil.rmtree(out, ignore_errors=True)
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+    for name in FOLDERS:
         (out / name).mkdir(parents=True)
-    (out / "settings.json").write_text(json.dumps(SETTINGS, indent=2))
+    # marks the folder as a demo's; the plugin's training replaces it
+    (out / SETTINGS).write_text("{}")
     if raw is not None:
         dataset = out / "nnUNet_raw" / raw.resolve().name
         dataset.symlink_to(raw.resolve(), target_is_directory=True)
         return dataset
-    with _step("synthetic patients (nnunet_cfcl phantom)"):
-        return write_phantom_dataset(out / "nnUNet_raw", **PHANTOM)
+    with step("synthetic patients of scanners A and B"):
+        return write_phantom(out / "nnUNet_raw", size)
 
 
 def _environment(out: Path) -> dict[str, str]:
-    folders = {name: str((out / name).resolve()) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    defaults = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2"}
+    # two trainings at a time: threads that wait for each other must not keep a core busy
+    defaults = {"nnUNet_n_proc_DA": "2", "nnUNet_def_n_proc": "2", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     given = dict(os.environ)
     if given.get("nnUNet_n_proc_DA") == "0":  # nnU-Net's planner fails with 0
         del given["nnUNet_n_proc_DA"]
     return {
-        **defaults, **given, **folders,
-        CONFIG_VARIABLE: str((out / "settings.json").resolve()),
+        **defaults, **given, **{name: str((out / name).resolve()) for name in FOLDERS},
         "nnUNet_extTrainer": str(trainers_path()),
         # progress lines must arrive through the pipe at once
         "PYTHONUNBUFFERED": "1",
     }
 
 
-def _planned(plans: Path) -> list[str]:
-    known = json.loads(plans.read_text())["configurations"]
-    return [configuration for configuration in CONFIGURATIONS if configuration in known]
+def _plan(demo: Demo) -> list[str]:
+    """Plan and preprocess; returns the planned configurations, first that of the comparison."""
+    wanted = ("2d", "3d_fullres") if demo.own else ("2d",)
+    with step(f"planning and preprocessing (nnUNetv2_plan_and_preprocess -d {demo.number})"):
+        _plan_and_preprocess(demo, demo.number, *wanted)
+    if not demo.own:
+        shrink_plan(demo.plans, demo.size)
+    known = json.loads(demo.plans.read_text())["configurations"]
+    return [configuration for configuration in wanted if configuration in known]
 
 
-def _images_to_predict(dataset: Path, out: Path) -> tuple[Path, Path]:
-    """Copy the images of a few test cases, else of the fold's validation cases.
-
-    Returns:
-        Folder of the images, and folder of their labels.
-    """
-    cases = sorted({file.name.rpartition("_")[0] for file in (dataset / "imagesTs").glob("*")})
-    split = "Ts"
-    if not cases or not all(list((dataset / "labelsTs").glob(f"{case}.*")) for case in cases):
-        splits = json.loads((out / "nnUNet_preprocessed" / dataset.name / "splits_final.json").read_text())
-        cases, split = splits[0]["val"], "Tr"
-    folder = out / "images_to_predict"
-    folder.mkdir(exist_ok=True)
-    for case in cases[:PREDICTED_CASES]:
-        for image in (dataset / f"images{split}").glob(f"{case}_[0-9][0-9][0-9][0-9].*"):
-            shutil.copy(image, folder)
-    return folder, dataset / f"labels{split}"
+def _plan_and_preprocess(demo: Demo, number: str, *configurations: str) -> None:
+    demo.commands.run("nnUNetv2_plan_and_preprocess", "-d", number, "-gpu_memory_target", MEMORY_TARGET,
+                      "-overwrite_plans_name", PLANS, "-c", *configurations, "-np", "2", "-npfp", "2", "--no_pbar")
 
 
-@contextmanager
-def _step(title: str) -> Iterator[None]:
-    print(f"==> {title}", flush=True)
-    started = time.perf_counter()
-    yield
-    print(f"    done in {time.perf_counter() - started:.0f} s", flush=True)
+def _preprocess_unlabelled(demo: Demo, configuration: str) -> bool:
+    """Preprocess the pool, and the phantom's counterfactuals; returns whether there is a pool."""
+    if not (demo.dataset / "imagesUn").is_dir():
+        return False
+    where = ("-d", demo.number, "-c", configuration, "-p", PLANS, "-np", "1")
+    with step("unlabelled images (nnunet_cfcl pool)"):
+        demo.commands.run("nnunet_cfcl", "pool", *where)
+    if not demo.own:
+        with step("true counterfactuals of the phantom (nnunet_cfcl counterfactuals import)"):
+            images = str(demo.dataset / COUNTERFACTUALS)
+            demo.commands.run("nnunet_cfcl", "counterfactuals", "import", "-i", images, *where)
+    return True
+
+
+def _train_in_3d(demo: Demo, recipe: Recipe, fold: str) -> float:
+    """Train for a few steps in 3D: a phantom of its own, or the same dataset; returns the seconds it took."""
+    if demo.own:
+        return demo.train(recipe, demo.number, "3d_fullres", fold)
+    number = str(VOLUMES_NUMBER)
+    with step(f"{recipe.name}: volumes (nnunet_cfcl phantom, nnUNetv2_plan_and_preprocess -d {number})"):
+        write_phantom_dataset(demo.out / "nnUNet_raw", VOLUMES_NUMBER, "Phantom3D", 3, 6, 0, 0, demo.size.volume,
+                              progress=False)
+        _plan_and_preprocess(demo, number, "3d_fullres")
+    return demo.train(recipe, number, "3d_fullres", "all")
+
+
+def _together(lanes: Sequence[Callable[[], None]]) -> None:
+    """Run lanes side by side; the first error is raised when all have ended."""
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        for lane in [pool.submit(lane) for lane in lanes]:
+            lane.result()
+
+
+def _evaluate(demo: Demo, held_out: HeldOut) -> None:
+    grouped = ("--attributes", str(demo.dataset / "attributes.csv"), "--by", GROUP) if held_out.labelled else ()
+    masks = [f"{name}={demo.out / 'predictions' / name}" for name in (STOCK, PLUGIN)]
+    with step("evaluation (nnunet_cfcl evaluate)"):
+        demo.commands.run("nnunet_cfcl", "evaluate", "-p", masks[0], "--against", masks[1], "-g", str(held_out.labels),
+                          "-o", str(demo.out / "evaluation"), "-np", "1", *grouped)
