@@ -84,9 +84,7 @@ _ABLATIONS: dict[str, dict[str, Any]] = {
     "NoMask": {"confidence": 0.5}, "Strict": {"confidence": 0.95}, "NoMix": {"mix_probability": 0},
     "NoPaste": {"paste_labelled": False}, "Noise": {"strong_view": "noise"}, "Student": {"result": "student"},
     "ConstantDecay": {"rising_decay": False}, "LowRate": {"lr_factor": 0.2},
-    "AcquisitionOnly": {"views.jitter_probability": 0.0, "views.blur_probability": 0.0,
-                        "views.solarise_probability": 0.0},
-    "NoSolarise": {"views.solarise_probability": 0.0},
+    "AcquisitionOnly": {"intensity_probability": 0.0}, "AllIntensity": {"intensity_probability": 1.0},
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
 from nnunet_cfcl.config import Settings, ViewSettings
@@ -17,6 +17,7 @@ from nnunet_cfcl.runs.batches import shuffled
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.views import (
     CropBox,
+    IntensityParameters,
     ViewGeometry,
     crop_size,
     draw_affine_views,
@@ -24,6 +25,8 @@ from nnunet_cfcl.views import (
     draw_intensity,
 )
 
+#: Settings without intensity effects.
+NO_EFFECTS = ViewSettings(jitter_probability=0.0, blur_probability=0.0, solarise_probability=0.0)
 #: Separates the draws of this phase from those of the others, which have the same seed.
 STREAM = 3
 
@@ -64,7 +67,7 @@ class PoolDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self._reader, self._source, self._geometry, self._seed = reader, source, geometry, settings.seed
         self._groups, self._per_step, self._weak = [tuple(cases) for cases in groups.values()], images_per_step, weak
-        self._views = teacher_views(settings)
+        self._views, self._probability = teacher_views(settings), settings.teacher.intensity_probability
         self._crop_size = crop_size(geometry, self._views)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -84,11 +87,17 @@ class PoolDataset(Dataset[dict[str, Any]]):
         sample = {
             "image": box.pad(part), "counterfactual": self._source.draw(generator, case, box, 1),
             "matrix": draw_affine_views(generator, self._geometry, self._views, 1)[0],
-            "intensity": draw_intensity(generator, self._views, 1, torch.ones(1, dtype=torch.bool)), "group": group}
+            "intensity": self._intensity(generator), "group": group}
         if self._weak is not None:
             found = self._weak.read(case, box)
             sample["weak"] = sample["image"] if found is None else found
         return sample
+
+    def _intensity(self, generator: Generator) -> IntensityParameters:
+        """Effects of one view; solarisation as for phase 1's counterfactuals."""
+        applied = float(torch.rand((), generator=generator)) < self._probability
+        drawn = draw_intensity(generator, self._views, 1, torch.ones(1, dtype=torch.bool))
+        return drawn if applied else draw_intensity(generator, NO_EFFECTS, 1, torch.ones(1, dtype=torch.bool))
 
     def _case(self, index: int) -> tuple[int, str]:
         group = shuffled(index, len(self._groups), self._seed, STREAM)

@@ -20,7 +20,7 @@ from nnunet_cfcl.teacher.loop import TeacherTask, TeacherTraining
 from nnunet_cfcl.views import ViewGeometry
 from tests.conftest import CasesInMemory
 
-TINY = {"views.rotation_deg": 10, "teacher.mix_probability": 0.7}
+TINY = {"views.rotation_deg": 10, "teacher.mix_probability": 0.7, "teacher.intensity_probability": 1.0}
 
 
 class TwoOutputs(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,8 +57,14 @@ def test_views_of_an_image_as_large_as_the_crop_read_no_padding():
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_strong_views_are_solarised_as_counterfactuals_are_in_phase_1(probability):
-    data = dataset(**{"views.solarise_probability": probability})
+    data = dataset(**{"views.solarise_probability": probability, "teacher.intensity_probability": 1.0})
     assert [bool(data[index]["intensity"].solarise) for index in (0, 1)] == [bool(probability)] * 2
+
+
+def test_a_share_of_the_views_has_intensity_effects():
+    settings = {"views.jitter_probability": 1.0, "teacher.intensity_probability": 0.3}
+    changed = [float(dataset(**settings)[index]["intensity"].brightness) != 1 for index in range(200)]
+    assert 0.2 < np.mean(changed) < 0.4
 
 
 def test_an_image_without_a_weak_counterfactual_is_shown_twice():
