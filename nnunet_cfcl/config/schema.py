@@ -279,8 +279,8 @@ class TeacherSettings:
         "counterfactual", "what the student sees of the pool: counterfactuals with the intensity effects of the "
         "section views; for comparison, these effects alone, or weak noise")
     intensity_probability: float = setting(
-        0.5, "probability that the student's view gets the intensity effects of the section views (brightness, contrast, "
-        "blur, solarisation) beside the acquisition or counterfactual", 0, 1)
+        0.5, "probability that the student's view gets the intensity effects of the section views too (brightness, "
+        "contrast, blur, solarisation)", 0, 1)
     noise: float = setting(0.1, "standard deviation of the noise, relative to that of the images", 0)
     crop_fraction: tuple[float, float] = setting(
         (0.5, 1.0), "range of the area (2D) or volume (3D) of the views of the pool, relative to the patch", 1e-4, 1)
