@@ -36,8 +36,8 @@ class DemoSize:
     stages: int = 4
     features: int = 16
     batch: int = 8
-    epochs: int = 16
-    later: int = 8
+    epochs: int = 18
+    later: int = 6
     iterations: int = 20
     volume: tuple[int, int, int] = (32, 48, 48)
     volume_steps: int = 4
@@ -90,7 +90,8 @@ def plugin(size: DemoSize, pool: bool, true_counterfactuals: bool) -> Recipe:
     }
     shown = "counterfactuals" if true_counterfactuals else "acquisition effects"
     if pool:
-        settings["teacher"] = {"epochs": size.later}
+        # the phase is short: views that are hard to learn would cost more than they teach
+        settings["teacher"] = {"epochs": size.later, "intensity_probability": 0}
         return Recipe(PLUGIN, TEACHER, settings, f"{first} steps on the labelled images and their {shown}, then "
                       f"{second} steps with a teacher that labels the pool")
     settings["pretrain"] = {**_pretraining(size.later, size.iterations), "images_per_step": 4}

@@ -81,7 +81,7 @@ def _plot_pseudo_labels(weak: Tensor, strong: Tensor, pseudo: PseudoLabels, file
             images = [one[place] for one in images]
         for axis, image, title in zip(axes, images, titles):
             is_label = title == titles[2]
-            axis.imshow(image, cmap="nipy_spectral" if is_label else "gray", interpolation="nearest",
+            axis.imshow(image.numpy(), cmap="nipy_spectral" if is_label else "gray", interpolation="nearest",
                         **({"vmin": 0} if is_label or title == titles[3] else {}))
             axis.set_axis_off()
             if row == 0:
