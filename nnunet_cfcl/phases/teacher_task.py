@@ -28,8 +28,8 @@ from nnunet_cfcl.phases.lazy_source import LazySource
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.teacher.data import STREAM, teacher_views
-from nnunet_cfcl.teacher.loop import TeacherTask
 from nnunet_cfcl.teacher.pseudo_labels import shares
+from nnunet_cfcl.teacher.task import TeacherTask
 from nnunet_cfcl.views import check_patch, draw_crop_box
 
 #: Crops of labelled cases in which the classes' shares are counted.

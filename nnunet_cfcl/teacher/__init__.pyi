@@ -1,7 +1,6 @@
 from .data import PoolDataset as PoolDataset
 from .data import WeakView as WeakView
 from .data import teacher_views as teacher_views
-from .loop import TeacherTask as TeacherTask
 from .loop import TeacherTraining as TeacherTraining
 from .mixing import Boxes as Boxes
 from .mixing import apply_boxes as apply_boxes
@@ -9,3 +8,4 @@ from .mixing import draw_boxes as draw_boxes
 from .pseudo_labels import ClassShares as ClassShares
 from .pseudo_labels import PseudoLabels as PseudoLabels
 from .pseudo_labels import pseudo_labels as pseudo_labels
+from .task import TeacherTask as TeacherTask

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,15 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import default_collate
 
-from nnunet_cfcl.counterfactual.source import CounterfactualSource
-from nnunet_cfcl.data.reader import CaseReader
 from nnunet_cfcl.errors import UserError, best_effort
 from nnunet_cfcl.files.atomic import replace_atomically
 from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.losses import pseudo_label_loss
 from nnunet_cfcl.runs.checkpoint import save_checkpoint
-from nnunet_cfcl.runs.epochs import EpochLoop, Line, TrainingTask
+from nnunet_cfcl.runs.epochs import EpochLoop, Line
 from nnunet_cfcl.runs.schedule import ramp
 from nnunet_cfcl.runs.seeds import generator_for, seed_everything
-from nnunet_cfcl.teacher.data import STREAM, PoolDataset, WeakView, teacher_views
+from nnunet_cfcl.teacher.data import STREAM, PoolDataset, teacher_views
 from nnunet_cfcl.teacher.mixing import apply_boxes, draw_boxes
 from nnunet_cfcl.teacher.monitor import plot_progress, plot_pseudo_labels
 from nnunet_cfcl.teacher.pseudo_labels import (
@@ -39,7 +36,8 @@ from nnunet_cfcl.teacher.pseudo_labels import (
     trusted,
 )
 from nnunet_cfcl.teacher.render import render_pool
-from nnunet_cfcl.views import ViewGeometry, check_patch
+from nnunet_cfcl.teacher.task import TeacherTask
+from nnunet_cfcl.views import check_patch
 
 #: nnU-Net's own maximal gradient norm and exponent of the learning rate's decay.
 CLIP_NORM, POLY = 12.0, 0.9
@@ -47,51 +45,6 @@ CLIP_NORM, POLY = 12.0, 0.9
 FAST_DECAY, SLOW_DECAY, MANY_STEPS = 0.99, 0.999, 5000
 #: Images in the picture of the pseudo-labels.
 SHOWN = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherTask(TrainingTask):
-    """Everything that phase 3 depends on; see `TrainingTask` for the other fields.
-
-    Attributes:
-        reader: reader of the cases.
-        groups: the pool's cases, scanner by scanner.
-        source: source of the counterfactuals.
-        weak: counterfactuals on the labelled scanner; None: there are none.
-        geometry: patch size and spacing.
-        labelled: nnU-Net's batches of labelled images: ``data`` (N, C, *patch), ``target``, a list under deep
-            supervision.
-        segmentation_loss: nnU-Net's loss of its network's outputs and a target.
-        output_weights: weights of the outputs under deep supervision, from full to lowest resolution.
-        heads: names of the classes, background first, or of the regions.
-        regions: whether the network predicts regions.
-        ignore_label: label of unlabelled voxels; None: there is none.
-        expected_shares: (heads,) shares of the manual labels.
-        epochs, iterations: length of the phase.
-        images_per_step: number of images of the pool in a step, over all ranks.
-        compile: wraps the teacher's network, e.g. ``torch.compile``.
-        validate: mean Dice of a network on nnU-Net's validation batches; None: it is not measured.
-        track: passes every epoch's line on to experiment loggers.
-    """
-
-    reader: CaseReader
-    groups: Mapping[str, Sequence[str]]
-    source: CounterfactualSource
-    geometry: ViewGeometry
-    labelled: Iterator[Mapping[str, Any]]
-    segmentation_loss: Callable[[Any, Any], Tensor]
-    output_weights: Sequence[float]
-    heads: Sequence[str]
-    regions: bool
-    expected_shares: Tensor
-    epochs: int
-    iterations: int
-    images_per_step: int
-    weak: WeakView | None = None
-    ignore_label: int | None = None
-    compile: Callable[[nn.Module], nn.Module] = field(default=lambda network: network)
-    validate: Callable[[nn.Module], float] | None = None
-    track: Callable[[Line], None] = field(default=lambda line: None)
 
 
 class TeacherTraining(EpochLoop[Mapping[str, Any]]):

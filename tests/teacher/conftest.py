@@ -16,7 +16,8 @@ from nnunet_cfcl.counterfactual.source import AcquisitionSource
 from nnunet_cfcl.losses import pseudo_label_loss
 from nnunet_cfcl.runs.ranks import Ranks
 from nnunet_cfcl.teacher import loop
-from nnunet_cfcl.teacher.loop import TeacherTask, TeacherTraining
+from nnunet_cfcl.teacher.loop import TeacherTraining
+from nnunet_cfcl.teacher.task import TeacherTask
 from nnunet_cfcl.views import ViewGeometry
 from tests.conftest import CasesInMemory
 
