@@ -44,8 +44,8 @@ def keys(nested: dict) -> set[str]:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_default_settings_of_every_method_keep_their_digests(name):
     acquisition, others = PRETRAINING[name]
-    for source, expected in (("acquisition", acquisition), ("generator and acquisition", acquisition), ("generator", others),
-                             ("precomputed", others), ("none", others)):
+    for source, expected in (("acquisition", acquisition), ("generator and acquisition", acquisition),
+                             ("generator", others), ("precomputed", others), ("none", others)):
         assert digest(_identity_settings(Settings(), METHODS[name], source)) == expected, source
 
 
