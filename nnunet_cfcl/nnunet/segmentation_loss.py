@@ -67,12 +67,13 @@ def segmentation_loss(trainer: nnUNetTrainer) -> NnUNetLoss:
     labels, regions = trainer.label_manager, None
     if labels.has_regions:
         ignored = [] if labels.ignore_label is None else [labels.ignore_label]
-        regions = tuple(_labels_of(region) for region in [*labels.foreground_regions, *ignored])
+        regions = tuple(labels_of(region) for region in [*labels.foreground_regions, *ignored])
     levels = None if scales is None else tuple(tuple(float(factor) for factor in scale) for scale in scales)
     return NnUNetLoss(alone._build_loss(), regions, levels)
 
 
-def _labels_of(region: Any) -> tuple[int, ...]:
+def labels_of(region: Any) -> tuple[int, ...]:
+    """The labels of a region, or the one label of a class, as dataset.json or nnU-Net's label manager has them."""
     return tuple(int(label) for label in region) if isinstance(region, (list, tuple)) else (int(region),)
 
 

@@ -22,6 +22,7 @@ from nnunet_cfcl.data.pretraining_reader import PretrainingCases
 from nnunet_cfcl.nnunet.fold import FoldContext
 from nnunet_cfcl.nnunet.live_training import LiveTraining
 from nnunet_cfcl.nnunet.plan import check_single_stage, fingerprint
+from nnunet_cfcl.nnunet.segmentation_loss import labels_of
 from nnunet_cfcl.phases.attributes_of_cases import known_attributes
 from nnunet_cfcl.phases.generator_phase import lazy_generator_source
 from nnunet_cfcl.phases.lazy_source import LazySource
@@ -52,8 +53,8 @@ def pool_cases(fold: FoldContext) -> PretrainingCases:
     reader = pretraining_cases(silent, _with_pool(fold.settings), needs_labels=True)
     if fold.settings.pretrain.data == "pool":
         # counterfactuals were made for these cases alone: without the patients of all labelled ones
-        kept = pretraining_cases(silent, fold.settings, needs_labels=False).cases
-        reader.pool = tuple(case for case in reader.pool if case in set(kept))
+        kept = set(pretraining_cases(silent, fold.settings, needs_labels=False).cases)
+        reader.pool = tuple(case for case in reader.pool if case in kept)
     return reader
 
 
@@ -182,23 +183,23 @@ def pool_groups(fold: FoldContext, reader: PretrainingCases) -> tuple[dict[str, 
     if not counts:
         return {ALL: reader.pool}, None
     # a group of its own would be drawn as often as a scanner
-    values = {case: counts.most_common(1)[0][0] if value == UNKNOWN and case in set(reader.pool) else value
-              for case, value in values.items()}
-    labelled = [values[case] for case in reader.cases if case not in set(reader.pool) and values[case] != UNKNOWN]
+    pool, most_common = set(reader.pool), counts.most_common(1)[0][0]
+    values = {case: most_common if value == UNKNOWN and case in pool else value for case, value in values.items()}
+    labelled = [values[case] for case in reader.cases if case not in pool and values[case] != UNKNOWN]
     most = max(sorted(set(labelled)), key=labelled.count) if labelled else None
     return {name: tuple(case for case in reader.pool if values[case] == name) for name in sorted(counts)}, most
 
 
 def head_names(fold: FoldContext) -> list[str]:
     """Names of the network's classes, background first, or of its regions."""
-    named = {_key(value): name for name, value in fold.dataset_json["labels"].items()}
+    named = {labels_of(value): name for name, value in fold.dataset_json["labels"].items()}
     heads: Sequence[Any] = fold.labels.foreground_regions if fold.labels.has_regions else fold.labels.all_labels
-    return [named.get(_key(head), str(head)) for head in heads]
+    return [named.get(labels_of(head), str(head)) for head in heads]
 
 
 def manual_shares(fold: FoldContext, reader: PretrainingCases, heads: int) -> Tensor:
     """(heads,) shares of the classes or regions in random patches of the labelled training cases."""
-    cases = [case for case in reader.labelled if case not in set(reader.pool)]
+    cases = sorted(set(reader.labelled) - set(reader.pool))
     counted = []
     for number in range(COUNTED_CROPS if cases else 0):
         case, generator = cases[number % len(cases)], generator_for(fold.settings.seed, STREAM, number)
@@ -211,7 +212,7 @@ def manual_shares(fold: FoldContext, reader: PretrainingCases, heads: int) -> Te
         if fold.labels.ignore_label is not None:
             known &= labels != fold.labels.ignore_label
         if fold.labels.has_regions:
-            regions = [torch.isin(labels[:, 0], torch.tensor(_members(one))) for one in fold.labels.foreground_regions]
+            regions = [torch.isin(labels[:, 0], torch.tensor(labels_of(one))) for one in fold.labels.foreground_regions]
             labels = torch.stack(regions, 1)
             known = known.expand_as(labels)
         counted.append(shares(labels, known, heads, fold.labels.has_regions))
@@ -231,11 +232,3 @@ class _OnlyPool:
     def __init__(self, reader: PretrainingCases) -> None:
         self.cases, self.labelled, self.known = reader.pool, (), reader.known
         self.shape, self.read, self.labels = reader.shape, reader.read, reader.labels
-
-
-def _key(value: Any) -> tuple[int, ...]:
-    return tuple(_members(value))
-
-
-def _members(value: Any) -> list[int]:
-    return [int(one) for one in value] if isinstance(value, (list, tuple)) else [int(value)]

@@ -51,7 +51,7 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
     """Semi-supervised training with a moving-average teacher (mean teacher, Tarvainen and Valpola 2017, arXiv
     1703.01780; FixMatch, arXiv 2001.07685), see `EpochLoop`.
 
-    The teacher labels an weak view of a pool image; the student must reproduce the labels on a strong one, a
+    The teacher labels a weak view of a pool image; the student must reproduce the labels on a strong one, a
     counterfactual of it, mixed with boxes of other images. Both begin with the weights of ``student``.
 
     Args:
@@ -154,7 +154,7 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
             share = len(mixed[part]) / len(mixed)
             with self._autocast():
                 outputs = self.student(mixed[part])
-            outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+            outputs = _levels(outputs)
             loss = self._pool_loss(outputs, PseudoLabels(target.labels[part], target.known[part]))
             self.scaler.scale(weight * share * loss / self.ranks.count).backward()
             differing = disagreement(outputs[0].detach(), PseudoLabels(pseudo.labels[part], own[part]),
@@ -205,7 +205,7 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
         """The teacher's labels of weak views."""
         count = self.settings.patches_per_pass or len(weak[0])
         with self._autocast():
-            logits = [torch.cat([_finest(self.teacher(part)) for part in one.split(count)]) for one in weak]
+            logits = [torch.cat([_levels(self.teacher(part))[0] for part in one.split(count)]) for one in weak]
         return pseudo_labels(logits, self.settings.confidence, self.task.regions)
 
     def _update(self) -> float:
@@ -331,7 +331,6 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
                         self.final)
 
 
-def _finest(outputs: Any) -> Tensor:
-    """The output at full resolution of a network with or without deep supervision."""
-    finest: Tensor = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
-    return finest
+def _levels(outputs: Any) -> Sequence[Tensor]:
+    """The outputs of a network with or without deep supervision, from full to lowest resolution."""
+    return outputs if isinstance(outputs, (list, tuple)) else [outputs]
