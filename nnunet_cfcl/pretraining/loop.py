@@ -25,6 +25,7 @@ from nnunet_cfcl.pretraining.objective import Objective
 from nnunet_cfcl.pretraining.render import Row, render_views
 from nnunet_cfcl.runs.checkpoint import load_body
 from nnunet_cfcl.runs.epochs import EpochLoop, Line, TrainingTask
+from nnunet_cfcl.runs.scaled_step import lowers_its_scale, restore_scaler, scaled_step
 from nnunet_cfcl.runs.schedule import learning_rate
 from nnunet_cfcl.runs.seeds import generator_for
 from nnunet_cfcl.views import ViewGeometry, check_patch
@@ -117,11 +118,7 @@ class Pretraining(EpochLoop[Mapping[str, Any]]):
         running = [buffer.clone() for buffer in self.model.buffers()]
         statistics = self.backward(batch)
         self.ranks.sum_gradients(self.parameters, self.model.loss_parameters())
-        self.scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, chosen.clip_norm))
-        if self.scaler.is_enabled() or math.isfinite(norm):
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
+        norm = scaled_step(self.optimizer, self.scaler, self.parameters, chosen.clip_norm)
         if not math.isfinite(norm):
             # the forward pass has moved the statistics of batch norms, which would stay NaN for good
             for buffer, before in zip(self.model.buffers(), running, strict=True):
@@ -214,8 +211,7 @@ class Pretraining(EpochLoop[Mapping[str, Any]]):
 
     def all_skipped(self, last: Line) -> tuple[str, str] | None:
         """See `EpochLoop.all_skipped`."""
-        # a gradient scaler skips steps, whose loss is finite, until its scale is small enough
-        if self.scaler.is_enabled() and self.scaler.get_scale() >= 1 and math.isfinite(last["loss"]):
+        if lowers_its_scale(self.scaler, last["loss"]):
             return None
         return f"no step had finite gradients (loss {last['loss']})", "pretrain.initial_lr"
 
@@ -240,8 +236,7 @@ class Pretraining(EpochLoop[Mapping[str, Any]]):
         load_body(self.network, content["network_weights"], keep_heads=self.objective.tap != "segmentation")
         self.model.load_additions(content["model"])
         self.optimizer.load_state_dict(content["optimizer_state"])
-        if content["grad_scaler_state"] and self.scaler.is_enabled():  # empty where the run was begun on a CPU
-            self.scaler.load_state_dict(content["grad_scaler_state"])
+        restore_scaler(self.scaler, content["grad_scaler_state"])
 
     def check_identity(self, content: Mapping[str, Any]) -> None:
         """See `check_same_identity`."""

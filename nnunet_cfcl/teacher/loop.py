@@ -21,6 +21,7 @@ from nnunet_cfcl.files.hashing import digest
 from nnunet_cfcl.losses import pseudo_label_loss
 from nnunet_cfcl.runs.checkpoint import save_checkpoint
 from nnunet_cfcl.runs.epochs import EpochLoop, Line
+from nnunet_cfcl.runs.scaled_step import lowers_its_scale, restore_scaler, scaled_step
 from nnunet_cfcl.runs.schedule import ramp
 from nnunet_cfcl.runs.seeds import generator_for, seed_everything
 from nnunet_cfcl.teacher.data import STREAM, PoolDataset, teacher_views
@@ -115,7 +116,8 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
         weight = ramp(number + 1, self.settings.ramp_fraction * self.total_steps, self.settings.weight)
         if self.learns_pool:
             found |= self._learn_pool(batch, labelled, number, weight)
-        norm = self._update()
+        self.ranks.sum_gradients(self.parameters, ())
+        norm = scaled_step(self.optimizer, self.scaler, self.parameters, CLIP_NORM)
         if math.isfinite(norm):
             self.average.update_parameters(self.plain)
         means = self._means(found)
@@ -208,16 +210,6 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
             logits = [torch.cat([_levels(self.teacher(part))[0] for part in one.split(count)]) for one in weak]
         return pseudo_labels(logits, self.settings.confidence, self.task.regions)
 
-    def _update(self) -> float:
-        """Sum the ranks' gradients and step; returns the gradient's norm."""
-        self.ranks.sum_gradients(self.parameters, ())
-        self.scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM))
-        if self.scaler.is_enabled() or math.isfinite(norm):
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return norm
-
     def _confidence(self, batch: Mapping[str, Any], pseudo: PseudoLabels) -> dict[str, Tensor]:
         """Share of known voxels, of every scanner too (NaN: none in the step), and of each class among them."""
         known = pseudo.known.flatten(1).float().mean(1)
@@ -287,7 +279,7 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
 
     def all_skipped(self, last: Line) -> tuple[str, str] | None:
         """See `EpochLoop.all_skipped`."""
-        if self.scaler.is_enabled() and self.scaler.get_scale() >= 1 and math.isfinite(last["loss"]):
+        if lowers_its_scale(self.scaler, last["loss"]):
             return None
         return f"no step had finite gradients (loss {last['loss']})", "teacher.lr_factor"
 
@@ -311,8 +303,7 @@ class TeacherTraining(EpochLoop[Mapping[str, Any]]):
         self.average.load_state_dict(content["teacher"])
         self.optimizer.load_state_dict(content["optimizer_state"])
         self.shares.found = content["shares"]
-        if content["grad_scaler_state"] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(content["grad_scaler_state"])
+        restore_scaler(self.scaler, content["grad_scaler_state"])
 
     def check_identity(self, content: Mapping[str, Any]) -> None:
         """Reject the checkpoint of another phase 3.

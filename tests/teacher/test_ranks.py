@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nnunet_cfcl.runs.ranks import Ranks
+from nnunet_cfcl.teacher import loop
 from tests.runs.crew import Crew
 from tests.teacher.conftest import tiny_training
 
@@ -24,8 +25,11 @@ def gradients(ranks: Ranks, folder: Path, alone: bool) -> list[torch.Tensor]:
     training = tiny_training(folder, {"teacher.mix_probability": 0}, ranks=ranks)
     if alone:
         training.ranks = Ranks(ranks.rank, 1)
-    training._update = lambda: 0.0 if alone else training.ranks.sum_gradients(training.parameters, ()) or 0.0
+    # the gradients are read, not the weights after a step; clipping would scale them
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(loop, "scaled_step", lambda *_: 0.0)
     training.step(next(training.batches(0)), 0)
+    monkeypatch.undo()
     return [p.grad.clone() for p in training.parameters]
 
 
